@@ -1,0 +1,5 @@
+"""Run time of yonos-trt."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
