@@ -1,0 +1,416 @@
+"""The engine directory: ``manifest.json`` and the artifacts it names.
+
+Identity is data in the manifest, never parsed from a file name. Paths are relative to the directory,
+none may leave it (also not through a symbolic link), and each comes with SHA-256 and size: an engine plan
+is executable code, so nothing is loaded whose hash is not written down here. Names that begin with a dot
+(``.cache/``, ``.DS_Store``) are not part of the directory and are never loaded by way of the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+import msgspec
+
+from yonos_trt.errors import ConfigError, EngineIntegrityError, EngineNotFoundError, ManifestError
+from yonos_trt.schema import (
+    SCHEMA_VERSION,
+    STAGE_TENSORS,
+    Artifact,
+    EngineManifest,
+    FileRecord,
+    Licence,
+    Model,
+    Parity,
+    Precision,
+    Profile,
+    Runtime,
+    ShapeRange,
+    Stage,
+    StageParity,
+    Stages,
+    Tensor,
+    Tiles,
+)
+
+__all__ = [
+    "MANIFEST_NAME",
+    "SCHEMA_VERSION",
+    "STAGE_TENSORS",
+    "Artifact",
+    "EngineManifest",
+    "FileRecord",
+    "Licence",
+    "Model",
+    "Parity",
+    "Precision",
+    "Profile",
+    "Runtime",
+    "ShapeRange",
+    "Stage",
+    "StageParity",
+    "Stages",
+    "Tensor",
+    "Tiles",
+    "artifact_path",
+    "file_record",
+    "load_manifest",
+    "save_manifest",
+    "verify_artifact",
+    "write_engine_dir",
+]
+
+MANIFEST_NAME = "manifest.json"
+
+_REBUILD = "export the model again (yonos-export writes a complete directory) or copy the directory anew"
+_CHUNK_BYTES = 1 << 20
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Reading
+
+
+def load_manifest(directory: str | os.PathLike[str], *, verify: bool = True) -> EngineManifest:
+    """Read and check the manifest of an engine directory.
+
+    Parameters
+    ----------
+    directory
+        The engine directory.
+    verify
+        True hashes every file. False checks only that exactly the named files are there with the named
+        sizes; whoever opens an artifact then calls `verify_artifact` for it.
+
+    Raises
+    ------
+    EngineNotFoundError
+        There is no directory, or no ``manifest.json`` in it.
+    ManifestError
+        The manifest is not JSON, newer than this version, or inconsistent.
+    EngineIntegrityError
+        A file is missing, not listed, of another size or with another hash.
+    """
+    root = Path(directory)
+    path = root / MANIFEST_NAME
+    if not root.is_dir():
+        raise EngineNotFoundError(
+            f"engine directory {str(root)!r} does not exist or is not a directory; "
+            f"build one with: yonos-export CHECKPOINT {root}"
+        )
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise EngineNotFoundError(
+            f"{str(root)!r} has no {MANIFEST_NAME}, so it is not an engine directory; "
+            f"build one with: yonos-export CHECKPOINT {root}"
+        ) from None
+    except OSError as error:
+        raise ManifestError(
+            f"{path} cannot be read: {error.strerror}; check its type and permissions"
+        ) from error
+    manifest = _decode(raw, path)
+    _check(manifest, path)
+    _check_files(manifest, root, verify=verify)
+    return manifest
+
+
+def _decode(raw: bytes, path: Path) -> EngineManifest:
+    """Parse the bytes of a manifest; the version is looked at before anything else."""
+    try:
+        document = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ManifestError(f"{path} is not JSON ({error}); {_REBUILD}") from error
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ManifestError(f"{path} has no schema_version, expected a whole number from 1 up; {_REBUILD}")
+    if version > SCHEMA_VERSION:
+        raise ManifestError(
+            f"{path} has schema_version {version}, this yonos-trt reads up to {SCHEMA_VERSION}; "
+            "update it with: pip install --upgrade yonos-trt"
+        )
+    try:
+        return msgspec.convert(document, EngineManifest)
+    except msgspec.ValidationError as error:
+        raise ManifestError(f"{path} does not fit the manifest schema: {error}; {_REBUILD}") from error
+
+
+def _check(manifest: EngineManifest, path: Path) -> None:
+    """Check what the types cannot say."""
+
+    def require(holds: bool, what: str) -> None:
+        if not holds:
+            raise ManifestError(f"{path}: {what}; {_REBUILD}")
+
+    model, tiles = manifest.model, manifest.tiles
+    require(1 <= model.scale <= 16, f"model.scale is {model.scale}, expected 1 to 16")
+    require(model.latent_channels >= 1, f"model.latent_channels is {model.latent_channels}, expected >= 1")
+    require(model.latent_factor >= 1, f"model.latent_factor is {model.latent_factor}, expected >= 1")
+    require(bool(_SHA256.fullmatch(model.weights_sha256)), "model.weights_sha256 is not a SHA-256")
+    multiple = tiles.multiple_px
+    require(multiple >= 1, f"tiles.multiple_px is {multiple}, expected >= 1")
+    for name, value in (("model.scale", model.scale), ("model.latent_factor", model.latent_factor)):
+        require(multiple % value == 0, f"tiles.multiple_px {multiple} is not a multiple of {name} {value}")
+    for name in ("smallest_px", "default_px", "largest_px"):
+        size = getattr(tiles, name)
+        require(size >= 1 and size % multiple == 0, f"tiles.{name} {size} is not a multiple of {multiple}")
+    require(
+        tiles.smallest_px <= tiles.default_px <= tiles.largest_px,
+        f"tiles do not satisfy {tiles.smallest_px} <= {tiles.default_px} <= {tiles.largest_px} px",
+    )
+    require(
+        0 <= 2 * tiles.overlap_px <= tiles.default_px,
+        f"tiles.overlap_px is {tiles.overlap_px}, expected 0 to {tiles.default_px // 2}",
+    )
+    for name, stage in manifest.stages.items():
+        for kind, tensors, names in (
+            ("inputs", stage.inputs, STAGE_TENSORS[name][0]),
+            ("outputs", stage.outputs, STAGE_TENSORS[name][1]),
+        ):
+            found = tuple(t.name for t in tensors)
+            require(found == names, f"stages.{name}.{kind} are {found}, expected {names}")
+            for tensor in tensors:
+                where = f"stages.{name}.{tensor.name}"
+                require(len(tensor.shape) == 4, f"{where} has {len(tensor.shape)} dimensions, expected 4")
+                channels = 3 if tensor.name == "image" else model.latent_channels
+                require(
+                    isinstance(tensor.shape[1], str) or tensor.shape[1] == channels,
+                    f"{where} has {tensor.shape[1]} channels, expected {channels}",
+                )
+        require(len(stage.artifacts) > 0, f"stages.{name} has no artifacts")
+    seen: dict[str, FileRecord] = {}
+    for record in manifest.records():
+        require(bool(_SHA256.fullmatch(record.sha256)), f"the sha256 of {record.file!r} is not 64 hex digits")
+        require(record.bytes >= 0, f"the size of {record.file!r} is {record.bytes}, expected >= 0")
+        require(
+            seen.setdefault(record.file, record) == record,
+            f"{record.file!r} is named twice with different hash or size",
+        )
+        _check_relative(record.file, path)
+
+
+def _check_relative(file: str, path: Path) -> None:
+    """Refuse anything but a plain relative path below the engine directory."""
+    parts = file.split("/")
+    plain = file == PurePosixPath(file).as_posix() and not PurePosixPath(file).is_absolute()
+    if (
+        not plain
+        or any(p in ("", "..") or p.startswith(".") for p in parts)
+        or any(c in file for c in "\\:\0")
+        or file == MANIFEST_NAME
+    ):
+        raise ManifestError(
+            f"{path} names the file {file!r}; expected a relative path that stays inside the directory, "
+            f"with '/' between parts and no part that begins with a dot; {_REBUILD}"
+        )
+
+
+def artifact_path(directory: str | os.PathLike[str], file: str) -> Path:
+    """Resolve a file of the manifest, following symbolic links.
+
+    Raises
+    ------
+    ManifestError
+        The path leaves the directory.
+    EngineIntegrityError
+        There is no such file.
+    """
+    root = Path(directory).resolve()
+    _check_relative(file, root / MANIFEST_NAME)
+    path = (root / file).resolve()
+    if not path.is_relative_to(root):
+        raise ManifestError(
+            f"{root / MANIFEST_NAME} names {file!r}, which is a link that leads out of the directory; "
+            "put the file itself there"
+        )
+    if not path.is_file():
+        raise EngineIntegrityError(f"{root / file} is named in {MANIFEST_NAME} but missing; {_REBUILD}")
+    return path
+
+
+def _check_files(manifest: EngineManifest, root: Path, *, verify: bool) -> None:
+    named: set[str] = set()
+    for record in manifest.records():
+        if record.file not in named:
+            named.add(record.file)
+            _verify_record(root, record, hashes=verify)
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for file in sorted(files):
+            relative = (Path(folder) / file).relative_to(root).as_posix()
+            if not file.startswith(".") and relative != MANIFEST_NAME and relative not in named:
+                raise EngineIntegrityError(
+                    f"{root / relative} is not named in {MANIFEST_NAME}; remove it, or {_REBUILD}"
+                )
+
+
+def verify_artifact(directory: str | os.PathLike[str], artifact: Artifact) -> Path:
+    """Hash an artifact and its external data files, and return the artifact's resolved path.
+
+    Raises
+    ------
+    ManifestError, EngineIntegrityError
+        As `load_manifest`.
+    """
+    root = Path(directory)
+    for record in artifact.external:
+        _verify_record(root, record, hashes=True)
+    return _verify_record(
+        root, FileRecord(file=artifact.file, sha256=artifact.sha256, bytes=artifact.bytes), hashes=True
+    )
+
+
+def _verify_record(root: Path, record: FileRecord, *, hashes: bool) -> Path:
+    path = artifact_path(root, record.file)
+    try:
+        size = path.stat().st_size
+        if size != record.bytes:
+            kind = "truncated" if size < record.bytes else "too long"
+            raise EngineIntegrityError(
+                f"{path} is {kind}: {size} bytes, {MANIFEST_NAME} says {record.bytes}; {_REBUILD}"
+            )
+        digest = _sha256(path) if hashes else record.sha256
+    except OSError as error:
+        raise EngineIntegrityError(
+            f"{path} cannot be read: {error.strerror}; check its permissions"
+        ) from error
+    if digest != record.sha256:
+        raise EngineIntegrityError(
+            f"{path} was altered: its SHA-256 is {digest}, {MANIFEST_NAME} says {record.sha256}; {_REBUILD}"
+        )
+    return path
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def file_record(path: str | os.PathLike[str], *, file: str | None = None) -> FileRecord:
+    """Hash a file; `file` is the name it will have in the engine directory (default: its base name)."""
+    path = Path(path)
+    return FileRecord(file=file or path.name, sha256=_sha256(path), bytes=path.stat().st_size)
+
+
+def save_manifest(directory: str | os.PathLike[str], manifest: EngineManifest) -> Path:
+    """Check a manifest and write it (temporary file, fsync, rename); return its path.
+
+    The files it names are not looked at.
+
+    Raises
+    ------
+    ManifestError
+        The manifest would not load again.
+    """
+    root = Path(directory)
+    path = root / MANIFEST_NAME
+    raw = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    _check(_decode(raw, path), path)
+    part = root / f".{MANIFEST_NAME}.{os.getpid()}.part"
+    try:
+        _write_synced(part, raw)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    _sync(root)
+    return path
+
+
+def write_engine_dir(
+    target: str | os.PathLike[str],
+    files: Mapping[str, str | os.PathLike[str] | bytes],
+    manifest: EngineManifest,
+) -> Path:
+    """Write a complete engine directory, all or nothing.
+
+    Everything is written into a temporary directory beside `target`, fsynced and loaded once with all
+    hashes; then it takes the place of `target`. An old directory is kept until that moment, so a killed
+    or failing export leaves either the old or the new one, never a half.
+
+    Parameters
+    ----------
+    target
+        The directory to create or to replace. Something else than an engine directory is not replaced.
+    files
+        Name in the directory -> path to copy from, or the bytes.
+    manifest
+        Names exactly these files.
+
+    Raises
+    ------
+    ConfigError
+        `target` exists and is not an engine directory.
+    ManifestError, EngineIntegrityError
+        The manifest does not fit the files.
+    """
+    target = Path(target)
+    if target.exists() and not (
+        target.is_dir() and ((target / MANIFEST_NAME).is_file() or not any(target.iterdir()))
+    ):
+        raise ConfigError(
+            f"{target} exists and is not an engine directory, so it is not replaced; choose another path"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
+    try:
+        temporary.chmod(0o755)
+        for name, source in files.items():
+            _check_relative(name, target / MANIFEST_NAME)
+            destination = temporary / name
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(source, bytes):
+                _write_synced(destination, source)
+            else:
+                shutil.copyfile(source, destination)
+                _sync(destination)
+        save_manifest(temporary, manifest)
+        load_manifest(temporary, verify=True)
+        for folder in {p.parent for p in temporary.rglob("*")}:
+            _sync(folder)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+            os.rename(target, old / target.name)
+            try:
+                os.rename(temporary, target)
+            except OSError:
+                os.rename(old / target.name, target)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(temporary, target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def _write_synced(path: Path, raw: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(raw)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or directory to disk; systems that cannot open directories skip them."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
