@@ -1,0 +1,310 @@
+"""Losses of the decoder stage: LPIPS, DISTS, gradient L1, and a patch discriminator with hinge losses.
+
+The perceptual networks read their weights from a path that the caller names; nothing is downloaded, nothing is
+skipped when a file is missing. They own no trainable parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm
+
+Network = Literal["alex", "vgg"]
+
+# AlexNet (Krizhevsky 2014), (stride, padding) of each convolution; VGG16 (Simonyan & Zisserman 2014) has (1, 1).
+_ALEX_POOL_BEFORE: Final = frozenset({1, 2})
+_ALEX_GEOMETRY: Final = ((4, 2), (1, 2), (1, 1), (1, 1), (1, 1))
+_ALEX_TAPS: Final = (0, 1, 2, 3, 4)
+_VGG_POOL_BEFORE: Final = frozenset({2, 4, 7, 10})
+_VGG_TAPS: Final = (1, 3, 6, 9, 12)  # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3
+
+# LPIPS' input normalisation for images in [-1, 1] (Zhang et al. 2018): ImageNet statistics in that range.
+_LPIPS_SHIFT: Final = (-0.030, -0.088, -0.188)
+_LPIPS_SCALE: Final = (0.458, 0.448, 0.450)
+_IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+_IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+
+
+class WeightsError(ValueError):
+    """A perceptual network's weights file is missing or is not what the network needs."""
+
+
+def _load(path: str | Path, what: str) -> dict[str, Tensor]:
+    file = Path(path)
+    if not file.is_file():
+        raise WeightsError(
+            f"{what} needs its weights; got {str(path)!r}, which is not a file. "
+            "Name a .safetensors file with tensors conv{i}.weight, conv{i}.bias and lin{i}.weight, "
+            "or give this loss the weight 0."
+        )
+    try:
+        return {name: value.float() for name, value in load_file(file).items()}
+    except Exception as error:
+        raise WeightsError(f"{what}: {str(path)!r} is not a readable safetensors file ({error}).") from error
+
+
+def _channels(values: tuple[float, float, float]) -> Tensor:
+    return torch.tensor(values).view(1, 3, 1, 1)
+
+
+def _check_pair(x: Tensor, y: Tensor, what: str) -> None:
+    if x.ndim != 4 or x.shape[1] != 3 or x.shape != y.shape:
+        raise ValueError(
+            f"{what} needs two (N, 3, H, W) tensors of one shape; got {tuple(x.shape)}, {tuple(y.shape)}."
+        )
+
+
+class _Trunk(nn.Module):
+    """Frozen convolutions of AlexNet or VGG16; returns the feature maps that LPIPS and DISTS compare."""
+
+    def __init__(self, net: Network, weights: dict[str, Tensor], path: str | Path) -> None:
+        super().__init__()
+        self.net = net
+        self.taps = _ALEX_TAPS if net == "alex" else _VGG_TAPS
+        self.pool_before = _ALEX_POOL_BEFORE if net == "alex" else _VGG_POOL_BEFORE
+        count = 5 if net == "alex" else 13
+        first = (64, 3, 11, 11) if net == "alex" else (64, 3, 3, 3)
+        for i in range(count):
+            for part in ("weight", "bias"):
+                if f"conv{i}.{part}" not in weights:
+                    raise WeightsError(
+                        f"{net}: tensor conv{i}.{part} is missing in {str(path)!r}; expected conv0 to "
+                        f"conv{count - 1}. Name the file that belongs to this network."
+                    )
+                self.register_buffer(f"{part}{i}", weights[f"conv{i}.{part}"], persistent=False)
+        if tuple(weights["conv0.weight"].shape) != first:
+            raise WeightsError(
+                f"{net}: conv0.weight in {str(path)!r} has shape {tuple(weights['conv0.weight'].shape)}, "
+                f"expected {first}. Name the file that belongs to this network."
+            )
+
+    def pool(self, x: Tensor) -> Tensor:
+        return functional.max_pool2d(x, 3, 2) if self.net == "alex" else functional.max_pool2d(x, 2, 2)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for i in range(self.taps[-1] + 1):
+            if i in self.pool_before:
+                x = self.pool(x)
+            stride, padding = _ALEX_GEOMETRY[i] if self.net == "alex" else (1, 1)
+            x = functional.conv2d(
+                x, self.get_buffer(f"weight{i}"), self.get_buffer(f"bias{i}"), stride=stride, padding=padding
+            ).relu()
+            if i in self.taps:
+                maps.append(x)
+        return maps
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Scale each position's channel vector to length 1, float32; the floor keeps the gradient at 0 finite."""
+    x = x.float()
+    return x * torch.rsqrt(x.square().sum(1, keepdim=True) + 1e-10)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# LPIPS v0.1 (Zhang et al. 2018, eq. 1):  d(x, y) = sum_l mean_hw  w_l . (unit(f_l(x)) - unit(f_l(y)))^2
+
+
+class Lpips(nn.Module):
+    """Learned perceptual distance of two batches of images.
+
+    Parameters
+    ----------
+    net
+        "alex" is the metric that papers report, "vgg" the loss of the LDM autoencoder.
+    weights_path
+        Safetensors file with ``conv{i}.weight/bias`` and ``lin{i}.weight``; half precision is accepted.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing or belongs to another network.
+    """
+
+    def __init__(self, net: Network, weights_path: str | Path) -> None:
+        super().__init__()
+        if net not in ("alex", "vgg"):
+            raise ValueError(f"Lpips: net must be 'alex' or 'vgg'; got {net!r}.")
+        weights = _load(weights_path, f"LPIPS ({net})")
+        self.trunk = _Trunk(net, weights, weights_path)
+        for k in range(5):
+            if f"lin{k}.weight" not in weights:
+                raise WeightsError(
+                    f"LPIPS ({net}): tensor lin{k}.weight is missing in {str(weights_path)!r}."
+                )
+            self.register_buffer(f"lin{k}", weights[f"lin{k}.weight"], persistent=False)
+        self.register_buffer("shift", _channels(_LPIPS_SHIFT), persistent=False)
+        self.register_buffer("scale", _channels(_LPIPS_SCALE), persistent=False)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Return the five unit-length feature maps of ``x`` (N, 3, H, W) in [-1, 1], float32."""
+        smallest = 31 if self.trunk.net == "alex" else 16
+        if min(x.shape[-2:]) < smallest:
+            raise ValueError(
+                f"LPIPS ({self.trunk.net}) needs at least {smallest} px a side; got {tuple(x.shape[-2:])}."
+            )
+        x = (x - self.get_buffer("shift")) / self.get_buffer("scale")
+        return [_unit(f) for f in self.trunk(x)]
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the distance (N,), float32, of ``x`` and ``y`` (N, 3, H, W) in [-1, 1].
+
+        Gradients flow to both; a side that needs none costs no memory.
+        """
+        _check_pair(x, y, "LPIPS")
+        total = torch.zeros(x.shape[0], device=x.device)
+        for k, (a, b) in enumerate(zip(self.features(x), self.features(y), strict=True)):
+            weight = self.get_buffer(f"lin{k}").float()
+            total = total + ((a - b).square() * weight).sum(1).mean((1, 2))
+        return total
+
+
+# ----------------------------------------------------------------------------------------------------------
+# DISTS (Ding et al. 2020):  d = 1 - sum_ij (alpha_ij l_ij + beta_ij s_ij) over the image itself and 5 VGG maps
+
+
+class _L2PoolTrunk(_Trunk):
+    """VGG16 whose pooling is the root of a Hanning-weighted mean of squares (Hénaff & Simoncelli 2016)."""
+
+    def __init__(self, weights: dict[str, Tensor], path: str | Path) -> None:
+        super().__init__("vgg", weights, path)
+        window = torch.hann_window(5, periodic=False)[1:-1]  # [0.5, 1, 0.5]
+        kernel = torch.outer(window, window)
+        self.register_buffer("kernel", (kernel / kernel.sum()).view(1, 1, 3, 3), persistent=False)
+
+    def pool(self, x: Tensor) -> Tensor:
+        x = x.float()
+        kernel = self.get_buffer("kernel").expand(x.shape[1], 1, 3, 3)
+        return (functional.conv2d(x.square(), kernel, stride=2, padding=1, groups=x.shape[1]) + 1e-12).sqrt()
+
+
+class Dists(nn.Module):
+    """Structure and texture distance of two batches of images.
+
+    Parameters
+    ----------
+    vgg_path
+        The safetensors file of ``Lpips("vgg", ...)``; its convolutions are plain VGG16.
+    weights_path
+        Torch file with the learnt ``alpha`` and ``beta``, each (1, 1475, 1, 1).
+    """
+
+    def __init__(self, vgg_path: str | Path, weights_path: str | Path) -> None:
+        super().__init__()
+        self.trunk = _L2PoolTrunk(_load(vgg_path, "DISTS (VGG16)"), vgg_path)
+        if not Path(weights_path).is_file():
+            raise WeightsError(f"DISTS needs alpha and beta; got {str(weights_path)!r}, which is not a file.")
+        learnt = torch.load(weights_path, map_location="cpu", weights_only=True)
+        for name in ("alpha", "beta"):
+            if name not in learnt or tuple(learnt[name].shape) != (1, 1475, 1, 1):
+                raise WeightsError(f"DISTS: {str(weights_path)!r} holds no {name} of shape (1, 1475, 1, 1).")
+        total = learnt["alpha"].sum() + learnt["beta"].sum()
+        self.register_buffer("alpha", (learnt["alpha"] / total).flatten(), persistent=False)
+        self.register_buffer("beta", (learnt["beta"] / total).flatten(), persistent=False)
+        self.register_buffer("mean", _channels(_IMAGENET_MEAN), persistent=False)
+        self.register_buffer("std", _channels(_IMAGENET_STD), persistent=False)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Return the image in [0, 1] and its five VGG maps, float32, for ``x`` (N, 3, H, W) in [-1, 1]."""
+        x = (x.float() + 1) / 2
+        return [x, *(f.float() for f in self.trunk((x - self.get_buffer("mean")) / self.get_buffer("std")))]
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the distance (N,), float32, of ``x`` and ``y`` (N, 3, H, W) in [-1, 1]."""
+        _check_pair(x, y, "DISTS")
+        means, structures = [], []
+        for a, b in zip(self.features(x), self.features(y), strict=True):
+            mean_a, mean_b = a.mean((2, 3)), b.mean((2, 3))
+            var_a, var_b = a.var((2, 3), correction=0), b.var((2, 3), correction=0)
+            covariance = (a * b).mean((2, 3)) - mean_a * mean_b
+            means.append((2 * mean_a * mean_b + 1e-6) / (mean_a.square() + mean_b.square() + 1e-6))
+            structures.append((2 * covariance + 1e-6) / (var_a + var_b + 1e-6))
+        luminance = torch.cat(means, 1) * self.get_buffer("alpha")
+        structure = torch.cat(structures, 1) * self.get_buffer("beta")
+        return 1 - (luminance + structure).sum(1)
+
+
+def gradient_l1(x: Tensor, y: Tensor) -> Tensor:
+    """Return the mean absolute difference of the horizontal and vertical first differences, a scalar."""
+    dx = (x.diff(dim=-1) - y.diff(dim=-1)).abs().mean()
+    dy = (x.diff(dim=-2) - y.diff(dim=-2)).abs().mean()
+    return dx + dy
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Adversarial part: PatchGAN (Isola et al. 2017), hinge (Lim & Ye 2017), spectral norm (Miyato et al. 2018)
+
+
+class PatchDiscriminator(nn.Module):
+    """Judge overlapping patches: images (N, 3, H, W) -> logits (N, 1, h, w), larger = more real.
+
+    Parameters
+    ----------
+    width
+        Channels of the first layer; doubles with each layer, at most eightfold.
+    layers
+        Strided layers; 3 sees patches of 70 px.
+
+    Notes
+    -----
+    Spectral normalisation instead of batch normalisation: a picture's verdict does not depend on its batch.
+    """
+
+    def __init__(self, width: int = 64, layers: int = 3) -> None:
+        super().__init__()
+        if width < 1 or layers < 1:
+            raise ValueError(f"PatchDiscriminator: width and layers must be >= 1; got {width}, {layers}.")
+        sizes = [3, *(width * min(2**i, 8) for i in range(layers + 1)), 1]
+        self.convolutions = nn.ModuleList(
+            spectral_norm(nn.Conv2d(sizes[i], sizes[i + 1], 4, stride=2 if i < layers else 1, padding=1))
+            for i in range(layers + 2)
+        )
+
+    @contextmanager
+    def _normalised(self, device_type: str) -> Iterator[None]:
+        """Hold one float32 evaluation of the spectral norms for a whole forward pass, also under autocast."""
+        with parametrize.cached():
+            with torch.autocast(device_type, enabled=False):
+                for convolution in self.convolutions:
+                    _ = convolution.weight
+            yield
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self._normalised(x.device.type):
+            for convolution in self.convolutions[:-1]:
+                x = functional.leaky_relu(convolution(x), 0.2)
+            logits: Tensor = self.convolutions[-1](x)
+        return logits
+
+
+def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """Return ``(mean relu(1 - real) + mean relu(1 + fake)) / 2`` in float32."""
+    return 0.5 * (functional.relu(1 - real.float()).mean() + functional.relu(1 + fake.float()).mean())
+
+
+def hinge_generator(fake: Tensor) -> Tensor:
+    """Return ``-mean(fake)`` in float32."""
+    return -fake.float().mean()
+
+
+def adaptive_weight(
+    reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, *, largest: float = 1e4
+) -> Tensor:
+    """Return the factor that gives both losses equal gradient norms at ``last_layer``, at most ``largest``.
+
+    ``||d reconstruction / d last_layer|| / (||d adversarial / d last_layer|| + 1e-4)``, detached: Esser et al. 2021
+    (VQGAN), eq. 7. Both losses must depend on ``last_layer``; their graphs are kept.
+    """
+    rec = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0]
+    gan = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0]
+    ratio: Tensor = rec.float().norm() / (gan.float().norm() + 1e-4)
+    return ratio.clamp(0.0, largest).detach()
