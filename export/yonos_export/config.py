@@ -1,0 +1,195 @@
+"""Options of an export, checked once, before anything heavy is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from yonos_trt.errors import ConfigError
+
+Precision = Literal["fp32", "fp16", "bf16"]
+Runtime = Literal["onnx", "tensorrt", "tensorrt-rtx"]
+Hardware = Literal["none", "ampere-plus", "same-compute-capability"]
+
+MAX_BATCH = 64
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Limits of the parity gate
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What a candidate must reach against the FP32 reference; below it the export fails.
+
+    Attributes
+    ----------
+    cosine
+        Smallest cosine similarity per stage, each stage fed with the reference's own inputs.
+    stage_psnr_db
+        Smallest PSNR per stage, peak = range of the reference output.
+    end_to_end_psnr_db
+        Smallest PSNR of the finished tiles, clamped to [-1, 1], peak = 2.
+    """
+
+    cosine: float
+    stage_psnr_db: float
+    end_to_end_psnr_db: float
+
+    def __post_init__(self) -> None:
+        if not -1.0 <= self.cosine <= 1.0:
+            raise ConfigError(f"thresholds.cosine is {self.cosine}, expected -1 to 1")
+
+
+# FP32 differs only in the order of additions. FP16 has 11 significant bits, BF16 has 8.
+DEFAULT_THRESHOLDS: dict[str, Thresholds] = {
+    "fp32": Thresholds(cosine=0.999999, stage_psnr_db=90.0, end_to_end_psnr_db=90.0),
+    "fp16": Thresholds(cosine=0.999, stage_psnr_db=45.0, end_to_end_psnr_db=45.0),
+    "bf16": Thresholds(cosine=0.99, stage_psnr_db=30.0, end_to_end_psnr_db=30.0),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The export itself
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Everything `yonos_export.export` is told; one field per option of ``yonos-export``.
+
+    Attributes
+    ----------
+    source
+        A checkpoint folder of ``yonos-train``, a local diffusers folder (``unet/`` and ``vae/``), or an
+        engine directory whose FP32 graphs are taken as they are (then torch is not needed).
+    engine_dir
+        The engine directory to write. May be `source` itself: what it holds is kept, the rest is added.
+    precision
+        ``fp32``, ``fp16`` or ``bf16``: the precision of the graph itself, with FP32 islands.
+    runtime
+        ``onnx`` writes graphs only, the others build engines from them as well.
+    onnx_dir
+        Folder that keeps the FP32 graphs for the next export of the same weights; None: nothing is kept.
+    keep_fp32
+        True keeps the FP32 graphs beside the others (the reference, and what a numeric error falls back to).
+    opset
+        ONNX operator set.
+    min_shape, opt_shape, max_shape
+        Tile (height, width) in output px of the engines' profile. None: the model's smallest, default and
+        largest tile.
+    batch
+        Tiles per batch: best and largest of the profile; the smallest is 1.
+    workspace_mb
+        Scratch memory the engine builder may use, MiB. None: TensorRT's own limit (all of it).
+    builder_optimization_level
+        0 (fast build) to 5 (fast engine). None: TensorRT's default.
+    timing_cache
+        File with measured kernel times, read and updated. TensorRT-RTX has none and ignores it.
+    hardware_compatibility
+        ``tensorrt`` only: run on other GPUs than the one of the build.
+    version_compatible
+        ``tensorrt`` only: run on later TensorRT versions of the same major version.
+    compute_capabilities
+        ``tensorrt-rtx`` only: such as ``("8.6", "8.9")``; empty: any supported GPU, kernels chosen at load.
+    strip_weights
+        Leave the weights out of the engine; they come from the graph beside it when the engine is loaded.
+    fp32_islands
+        Name patterns (``fnmatch``) of nodes that stay in FP32, such as ``step:unet.mid_blocks.*``; the
+        part before the colon is the stage, ``*`` or nothing means all.
+    auto_islands
+        True keeps nodes in FP32 whose values leave the range of the precision on the verification pictures.
+    verify
+        True measures parity and fails the export below `thresholds`. False writes what it has built.
+    verify_images
+        Pictures for the parity gate and the range check, beside the three small ones of this package.
+    verify_tile_px
+        Side of the tiles they are cut into, output px. None: 256, rounded to what the model allows.
+    thresholds
+        Limits of the parity gate. None: those of `DEFAULT_THRESHOLDS` for the precision.
+    force
+        True replaces an existing engine directory.
+    dry_run
+        True checks the options and the source, and writes nothing.
+    """
+
+    source: Path
+    engine_dir: Path
+    precision: Precision = "fp32"
+    runtime: Runtime = "onnx"
+    onnx_dir: Path | None = None
+    keep_fp32: bool = True
+    opset: int = 20
+    min_shape: tuple[int, int] | None = None
+    opt_shape: tuple[int, int] | None = None
+    max_shape: tuple[int, int] | None = None
+    batch: int = 1
+    workspace_mb: int | None = None
+    builder_optimization_level: int | None = None
+    timing_cache: Path | None = None
+    hardware_compatibility: Hardware = "none"
+    version_compatible: bool = False
+    compute_capabilities: tuple[str, ...] = ()
+    strip_weights: bool = False
+    fp32_islands: tuple[str, ...] = ()
+    auto_islands: bool = True
+    verify: bool = True
+    verify_images: tuple[Path, ...] = ()
+    verify_tile_px: int | None = None
+    thresholds: Thresholds | None = field(default=None)
+    force: bool = False
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "source", Path(self.source))
+        object.__setattr__(self, "engine_dir", Path(self.engine_dir))
+        for name, kind in (("precision", Precision), ("runtime", Runtime), ("hardware_compatibility", Hardware)):
+            if getattr(self, name) not in get_args(kind):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}, expected one of {', '.join(get_args(kind))}"
+                )
+        if not 18 <= self.opset <= 23:
+            raise ConfigError(f"opset is {self.opset}, expected 18 to 23 (20 is what is tested)")
+        if not 1 <= self.batch <= MAX_BATCH:
+            raise ConfigError(f"batch is {self.batch}, expected 1 to {MAX_BATCH}")
+        if self.workspace_mb is not None and self.workspace_mb < 1:
+            raise ConfigError(f"workspace_mb is {self.workspace_mb}, expected at least 1 (MiB)")
+        level = self.builder_optimization_level
+        if level is not None and not 0 <= level <= 5:
+            raise ConfigError(f"builder_optimization_level is {level}, expected 0 to 5")
+        for name in ("min_shape", "opt_shape", "max_shape"):
+            shape = getattr(self, name)
+            if shape is not None and (len(shape) != 2 or min(shape) < 1):
+                raise ConfigError(f"{name} is {shape}, expected a tile's (height, width) in output px")
+        if self.runtime == "onnx":
+            for name in ("timing_cache", "compute_capabilities", "strip_weights", "version_compatible"):
+                if getattr(self, name):
+                    raise ConfigError(f"{name} belongs to engines; add --runtime tensorrt or tensorrt-rtx")
+        if self.runtime != "tensorrt" and (self.version_compatible or self.hardware_compatibility != "none"):
+            raise ConfigError(
+                "version_compatible and hardware_compatibility exist for runtime tensorrt only; "
+                "for tensorrt-rtx use compute_capabilities"
+            )
+        if self.runtime == "tensorrt" and self.compute_capabilities:
+            raise ConfigError(
+                "compute_capabilities exists for runtime tensorrt-rtx only; a tensorrt engine is built for the "
+                "GPU of this machine (see hardware_compatibility)"
+            )
+
+    @property
+    def limits(self) -> Thresholds:
+        """The thresholds in force."""
+        return self.thresholds or DEFAULT_THRESHOLDS[self.precision]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values; paths become text."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, Path):
+                return str(value)
+            if isinstance(value, tuple):
+                return [plain(v) for v in value]
+            return value
+
+        return {k: plain(v) for k, v in dataclasses.asdict(self).items()}

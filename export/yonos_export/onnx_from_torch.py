@@ -1,0 +1,204 @@
+"""ONNX graphs from the torch stages: dynamic batch, height and width, and the same bytes for the same weights."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yonos_export.graph_passes import canonical_names, fold_affine, fold_constants
+from yonos_trt.errors import BuildError, MissingExtraError
+from yonos_trt.manifest import STAGE_TENSORS
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from yonos_export.stages import ModelInfo, StageSet
+
+log = logging.getLogger(__name__)
+
+EXTERNAL_ABOVE_BYTES = 1 << 30  # protobuf's own limit is 2 GiB
+_NOISY = ("torch.onnx", "onnxscript", "onnx_ir")
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """A graph on disk: the ``.onnx`` file and, for large ones, the file with its weights."""
+
+    path: Path
+    external: tuple[Path, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files together."""
+        return sum(p.stat().st_size for p in (self.path, *self.external))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's chatter (deprecations of its own dependencies, folding notes) off the terminal."""
+    loggers = [logging.getLogger(name) for name in _NOISY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def graph_from_stage(stages: StageSet, stage: str, *, opset: int = 20) -> ir.Model:
+    """Export one stage and optimise the graph.
+
+    Parameters
+    ----------
+    stages
+        The torch stages.
+    stage
+        ``"encoder"``, ``"step"`` or ``"decoder"``.
+    opset
+        ONNX operator set.
+
+    Returns
+    -------
+    ir.Model
+        FP32, inputs and outputs named as `STAGE_TENSORS` says, with letters for dynamic dimensions.
+
+    Raises
+    ------
+    BuildError
+        torch cannot express the module as a graph.
+    MissingExtraError
+        torch, onnx or onnxscript is not installed.
+    """
+    try:
+        import torch
+        import onnxscript
+        from torch.export import Dim
+    except ImportError as error:
+        raise MissingExtraError(
+            "exporting a checkpoint", package=str(error.name), extra="export", reason=str(error)
+        ) from error
+
+    log.debug("onnxscript %s", onnxscript.__version__)
+    info, (inputs, outputs) = stages.info, STAGE_TENSORS[stage]
+    unit = (info.multiple_px, info.multiple_px)
+    # A trace of size 1 would be taken for a constant, so each dimension is at least two units.
+    sample = {
+        name: torch.zeros(info.shape(stage, name, batch=2, tile_px=(2 * unit[0], 3 * unit[1]))) for name in inputs
+    }
+    batch, rows, columns = Dim("n", min=1), Dim("rows", min=1), Dim("columns", min=1)
+    dynamic: dict[str, Any] = {}
+    for name in inputs:
+        _, _, height, width = info.shape(stage, name, batch=1, tile_px=unit)
+        dynamic[name] = {
+            0: batch,
+            2: rows if height == 1 else height * rows,
+            3: columns if width == 1 else width * columns,
+        }
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                stages.module(stage),
+                tuple(sample.values()),
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=dynamic,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                optimize=False,
+                verbose=False,
+            )
+            assert program is not None
+            model: ir.Model = program.model
+            optimise(model)
+    except (RuntimeError, torch.onnx.OnnxExporterError) as error:
+        reason = str(error).strip().splitlines()
+        raise BuildError(
+            f"the {stage} stage cannot be exported to ONNX opset {opset}: {reason[0] if reason else error!r}; "
+            "every operation of the network has to work for any batch, height and width"
+        ) from error
+    canonical_names(
+        model,
+        {name: info.letters(stage, name) for name in inputs},
+        {name: info.letters(stage, name) for name in outputs},
+    )
+    return model
+
+
+def optimise(model: ir.Model) -> None:
+    """Fold constants of any size, fold per-channel maths into convolutions, and drop what nobody reads."""
+    import onnx_ir as ir
+    from onnxscript import optimizer
+
+    common = ir.passes.common
+    limit = 1 << 40
+    with _quiet():
+        for _ in range(4):
+            optimizer.optimize(model, input_size_limit=limit, output_size_limit=limit)
+            common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+            if fold_constants(model) + fold_affine(model) == 0:
+                break
+        for step in (
+            common.CommonSubexpressionEliminationPass(),
+            common.IdentityEliminationPass(),
+            common.RemoveUnusedNodesPass(),
+            common.RemoveUnusedOpsetsPass(),
+            common.TopologicalSortPass(),
+        ):
+            step(model)
+
+
+def save_graph(model: ir.Model, path: Path, *, external_above_bytes: int = EXTERNAL_ABOVE_BYTES) -> GraphFile:
+    """Write and check a graph; weights go to ``<name>.data`` beside it when they are large.
+
+    Raises
+    ------
+    BuildError
+        The ONNX checker refuses the graph.
+    """
+    import onnx
+    import onnx_ir as ir
+
+    size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+    data = path.with_name(path.name + ".data")
+    if size > external_above_bytes:
+        ir.save(model, path, external_data=data.name)
+        written = GraphFile(path, (data,))
+    else:
+        path.write_bytes(ir.serde.serialize_model(model).SerializeToString(deterministic=True))
+        written = GraphFile(path)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise BuildError(f"the exported graph {path.name} is not valid ONNX: {error}") from error
+    log.info("%s: %d nodes, %.1f MB", path.name, len(list(model.graph)), written.bytes / 1e6)
+    return written
+
+
+def load_graph(path: Path) -> ir.Model:
+    """Read a graph; external weights are mapped from disk, not loaded."""
+    import onnx_ir as ir
+
+    return ir.load(path)
+
+
+def export_graphs(stages: StageSet, folder: Path, *, opset: int = 20) -> dict[str, GraphFile]:
+    """Export all three stages into `folder` as ``encoder.onnx``, ``step.onnx``, ``decoder.onnx``."""
+    return {
+        stage: save_graph(graph_from_stage(stages, stage, opset=opset), folder / f"{stage}.onnx")
+        for stage in STAGE_TENSORS
+    }
+
+
+def tensor_letters(info: ModelInfo, stage: str) -> dict[str, tuple[int | str, ...]]:
+    """Return name -> shape in letters of a stage's inputs and outputs."""
+    inputs, outputs = STAGE_TENSORS[stage]
+    return {name: info.letters(stage, name) for name in (*inputs, *outputs)}
