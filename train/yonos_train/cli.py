@@ -1,0 +1,126 @@
+"""``yonos-train``: run a preset over an image folder; every option is a field of the run's config."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def parse_overrides(pairs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Parse ``stage.field=value`` pairs (value in JSON, or a bare word) into ``{stage: {field: value}}``."""
+    out: dict[str, dict[str, Any]] = {}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        stage, dot, field = key.rpartition(".")
+        if not separator or not dot:
+            raise click.BadParameter(f"got {pair!r}, expected STAGE.FIELD=VALUE, e.g. x4.minutes=30", param_hint="--set")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        out.setdefault(stage, {})[field] = value
+    return out
+
+
+def apply_overrides(config: Any, overrides: dict[str, dict[str, Any]]) -> Any:
+    """Return the run config with the stages' fields replaced; ``*`` names every stage, ``loop`` and ``crops`` those."""
+    stages = {stage.name: stage for stage in config.stages}
+    for where, fields in overrides.items():
+        targets = list(stages) if where == "*" else [where]
+        try:
+            if where in ("loop", "crops"):
+                config = dataclasses.replace(config, **{where: dataclasses.replace(getattr(config, where), **fields)})
+                continue
+            for name in targets:
+                if name not in stages:
+                    raise click.BadParameter(f"no stage {name!r}; the preset has {', '.join(stages)}", param_hint="--set")
+                fields = {k: {**stages[name].loss, **v} if k == "loss" else v for k, v in fields.items()}
+                stages[name] = dataclasses.replace(stages[name], **fields)
+        except TypeError as error:
+            raise click.BadParameter(str(error), param_hint="--set") from error
+    return dataclasses.replace(config, stages=tuple(stages.values()))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
+@click.option("--preset", default=None, help="Table of stages to run: lite, smoke.")
+@click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False), help="A run's config.json instead of a preset.")
+@click.option("--data", type=click.Path(), help="Image folder, searched recursively.")
+@click.option("--run", "run_folder", type=click.Path(), help="Run folder; an existing one is resumed.")
+@click.option("--weights", multiple=True, metavar="NAME=FILE", help="Perceptual network: lpips_alex=FILE, lpips_vgg=FILE.")
+@click.option("--stage", "only", multiple=True, help="Run only this stage (may be repeated).")
+@click.option("--set", "overrides", multiple=True, metavar="STAGE.FIELD=VALUE", help="Change a stage ('*': all), loop or crops.")
+@click.option("--minutes", type=float, help="Minutes of every stage.")
+@click.option("--steps", type=int, help="Steps of every stage.")
+@click.option("--seed", type=int, help="Seed of the run.")
+@click.option("--limit", type=int, default=0, show_default=True, help="Use only the first N images.")
+@click.option("--dry-run", is_flag=True, help="Print the config as JSON and stop.")
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.pass_context
+def main(
+    context: click.Context,
+    preset: str | None,
+    config_file: str | None,
+    data: str | None,
+    run_folder: str | None,
+    weights: tuple[str, ...],
+    only: tuple[str, ...],
+    overrides: tuple[str, ...],
+    minutes: float | None,
+    steps: int | None,
+    seed: int | None,
+    limit: int,
+    dry_run: bool,
+    verbose: bool,
+) -> None:
+    """Train one-step super-resolution models: autoencoder, U-Nets by scale distillation, decoders."""
+    if context.invoked_subcommand is not None:
+        return
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("PIL").setLevel(logging.INFO)
+    from .presets import PRESETS, RunConfig
+
+    if config_file is not None:
+        config = RunConfig.from_json(Path(config_file).read_text(encoding="utf-8"))
+    elif preset is None:
+        raise click.UsageError(f"give --preset ({', '.join(PRESETS)}) or --config FILE")
+    elif preset not in PRESETS:
+        raise click.BadParameter(f"got {preset!r}, expected one of {', '.join(PRESETS)}", param_hint="--preset")
+    else:
+        config = PRESETS[preset]
+    budget = {k: v for k, v in (("minutes", minutes), ("steps", steps)) if v is not None}
+    if steps is not None and minutes is None:
+        budget["minutes"] = None  # type: ignore[assignment]
+    try:
+        changes = parse_overrides(overrides)
+        if budget:
+            changes = {"*": dict(budget), **changes}
+        if seed is not None:
+            changes.setdefault("loop", {})["seed"] = seed
+        config = apply_overrides(config, changes)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    if dry_run:
+        click.echo(config.to_json(), nl=False)
+        return
+    if data is None or run_folder is None:
+        raise click.UsageError("give --data IMAGES and --run FOLDER")
+    paths = dict(pair.partition("=")[::2] for pair in weights)
+    from .data import DataError
+    from .loop import TrainingError
+    from .run import Run
+
+    try:
+        Run(config, run_folder, data=data, weights=paths, limit=limit).run(only)
+    except (DataError, TrainingError, ValueError, FileNotFoundError) as error:
+        click.echo(f"yonos-train: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

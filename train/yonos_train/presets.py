@@ -1,0 +1,134 @@
+"""Presets: each is one table of stages. The run's config is the preset with what the command line changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from .data import CropConfig
+from .loop import LoopConfig
+from .model import BundleConfig, LiteConfig
+from .schedule import Schedule
+from .stages import StageConfig
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run: networks, data, stages. Saved as ``config.json`` in the run folder.
+
+    Attributes
+    ----------
+    name
+        Base name of the models; one bundle ``<name>-x<scale>`` a scale.
+    architecture, schedule
+        Networks and noise schedule.
+    crops, loop
+        Data and loop settings (``crops.crop_px`` is each stage's own).
+    stages
+        In the order they run.
+    tile_px, overlap_px
+        Written into the bundles: default tile and overlap at inference, output pixels.
+    training, licence, card
+        Written into the bundles for the manifests.
+    """
+
+    name: str = "lite"
+    architecture: LiteConfig = field(default_factory=LiteConfig)
+    schedule: Schedule = field(default_factory=Schedule)
+    crops: CropConfig = field(default_factory=CropConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    stages: tuple[StageConfig, ...] = ()
+    tile_px: int = 512
+    overlap_px: int = 64
+    training: dict[str, Any] = field(default_factory=dict)
+    licence: dict[str, Any] = field(default_factory=dict)
+    card: str = ""
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stages: got names {names}, expected each once")
+        for index, stage in enumerate(self.stages):
+            for needed in (stage.init, stage.teacher):
+                if needed is not None and needed not in names[:index]:
+                    raise ValueError(f"stage {stage.name}: needs {needed!r}, which is not an earlier stage")
+            if stage.crop_px % self.architecture.multiple_px or (stage.scale and stage.crop_px % stage.scale):
+                raise ValueError(
+                    f"stage {stage.name}: crop_px got {stage.crop_px}, expected a multiple of "
+                    f"{self.architecture.multiple_px} and of the scale"
+                )
+
+    @property
+    def scales(self) -> list[int]:
+        """Scales the run makes bundles for."""
+        return sorted({stage.scale for stage in self.stages if stage.kind == "decoder"})
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> RunConfig:
+        raw = json.loads(text)
+        arch = raw.pop("architecture")
+        arch["unet_widths"] = tuple(arch["unet_widths"])
+        return cls(
+            architecture=LiteConfig(**arch),
+            schedule=Schedule(**raw.pop("schedule")),
+            crops=CropConfig(**raw.pop("crops")),
+            loop=LoopConfig(**raw.pop("loop")),
+            stages=tuple(StageConfig(**stage) for stage in raw.pop("stages")),
+            **raw,
+        )
+
+    def bundle_config(self, scale: int) -> BundleConfig:
+        """Return the config of the bundle for ``scale``."""
+        return BundleConfig(
+            name=f"{self.name}-x{scale}",
+            scale=scale,
+            architecture=self.architecture,
+            schedule=self.schedule,
+            tile_px=self.tile_px,
+            overlap_px=self.overlap_px,
+            training=self.training,
+            licence=self.licence,
+            card=self.card,
+        )
+
+
+# Mixed perceptual networks: a loss on one of them alone games that one's score and leaves a repeated texture.
+_PERCEPTUAL = {"l1": 1.0, "gradient": 0.3, "lpips_alex": 0.2, "lpips_vgg": 0.2, "vgg_share": 0.5}
+
+
+def _lite(minutes: dict[str, float]) -> tuple[StageConfig, ...]:
+    m = minutes
+    return (
+        StageConfig("autoencoder", "autoencoder", minutes=m["autoencoder"], lr=1e-3),
+        StageConfig("x2", "diffusion", 2, minutes=m["x2"], lr=1e-3),
+        StageConfig("x4", "diffusion", 4, init="x2", teacher="x2", minutes=m["x4"], lr=7e-4),
+        StageConfig("x8", "diffusion", 8, init="x4", teacher="x4", minutes=m["x8"], lr=7e-4),
+        StageConfig("decoder-x4", "decoder", 4, minutes=m["decoder-x4"], batch=8, lr=5e-4, loss=dict(_PERCEPTUAL)),
+        StageConfig("decoder-x2", "decoder", 2, init="decoder-x4", minutes=m["decoder-x2"], batch=8, lr=4e-4, loss=dict(_PERCEPTUAL)),
+        StageConfig("decoder-x8", "decoder", 8, init="decoder-x4", minutes=m["decoder-x8"], batch=8, lr=4e-4, loss=dict(_PERCEPTUAL)),
+    )
+
+
+_LITE_MINUTES = {"autoencoder": 20, "x2": 15, "x4": 15, "x8": 10, "decoder-x4": 25, "decoder-x2": 10, "decoder-x8": 10}
+
+PRESETS: dict[str, RunConfig] = {
+    "lite": RunConfig(stages=_lite(_LITE_MINUTES)),
+    # Two steps of every stage on tiny networks: proves that a run goes through, in seconds.
+    "smoke": RunConfig(
+        name="smoke",
+        architecture=LiteConfig(4, 4, 8, 1, 8, 1, 8, 1, (8, 16), 1, 16),
+        loop=LoopConfig(log_steps=1, sample_steps=2),
+        stages=(
+            StageConfig("autoencoder", "autoencoder", steps=2, batch=2, crop_px=64),
+            StageConfig("x2", "diffusion", 2, steps=2, batch=2, crop_px=64),
+            StageConfig("x4", "diffusion", 4, init="x2", teacher="x2", steps=2, batch=2, crop_px=64),
+            StageConfig("x8", "diffusion", 8, init="x4", teacher="x4", steps=2, batch=2, crop_px=64),
+            *(StageConfig(f"decoder-x{s}", "decoder", s, steps=2, batch=2, crop_px=64) for s in (2, 4, 8)),
+        ),
+    ),
+}

@@ -1,0 +1,171 @@
+"""A whole training run: the preset's stages in order, each resumable, and a bundle folder a scale at the end.
+
+    <run>/config.json                          what was run
+    <run>/<stage>/checkpoint-*.safetensors     to resume from
+    <run>/<stage>/{metrics.jsonl, samples/, curves.png}
+    <run>/<stage>/<module>.safetensors         the stage's result (EMA weights); its presence means: done
+    <run>/bundles/<name>-x<scale>/             what yonos-export takes
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .data import CropConfig, Crops, ImageFolder
+from .loop import Trainer
+from .model import Bundle, new_bundle, save_bundle
+from .presets import RunConfig
+from .stages import AutoencoderStage, DecoderStage, DiffusionStage, EncoderStage, Stage, StageConfig, frozen_copy
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """A run folder and its config.
+
+    Parameters
+    ----------
+    config
+        The run's config; must equal the folder's ``config.json`` where there is one (stage budgets may differ).
+    folder
+        Created when missing.
+    data
+        Image folder.
+    weights
+        Paths of perceptual networks by name: ``lpips_alex``, ``lpips_vgg``.
+    limit
+        Use only so many images (0: all).
+    """
+
+    def __init__(
+        self, config: RunConfig, folder: str | os.PathLike[str], *, data: str, weights: dict[str, str], limit: int = 0
+    ) -> None:
+        self.config, self.folder, self.data, self.weights, self.limit = config, Path(folder), data, weights, limit
+        self._images: ImageFolder | None = None
+        known = self.folder / "config.json"
+        if known.is_file():
+            old = RunConfig.from_json(known.read_text(encoding="utf-8"))
+            for name in ("architecture", "schedule", "name"):
+                if getattr(old, name) != getattr(config, name):
+                    raise ValueError(
+                        f"{known}: this run was started with {name} = {getattr(old, name)}, now {getattr(config, name)}; "
+                        f"use another run folder"
+                    )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = known.with_suffix(".part")
+        part.write_text(config.to_json(), encoding="utf-8")
+        os.replace(part, known)
+
+    @property
+    def images(self) -> ImageFolder:
+        """The training pictures, decoded at first use."""
+        if self._images is None:
+            crop = max(stage.crop_px for stage in self.config.stages)
+            self._images = ImageFolder(self.data, smallest_px=crop, limit=self.limit)
+            log.info("%s: %d pictures, %d skipped", self.data, len(self._images), len(self._images.skipped))
+        return self._images
+
+    def result(self, stage: str, module: str) -> Path:
+        """Return the path of a stage's trained module."""
+        return self.folder / stage / f"{module}.safetensors"
+
+    def is_done(self, stage: StageConfig) -> bool:
+        """Return whether the stage's result is there."""
+        return all(self.result(stage.name, name).is_file() for name in _RESULTS[stage.kind])
+
+    def _load(self, stage: str, name: str, into: nn.Module) -> nn.Module:
+        from safetensors.torch import load_file
+
+        into.load_state_dict(load_file(self.result(stage, name)))
+        return into
+
+    def _named(self, name: str) -> StageConfig:
+        return next(stage for stage in self.config.stages if stage.name == name)
+
+    def bundle(self, scale: int) -> Bundle:
+        """Return the networks for ``scale`` as far as finished stages have them (later stages' results win)."""
+        bundle = new_bundle(self.config.bundle_config(scale))
+        for stage in self.config.stages:
+            if not self.is_done(stage) or stage.scale not in (0, scale):
+                continue
+            if stage.kind == "encoder":
+                bundle.config = dataclasses.replace(bundle.config, encoder_input="lr")
+                bundle.encoder = new_bundle(bundle.config).encoder
+            for name in _RESULTS[stage.kind]:
+                self._load(stage.name, name, getattr(bundle, name))
+        return bundle
+
+    def build(self, config: StageConfig) -> Stage:
+        """Make the stage's modules from the earlier stages' results."""
+        bundle = self.bundle(config.scale)
+        if config.init is not None:
+            for name in _RESULTS[self._named(config.init).kind]:
+                self._load(config.init, name, getattr(bundle, name))
+        if config.kind == "autoencoder":
+            return AutoencoderStage(config, bundle)
+        if config.kind == "diffusion":
+            teacher, scale = None, None
+            if config.teacher is not None:
+                scale = self._named(config.teacher).scale
+                teacher = frozen_copy(self._load(config.teacher, "unet", new_bundle(bundle.config).unet))
+            return DiffusionStage(config, bundle, teacher=teacher, teacher_scale=scale)
+        if config.kind == "decoder":
+            return DecoderStage(config, bundle, weights=self.weights, seed=self.config.loop.seed)
+        return EncoderStage(config, bundle)
+
+    def run_stage(self, config: StageConfig) -> dict[str, float]:
+        """Train one stage, write its result and, after a decoder or encoder, the scale's bundle."""
+        from safetensors.torch import save_file
+
+        import torch
+
+        torch.manual_seed(self.config.loop.seed)  # initial weights of fresh modules
+        stage = self.build(config)
+        crops = Crops(self.images, dataclasses.replace(self.config.crops, crop_px=config.crop_px), seed=self.config.loop.seed)
+        trainer = Trainer(stage, config, crops, self.folder / config.name, self.config.loop)
+        metrics = trainer.run()
+        if trainer.accelerator.is_main_process:
+            trained = {n: m for modules in stage.groups.values() for n, m in modules.items()}
+            for name in _RESULTS[config.kind]:
+                tensors = {k: v.detach().float().cpu().contiguous() for k, v in trained[name].state_dict().items()}
+                part = self.result(config.name, name).with_suffix(".part")
+                save_file(tensors, part)
+                os.replace(part, self.result(config.name, name))
+            if config.kind in ("decoder", "encoder"):
+                self.write_bundle(config.scale)
+        trainer.accelerator.wait_for_everyone()
+        return metrics
+
+    def write_bundle(self, scale: int) -> Path:
+        """Write ``bundles/<name>-x<scale>``."""
+        bundle = self.bundle(scale)
+        return save_bundle(bundle, self.folder / "bundles" / bundle.config.name)
+
+    def run(self, only: tuple[str, ...] = ()) -> None:
+        """Run all stages that are not done (or just those named ``only``)."""
+        unknown = set(only) - {stage.name for stage in self.config.stages}
+        if unknown:
+            names = ", ".join(stage.name for stage in self.config.stages)
+            raise ValueError(f"stage: got {', '.join(sorted(unknown))}, expected one of {names}")
+        for config in self.config.stages:
+            if only and config.name not in only:
+                continue
+            if self.is_done(config):
+                log.info("%s: done already", config.name)
+                continue
+            metrics: dict[str, Any] = self.run_stage(config)
+            log.info("%s: %s", config.name, ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+
+
+_RESULTS: dict[str, tuple[str, ...]] = {
+    "autoencoder": ("encoder", "decoder"),
+    "diffusion": ("unet",),
+    "decoder": ("decoder",),
+    "encoder": ("encoder",),
+}
