@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import msgspec
 
 from yonos_trt.errors import ConfigError, EngineIntegrityError, EngineNotFoundError, ManifestError
 from yonos_trt.schema import (
+    MANIFEST_NAME,
+    REBUILD,
     SCHEMA_VERSION,
     STAGE_TENSORS,
     Artifact,
@@ -37,6 +38,9 @@ from yonos_trt.schema import (
     Stages,
     Tensor,
     Tiles,
+    check,
+    check_relative,
+    identity_manifest,
 )
 
 __all__ = [
@@ -60,17 +64,15 @@ __all__ = [
     "Tiles",
     "artifact_path",
     "file_record",
+    "identity_manifest",
     "load_manifest",
     "save_manifest",
     "verify_artifact",
     "write_engine_dir",
 ]
 
-MANIFEST_NAME = "manifest.json"
 
-_REBUILD = "export the model again (yonos-export writes a complete directory) or copy the directory anew"
 _CHUNK_BYTES = 1 << 20
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -116,7 +118,7 @@ def load_manifest(directory: str | os.PathLike[str], *, verify: bool = True) -> 
             f"{path} cannot be read: {error.strerror}; check its type and permissions"
         ) from error
     manifest = _decode(raw, path)
-    _check(manifest, path)
+    check(manifest, path)
     _check_files(manifest, root, verify=verify)
     return manifest
 
@@ -126,10 +128,10 @@ def _decode(raw: bytes, path: Path) -> EngineManifest:
     try:
         document = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ManifestError(f"{path} is not JSON ({error}); {_REBUILD}") from error
+        raise ManifestError(f"{path} is not JSON ({error}); {REBUILD}") from error
     version = document.get("schema_version") if isinstance(document, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise ManifestError(f"{path} has no schema_version, expected a whole number from 1 up; {_REBUILD}")
+        raise ManifestError(f"{path} has no schema_version, expected a whole number from 1 up; {REBUILD}")
     if version > SCHEMA_VERSION:
         raise ManifestError(
             f"{path} has schema_version {version}, this yonos-trt reads up to {SCHEMA_VERSION}; "
@@ -138,77 +140,7 @@ def _decode(raw: bytes, path: Path) -> EngineManifest:
     try:
         return msgspec.convert(document, EngineManifest)
     except msgspec.ValidationError as error:
-        raise ManifestError(f"{path} does not fit the manifest schema: {error}; {_REBUILD}") from error
-
-
-def _check(manifest: EngineManifest, path: Path) -> None:
-    """Check what the types cannot say."""
-
-    def require(holds: bool, what: str) -> None:
-        if not holds:
-            raise ManifestError(f"{path}: {what}; {_REBUILD}")
-
-    model, tiles = manifest.model, manifest.tiles
-    require(1 <= model.scale <= 16, f"model.scale is {model.scale}, expected 1 to 16")
-    require(model.latent_channels >= 1, f"model.latent_channels is {model.latent_channels}, expected >= 1")
-    require(model.latent_factor >= 1, f"model.latent_factor is {model.latent_factor}, expected >= 1")
-    require(bool(_SHA256.fullmatch(model.weights_sha256)), "model.weights_sha256 is not a SHA-256")
-    multiple = tiles.multiple_px
-    require(multiple >= 1, f"tiles.multiple_px is {multiple}, expected >= 1")
-    for name, value in (("model.scale", model.scale), ("model.latent_factor", model.latent_factor)):
-        require(multiple % value == 0, f"tiles.multiple_px {multiple} is not a multiple of {name} {value}")
-    for name in ("smallest_px", "default_px", "largest_px"):
-        size = getattr(tiles, name)
-        require(size >= 1 and size % multiple == 0, f"tiles.{name} {size} is not a multiple of {multiple}")
-    require(
-        tiles.smallest_px <= tiles.default_px <= tiles.largest_px,
-        f"tiles do not satisfy {tiles.smallest_px} <= {tiles.default_px} <= {tiles.largest_px} px",
-    )
-    require(
-        0 <= 2 * tiles.overlap_px <= tiles.default_px,
-        f"tiles.overlap_px is {tiles.overlap_px}, expected 0 to {tiles.default_px // 2}",
-    )
-    for name, stage in manifest.stages.items():
-        for kind, tensors, names in (
-            ("inputs", stage.inputs, STAGE_TENSORS[name][0]),
-            ("outputs", stage.outputs, STAGE_TENSORS[name][1]),
-        ):
-            found = tuple(t.name for t in tensors)
-            require(found == names, f"stages.{name}.{kind} are {found}, expected {names}")
-            for tensor in tensors:
-                where = f"stages.{name}.{tensor.name}"
-                require(len(tensor.shape) == 4, f"{where} has {len(tensor.shape)} dimensions, expected 4")
-                channels = 3 if tensor.name == "image" else model.latent_channels
-                require(
-                    isinstance(tensor.shape[1], str) or tensor.shape[1] == channels,
-                    f"{where} has {tensor.shape[1]} channels, expected {channels}",
-                )
-        require(len(stage.artifacts) > 0, f"stages.{name} has no artifacts")
-    seen: dict[str, FileRecord] = {}
-    for record in manifest.records():
-        require(bool(_SHA256.fullmatch(record.sha256)), f"the sha256 of {record.file!r} is not 64 hex digits")
-        require(record.bytes >= 0, f"the size of {record.file!r} is {record.bytes}, expected >= 0")
-        require(
-            seen.setdefault(record.file, record) == record,
-            f"{record.file!r} is named twice with different hash or size",
-        )
-        _check_relative(record.file, path)
-
-
-def _check_relative(file: str, path: Path) -> None:
-    """Refuse anything but a plain relative path below the engine directory."""
-    parts = file.split("/")
-    plain = file == PurePosixPath(file).as_posix() and not PurePosixPath(file).is_absolute()
-    if (
-        not plain
-        or any(p in ("", "..") or p.startswith(".") for p in parts)
-        or any(c in file for c in "\\:\0")
-        or file == MANIFEST_NAME
-    ):
-        raise ManifestError(
-            f"{path} names the file {file!r}; expected a relative path that stays inside the directory, "
-            f"with '/' between parts and no part that begins with a dot; {_REBUILD}"
-        )
+        raise ManifestError(f"{path} does not fit the manifest schema: {error}; {REBUILD}") from error
 
 
 def artifact_path(directory: str | os.PathLike[str], file: str) -> Path:
@@ -222,7 +154,7 @@ def artifact_path(directory: str | os.PathLike[str], file: str) -> Path:
         There is no such file.
     """
     root = Path(directory).resolve()
-    _check_relative(file, root / MANIFEST_NAME)
+    check_relative(file, root / MANIFEST_NAME)
     path = (root / file).resolve()
     if not path.is_relative_to(root):
         raise ManifestError(
@@ -230,7 +162,7 @@ def artifact_path(directory: str | os.PathLike[str], file: str) -> Path:
             "put the file itself there"
         )
     if not path.is_file():
-        raise EngineIntegrityError(f"{root / file} is named in {MANIFEST_NAME} but missing; {_REBUILD}")
+        raise EngineIntegrityError(f"{root / file} is named in {MANIFEST_NAME} but missing; {REBUILD}")
     return path
 
 
@@ -246,7 +178,7 @@ def _check_files(manifest: EngineManifest, root: Path, *, verify: bool) -> None:
             relative = (Path(folder) / file).relative_to(root).as_posix()
             if not file.startswith(".") and relative != MANIFEST_NAME and relative not in named:
                 raise EngineIntegrityError(
-                    f"{root / relative} is not named in {MANIFEST_NAME}; remove it, or {_REBUILD}"
+                    f"{root / relative} is not named in {MANIFEST_NAME}; remove it, or {REBUILD}"
                 )
 
 
@@ -273,7 +205,7 @@ def _verify_record(root: Path, record: FileRecord, *, hashes: bool) -> Path:
         if size != record.bytes:
             kind = "truncated" if size < record.bytes else "too long"
             raise EngineIntegrityError(
-                f"{path} is {kind}: {size} bytes, {MANIFEST_NAME} says {record.bytes}; {_REBUILD}"
+                f"{path} is {kind}: {size} bytes, {MANIFEST_NAME} says {record.bytes}; {REBUILD}"
             )
         digest = _sha256(path) if hashes else record.sha256
     except OSError as error:
@@ -282,7 +214,7 @@ def _verify_record(root: Path, record: FileRecord, *, hashes: bool) -> Path:
         ) from error
     if digest != record.sha256:
         raise EngineIntegrityError(
-            f"{path} was altered: its SHA-256 is {digest}, {MANIFEST_NAME} says {record.sha256}; {_REBUILD}"
+            f"{path} was altered: its SHA-256 is {digest}, {MANIFEST_NAME} says {record.sha256}; {REBUILD}"
         )
     return path
 
@@ -318,7 +250,7 @@ def save_manifest(directory: str | os.PathLike[str], manifest: EngineManifest) -
     root = Path(directory)
     path = root / MANIFEST_NAME
     raw = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
-    _check(_decode(raw, path), path)
+    check(_decode(raw, path), path)
     part = root / f".{MANIFEST_NAME}.{os.getpid()}.part"
     try:
         _write_synced(part, raw)
@@ -368,7 +300,7 @@ def write_engine_dir(
     try:
         temporary.chmod(0o755)
         for name, source in files.items():
-            _check_relative(name, target / MANIFEST_NAME)
+            check_relative(name, target / MANIFEST_NAME)
             destination = temporary / name
             destination.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(source, bytes):

@@ -5,17 +5,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import msgspec
 
+from yonos_trt.errors import ManifestError
+
+MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
+# How every message about a bad directory ends.
+REBUILD = "export the model again (yonos-export writes a complete directory) or copy the directory anew"
 
 Runtime = Literal["onnx", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "bf16"]
 StageName = Literal["encoder", "step", "decoder"]
 Dtype = Literal["float32", "float16", "bfloat16"]
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # What every stage is called with and gives back: (inputs, outputs).
 STAGE_TENSORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -172,3 +181,127 @@ class EngineManifest(_Strict, frozen=True):
         if self.model.card is not None:
             yield self.model.card
         yield from self.files
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What the types cannot say
+
+
+def check(manifest: EngineManifest, path: Path) -> None:
+    """Check what the types cannot say."""
+
+    def require(holds: bool, what: str) -> None:
+        if not holds:
+            raise ManifestError(f"{path}: {what}; {REBUILD}")
+
+    model, tiles = manifest.model, manifest.tiles
+    require(1 <= model.scale <= 16, f"model.scale is {model.scale}, expected 1 to 16")
+    require(model.latent_channels >= 1, f"model.latent_channels is {model.latent_channels}, expected >= 1")
+    require(model.latent_factor >= 1, f"model.latent_factor is {model.latent_factor}, expected >= 1")
+    require(bool(_SHA256.fullmatch(model.weights_sha256)), "model.weights_sha256 is not a SHA-256")
+    multiple = tiles.multiple_px
+    require(multiple >= 1, f"tiles.multiple_px is {multiple}, expected >= 1")
+    for name, value in (("model.scale", model.scale), ("model.latent_factor", model.latent_factor)):
+        require(multiple % value == 0, f"tiles.multiple_px {multiple} is not a multiple of {name} {value}")
+    for name in ("smallest_px", "default_px", "largest_px"):
+        size = getattr(tiles, name)
+        require(size >= 1 and size % multiple == 0, f"tiles.{name} {size} is not a multiple of {multiple}")
+    require(
+        tiles.smallest_px <= tiles.default_px <= tiles.largest_px,
+        f"tiles do not satisfy {tiles.smallest_px} <= {tiles.default_px} <= {tiles.largest_px} px",
+    )
+    require(
+        0 <= 2 * tiles.overlap_px <= tiles.default_px,
+        f"tiles.overlap_px is {tiles.overlap_px}, expected 0 to {tiles.default_px // 2}",
+    )
+    for name, stage in manifest.stages.items():
+        for kind, tensors, names in (
+            ("inputs", stage.inputs, STAGE_TENSORS[name][0]),
+            ("outputs", stage.outputs, STAGE_TENSORS[name][1]),
+        ):
+            found = tuple(t.name for t in tensors)
+            require(found == names, f"stages.{name}.{kind} are {found}, expected {names}")
+            for tensor in tensors:
+                where = f"stages.{name}.{tensor.name}"
+                require(len(tensor.shape) == 4, f"{where} has {len(tensor.shape)} dimensions, expected 4")
+                channels = 3 if tensor.name == "image" else model.latent_channels
+                require(
+                    isinstance(tensor.shape[1], str) or tensor.shape[1] == channels,
+                    f"{where} has {tensor.shape[1]} channels, expected {channels}",
+                )
+        require(len(stage.artifacts) > 0, f"stages.{name} has no artifacts")
+    seen: dict[str, FileRecord] = {}
+    for record in manifest.records():
+        require(bool(_SHA256.fullmatch(record.sha256)), f"the sha256 of {record.file!r} is not 64 hex digits")
+        require(record.bytes >= 0, f"the size of {record.file!r} is {record.bytes}, expected >= 0")
+        require(
+            seen.setdefault(record.file, record) == record,
+            f"{record.file!r} is named twice with different hash or size",
+        )
+        check_relative(record.file, path)
+
+
+def check_relative(file: str, path: Path) -> None:
+    """Refuse anything but a plain relative path below the engine directory."""
+    parts = file.split("/")
+    plain = file == PurePosixPath(file).as_posix() and not PurePosixPath(file).is_absolute()
+    if (
+        not plain
+        or any(p in ("", "..") or p.startswith(".") for p in parts)
+        or any(c in file for c in "\\:\0")
+        or file == MANIFEST_NAME
+    ):
+        raise ManifestError(
+            f"{path} names the file {file!r}; expected a relative path that stays inside the directory, "
+            f"with '/' between parts and no part that begins with a dot; {REBUILD}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A model without weights
+
+
+def identity_manifest(
+    *,
+    scale: int = 4,
+    latent_factor: int = 4,
+    latent_channels: int = 4,
+    multiple_px: int = 16,
+    smallest_px: int = 32,
+    default_px: int = 512,
+    largest_px: int = 4096,
+    overlap_px: int = 64,
+    encoder_input: str = "upsampled",
+) -> EngineManifest:
+    """Describe a model without weights or artifacts, for `NumpyBackend`."""
+
+    def stage(name: str) -> Stage:
+        def tensor(tensor_name: str) -> Tensor:
+            channels = 3 if tensor_name == "image" else latent_channels
+            return Tensor(name=tensor_name, shape=("N", channels, "H", "W"))
+
+        inputs, outputs = STAGE_TENSORS[name]
+        return Stage(inputs=tuple(map(tensor, inputs)), outputs=tuple(map(tensor, outputs)), artifacts=())
+
+    return EngineManifest(
+        schema_version=SCHEMA_VERSION,
+        model=Model(
+            name=f"identity-x{scale}",
+            scale=scale,
+            latent_channels=latent_channels,
+            latent_factor=latent_factor,
+            timestep=1.0,
+            alpha_1=0.0,
+            sigma_1=1.0,
+            weights_sha256="0" * 64,
+        ),
+        tiles=Tiles(
+            smallest_px=smallest_px,
+            default_px=default_px,
+            largest_px=largest_px,
+            multiple_px=multiple_px,
+            overlap_px=overlap_px,
+            encoder_input="lr" if encoder_input == "lr" else "upsampled",
+        ),
+        stages=Stages(encoder=stage("encoder"), step=stage("step"), decoder=stage("decoder")),
+    )

@@ -1,0 +1,269 @@
+"""The data path: upload -> gather -> encode -> step -> decode -> blend -> download.
+
+Tile batches run on the backend's lanes, one thread each; blends happen in plan order on the caller's thread,
+so the picture is the same bit for bit whatever the number of lanes. Rows that no later tile touches are
+colour-fixed, rounded and handed out at once: memory is O(width) beside the picture itself.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import closing, contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yonos_trt.backend import Array, Backend, TileBatch, batches, host_kernels
+from yonos_trt.color import RowColorFix
+from yonos_trt.errors import ConfigError, InputError, NumericError
+from yonos_trt.tiling import TilePlan, rows_final_after_band
+
+__all__ = ["STAGES", "Timings", "upscale", "upscale_array"]
+
+STAGES = ("upload", "gather", "encode", "noise", "step", "decode", "blend", "download", "color")
+
+# Finished rows are downloaded in blocks of about this size, so that no second canvas is needed.
+_BLOCK_BYTES = 8 << 20
+_BLOCK_ROWS = 32
+
+
+def upscale(
+    image: Array,
+    backend: Backend,
+    *,
+    plan: TilePlan,
+    seed: int = 0,
+    color_fix: str = "wavelet",
+    threads: int = 1,
+    timings: Timings | None = None,
+    on_tiles: Callable[[int, int], None] | None = None,
+    cancel: threading.Event | None = None,
+) -> Generator[Array, None, None]:
+    """Upscale a picture and yield its finished rows from the top down.
+
+    Parameters
+    ----------
+    image
+        (H, W, 3) uint8 [0, 255], uint16 [0, 65535] or float32 [0, 1], RGB.
+    backend
+        Runs the stages; its manifest gives the scale.
+    plan
+        From `yonos_trt.tiling.plan_tiles` for the canvas (s H, s W).
+    seed
+        Names the noise field.
+    color_fix
+        "wavelet", "none", or "adain" (which holds the whole canvas back until it has seen every row).
+    threads
+        Threads of the colour fix and the final rounding.
+    timings
+        Adds up the seconds spent in every stage, over all lanes.
+    on_tiles
+        Called with (tiles done, tiles in all) after every blend, on the caller's thread.
+    cancel
+        Set it from any thread to stop; closing the iterator does the same.
+
+    Yields
+    ------
+    (rows, s W, 3) arrays of the picture's dtype; the caller owns them.
+
+    Raises
+    ------
+    InputError
+        The picture's shape or dtype is not one of the above.
+    ConfigError
+        The plan belongs to a picture of another size.
+    NumericError
+        A stage produced NaN or infinity.
+    CancelledError
+        `cancel` was set (``concurrent.futures.CancelledError``).
+    """
+    _check(image, backend, plan)
+    clock = timings if timings is not None else Timings()
+    kernels = host_kernels()
+
+    def run_batch(batch: TileBatch, lane: int) -> Any:
+        with clock("gather"):
+            tiles = backend.gather(source, plan, batch, lane=lane)
+        with clock("encode"):
+            z_l = _finite("encode", backend.encode(tiles, lane=lane), batch)
+        with clock("noise"):
+            noise = backend.noise(plan, batch, seed=seed, lane=lane)
+        with clock("step"):
+            z_0 = _finite("step", backend.step(noise, z_l, lane=lane), batch)
+        with clock("decode"):
+            return _finite("decode", backend.decode(z_0, lane=lane), batch)
+
+    def finish(rows: NDArray[np.float32]) -> Array:
+        with clock("color"):
+            return kernels.finalize(rows, image.dtype, threads=threads)
+
+    with clock("upload"):
+        source = backend.upload(image)
+        canvas = backend.canvas(plan)
+    fix = RowColorFix(image, plan, backend.manifest.model.scale, mode=color_fix, threads=threads)
+    todo = list(batches(plan))
+    block = max(_BLOCK_ROWS, _BLOCK_BYTES // (12 * plan.width_px))
+    y0 = 0
+    with closing(_on_lanes(run_batch, todo, backend.lanes, cancel)) as results:
+        for batch, tiles in zip(todo, results, strict=True):
+            with clock("blend"):
+                backend.blend(canvas, tiles, plan, batch)
+            done = batch.first + batch.live
+            if on_tiles is not None:
+                on_tiles(done, len(plan.ys) * len(plan.xs))
+            if done < (batch.band + 1) * len(plan.xs):
+                continue
+            final = min(rows_final_after_band(plan, batch.band), plan.height_px)
+            while y0 < final:
+                y1 = min(y0 + block, final)
+                with clock("download"):
+                    rows = backend.download(canvas, plan, y0, y1)
+                with clock("color"):
+                    fixed = fix.push(rows)
+                if len(fixed):
+                    yield finish(fixed)
+                y0 = y1
+    with clock("color"):
+        fixed = fix.flush()
+    if len(fixed):
+        yield finish(fixed)
+
+
+def upscale_array(image: Array, backend: Backend, *, plan: TilePlan, **options: Any) -> Array:
+    """Upscale a picture in memory; arguments as `upscale`. Returns (s H, s W, 3) of its dtype."""
+    out = np.empty((plan.height_px, plan.width_px, 3), image.dtype)
+    y = 0
+    with closing(upscale(image, backend, plan=plan, **options)) as blocks:
+        for rows in blocks:
+            out[y : y + len(rows)] = rows
+            y += len(rows)
+    return out
+
+
+class Timings:
+    """Seconds per stage, added up over all lanes. ``with timings("step"): ...`` adds; thread-safe."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time the body of the ``with``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            elapsed = time.perf_counter() - start
+            with self._lock:
+                self.seconds[stage] += elapsed
+
+
+def _check(image: Array, backend: Backend, plan: TilePlan) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise InputError(
+            f"the picture has the shape {image.shape}, expected (height, width, 3), none of them 0"
+        )
+    if image.dtype not in (np.uint8, np.uint16, np.float32):
+        raise InputError(f"the picture is {image.dtype}, expected uint8, uint16 or float32 in [0, 1]")
+    scale = backend.manifest.model.scale
+    canvas = (image.shape[0] * scale, image.shape[1] * scale)
+    if canvas != (plan.height_px, plan.width_px):
+        raise ConfigError(
+            f"the plan is for a canvas of {plan.height_px} x {plan.width_px} px, this picture needs "
+            f"{canvas[0]} x {canvas[1]}; make the plan with plan_tiles for that size"
+        )
+
+
+def _finite(stage: str, value: Any, batch: TileBatch) -> Any:
+    """Return `value`; NaN and infinity survive a sum, so one pass without a temporary finds them."""
+    if isinstance(value, np.ndarray) and not np.isfinite(np.sum(value, dtype=np.float32)):
+        for i in range(batch.live):
+            if not np.isfinite(value[i]).all():
+                tile = batch.first + i
+                raise NumericError(
+                    f"the stage {stage!r} produced NaN or infinity in tile {tile} (origin y {batch.ys[i]}, "
+                    f"x {batch.xs[i]} px of the output), expected finite numbers; run the fp32 artifact, or "
+                    "check the model with: yonos-export --verify",
+                    stage=stage,
+                    tile=tile,
+                )
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Lanes
+
+
+class _Failure:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def _on_lanes(
+    run: Callable[[TileBatch, int], Any],
+    todo: Sequence[TileBatch],
+    lanes: int,
+    cancel: threading.Event | None,
+) -> Generator[Any, None, None]:
+    """Run the batches on `lanes` threads and yield the results in order.
+
+    A lane takes the next batch only while fewer than lanes + 1 results wait to be consumed, so memory is
+    bounded. An error comes out at its place in the order, after the results before it. Closing the iterator
+    ends the threads; each finishes the batch it is in.
+    """
+    changed = threading.Condition()
+    finished: dict[int, Any] = {}
+    taken = consumed = 0
+    stopped = False
+
+    def may_go_on() -> bool:
+        return stopped or taken == len(todo) or taken - consumed <= lanes
+
+    def lane_main(lane: int) -> None:
+        nonlocal taken
+        while True:
+            with changed:
+                changed.wait_for(may_go_on)
+                if stopped or taken == len(todo):
+                    return
+                index, taken = taken, taken + 1
+            try:
+                result = run(todo[index], lane)
+            except BaseException as error:
+                result = _Failure(error)
+            with changed:
+                finished[index] = result
+                changed.notify_all()
+
+    threads = [
+        threading.Thread(target=lane_main, args=(lane,), name=f"yonos-lane-{lane}")
+        for lane in range(min(lanes, len(todo)))
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        for index in range(len(todo)):
+            with changed:
+                while index not in finished:
+                    changed.wait()
+                result = finished.pop(index)
+            if cancel is not None and cancel.is_set():
+                raise CancelledError("cancelled by the caller")
+            if isinstance(result, _Failure):
+                raise result.error
+            yield result
+            with changed:
+                consumed = index + 1
+                changed.notify_all()
+    finally:
+        with changed:
+            stopped = True
+            changed.notify_all()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
