@@ -1,7 +1,7 @@
 """Losses of the decoder stage: LPIPS, DISTS, gradient L1, and a patch discriminator with hinge losses.
 
-The perceptual networks read their weights from a path that the caller names; nothing is downloaded, nothing is
-skipped when a file is missing. They own no trainable parameters.
+The perceptual networks read their weights from a path that the caller names; nothing is downloaded, and a
+missing file is an error, never a skipped term. They own no trainable parameters.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 import torch
 from safetensors.torch import load_file
@@ -20,7 +20,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 Network = Literal["alex", "vgg"]
 
-# AlexNet (Krizhevsky 2014), (stride, padding) of each convolution; VGG16 (Simonyan & Zisserman 2014) has (1, 1).
+# AlexNet (Krizhevsky 2014): (stride, padding) per convolution. VGG16 (Simonyan & Zisserman 2014): (1, 1).
 _ALEX_POOL_BEFORE: Final = frozenset({1, 2})
 _ALEX_GEOMETRY: Final = ((4, 2), (1, 2), (1, 1), (1, 1), (1, 1))
 _ALEX_TAPS: Final = (0, 1, 2, 3, 4)
@@ -130,12 +130,12 @@ class Lpips(nn.Module):
         If the file is missing or belongs to another network.
     """
 
-    def __init__(self, net: Network, weights_path: str | Path) -> None:
+    def __init__(self, net: Network | str, weights_path: str | Path) -> None:
         super().__init__()
         if net not in ("alex", "vgg"):
             raise ValueError(f"Lpips: net must be 'alex' or 'vgg'; got {net!r}.")
         weights = _load(weights_path, f"LPIPS ({net})")
-        self.trunk = _Trunk(net, weights, weights_path)
+        self.trunk = _Trunk(cast(Network, net), weights, weights_path)
         for k in range(5):
             if f"lin{k}.weight" not in weights:
                 raise WeightsError(
@@ -169,7 +169,7 @@ class Lpips(nn.Module):
 
 
 # ----------------------------------------------------------------------------------------------------------
-# DISTS (Ding et al. 2020):  d = 1 - sum_ij (alpha_ij l_ij + beta_ij s_ij) over the image itself and 5 VGG maps
+# DISTS (Ding et al. 2020):  d = 1 - sum_ij (alpha_ij l_ij + beta_ij s_ij) over the image and five VGG maps
 
 
 class _L2PoolTrunk(_Trunk):
@@ -301,8 +301,8 @@ def adaptive_weight(
 ) -> Tensor:
     """Return the factor that gives both losses equal gradient norms at ``last_layer``, at most ``largest``.
 
-    ``||d reconstruction / d last_layer|| / (||d adversarial / d last_layer|| + 1e-4)``, detached: Esser et al. 2021
-    (VQGAN), eq. 7. Both losses must depend on ``last_layer``; their graphs are kept.
+    ``||d reconstruction / d last_layer|| / (||d adversarial / d last_layer|| + 1e-4)``, detached: Esser et
+    al. 2021 (VQGAN), eq. 7. Both losses must depend on ``last_layer``; their graphs are kept.
     """
     rec = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0]
     gan = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0]
