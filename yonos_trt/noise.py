@@ -25,6 +25,8 @@ _ROUNDS: Final = 10
 _LOW: Final = np.uint64(0xFFFFFFFF)
 _SHIFT: Final = np.uint64(32)
 
+_LN_2: Final = np.float32(np.log(2.0))
+
 LARGEST_SEED: Final = 2**64 - 1
 
 
@@ -51,8 +53,9 @@ def uniform(words: Word) -> Float:
 
 
 def log(u: Float) -> Float:
-    """Return ln u for normal u > 0: u = m 2^e with m in [sqrt(1/2), sqrt(2)), ln m = 2 artanh((m - 1) / (m +
-    1)).
+    """Return ln u for normal u > 0.
+
+    u = m 2^e with m in [sqrt(1/2), sqrt(2)); ln m = 2 artanh((m - 1) / (m + 1)), five terms.
     """
     bits = u.view(np.uint32)
     offset = bits - np.uint32(0x3F3504F3)  # the bits of sqrt(1/2); wraps for u below it
@@ -60,11 +63,12 @@ def log(u: Float) -> Float:
     m = ((offset & np.uint32(0x007FFFFF)) + np.uint32(0x3F3504F3)).view(np.float32)
     s = (m - np.float32(1)) / (m + np.float32(1))
     z = s * s
-    p = np.float32(1 / 9)
+    p: Float = np.full_like(z, 1 / 9)
     for term in (1 / 7, 1 / 5, 1 / 3):
         p = p * z + np.float32(term)
     ln_m = np.float32(2) * s + np.float32(2) * s * (z * p)
-    return e.astype(np.float32) * np.float32(np.log(2.0)) + ln_m
+    ln_u: Float = e.astype(np.float32) * _LN_2 + ln_m
+    return ln_u
 
 
 def cos_sin_turn(u: Float) -> tuple[Float, Float]:
@@ -72,7 +76,8 @@ def cos_sin_turn(u: Float) -> tuple[Float, Float]:
     quarter = (u * np.float32(4) + np.float32(0.5)).astype(np.int32)
     x = (u - quarter.astype(np.float32) * np.float32(0.25)) * np.float32(2 * np.pi)
     z = x * x
-    s, c = np.float32(1 / 362880), np.float32(1 / 40320)
+    s: Float = np.full_like(z, 1 / 362880)
+    c: Float = np.full_like(z, 1 / 40320)
     for term in (-1 / 5040, 1 / 120, -1 / 6):
         s = s * z + np.float32(term)
     for term in (-1 / 720, 1 / 24, -1 / 2):

@@ -136,7 +136,8 @@ def plan_tiles(
         raise ValueError(f"tile_px must be at least {smallest_px}, the smallest legal tile, got {tile_px}")
     if 2 * overlap_px > tile_px:
         raise ValueError(
-            f"overlap_px must be at most half of tile_px ({tile_px}), got {overlap_px}; use at most {tile_px // 2}"
+            f"overlap_px must be at most half of tile_px ({tile_px}), got {overlap_px}; "
+            f"use at most {tile_px // 2}"
         )
     ys, tile_h, padded_h = _plan_axis(height_px, tile_px, overlap_px, multiple_px, smallest_px)
     xs, tile_w, padded_w = _plan_axis(width_px, tile_px, overlap_px, multiple_px, smallest_px)
@@ -174,7 +175,7 @@ def window(origins: tuple[int, ...], tile: int, overlap: int, k: int) -> Float:
     """
     if not 0 <= k < len(origins):
         raise ValueError(f"tile index must be in [0, {len(origins)}), got {k}")
-    x = origins[k] + np.arange(tile) + 0.5
+    x = (np.arange(tile) + (origins[k] + 0.5)).astype(np.float64)
     before = np.ones(tile) if k == 0 else _step(x, origins[k - 1], origins[k], tile, overlap)
     after = np.zeros(tile) if k == len(origins) - 1 else _step(x, origins[k], origins[k + 1], tile, overlap)
     return (before - after).astype(np.float32)
@@ -241,10 +242,14 @@ def reflect(positions: Index, size: int) -> Index:
     return np.where(wrapped < size, wrapped, 2 * size - 1 - wrapped)
 
 
-def _normalisation(dtype: np.dtype[Any]) -> np.float32:
+def _white(dtype: np.dtype[Any]) -> float:
     if dtype not in LARGEST_VALUE:
         raise ValueError(f"picture must be uint8, uint16 or float32, got {dtype}")
-    return np.float32(2) / np.float32(LARGEST_VALUE[dtype])
+    return LARGEST_VALUE[dtype]
+
+
+def _normalisation(dtype: np.dtype[Any]) -> np.float32:
+    return np.float32(2) / np.float32(_white(dtype))
 
 
 def _check_picture(image: Image) -> None:
@@ -395,15 +400,20 @@ def blend(
         y, x = int(acc_ys[n]), int(xs[n])
         if y + a < 0 or y + b > acc.shape[0] or x + c < 0 or x + d > acc.shape[1]:
             raise ValueError(
-                f"tile {n} at ({y}, {x}) with weighted part [{a}, {b}) x [{c}, {d}) leaves the accumulator of "
-                f"{acc.shape[0]} x {acc.shape[1]} px"
+                f"tile {n} at ({y}, {x}) with weighted part [{a}, {b}) x [{c}, {d}) leaves the accumulator "
+                f"of {acc.shape[0]} x {acc.shape[1]} px"
             )
         weight = wy[n, a:b, None] * wx[n, None, c:d]
         acc[y + a : y + b, x + c : x + d] += weight[..., None] * tiles[n, :, a:b, c:d].transpose(1, 2, 0)
 
 
 def finalize(
-    acc: Float, dtype: DTypeLike, *, delta: Float | None = None, threads: int = 1, out: Image | None = None
+    acc: Float,
+    dtype: DTypeLike,
+    *,
+    delta: Float | None = None,
+    threads: int = 1,
+    out: Image | None = None,
 ) -> Image:
     """Turn finished rows into the picture's dtype: ``(acc + delta + 1) / 2 * white``, clamped, rounded half
     to even.
@@ -419,10 +429,10 @@ def finalize(
     ``dtype`` (rows, width, 3).
     """
     kind = np.dtype(dtype)
-    half = np.float32(1) / _normalisation(kind)
+    half = np.float32(_white(kind) / 2)
     value = acc if delta is None else acc + delta
     value = (value + np.float32(1)) * half
-    value = np.fmin(np.fmax(value, np.float32(0)), np.float32(LARGEST_VALUE[kind]))
+    value = np.fmin(np.fmax(value, np.float32(0)), np.float32(_white(kind)))
     if kind != np.float32:
         value = np.rint(value)
     if out is None:

@@ -1,0 +1,61 @@
+"""Fixtures and skips shared by all tests.
+
+Skips are visible and countable: `data` tests need YONOS_DATA (default ../shared/data beside the checkout),
+`gpu` tests a CUDA driver with a device.  YONOS_REQUIRE_GPU=1 and YONOS_REQUIRE_DATA=1 turn the skip into a
+failure.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+hypothesis.settings.register_profile("project", deadline=None, max_examples=60, derandomize=True)
+hypothesis.settings.load_profile("project")
+
+
+def data_path() -> Path:
+    """Return the folder of the picture sets, which may not exist."""
+    return Path(os.environ.get("YONOS_DATA", REPOSITORY.parent / "shared" / "data"))
+
+
+@cache
+def missing_gpu() -> str | None:
+    """Return why no GPU can be used, or None.  Asks the driver only, which cannot hang."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver (libcuda.so.1) on this machine"
+    status = driver.cuInit(0)
+    count = ctypes.c_int()
+    if status == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0:
+        return None
+    return f"the NVIDIA driver reports no device (cuInit: {status})"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    wanting = []
+    if item.get_closest_marker("gpu"):
+        wanting.append(("YONOS_REQUIRE_GPU", missing_gpu()))
+    if item.get_closest_marker("data"):
+        path = data_path()
+        wanting.append(("YONOS_REQUIRE_DATA", None if path.is_dir() else f"no picture sets at {path}"))
+    for switch, reason in wanting:
+        if reason is None:
+            continue
+        if os.environ.get(switch) == "1":
+            pytest.fail(f"{switch}=1, but {reason}", pytrace=False)
+        pytest.skip(f"{reason}; set {switch}=1 to make this a failure")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of the picture sets; use with the `data` mark."""
+    return data_path()
