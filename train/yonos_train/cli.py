@@ -19,7 +19,9 @@ def parse_overrides(pairs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         key, separator, text = pair.partition("=")
         stage, dot, field = key.rpartition(".")
         if not separator or not dot:
-            raise click.BadParameter(f"got {pair!r}, expected STAGE.FIELD=VALUE, e.g. x4.minutes=30", param_hint="--set")
+            raise click.BadParameter(
+                f"got {pair!r}, expected STAGE.FIELD=VALUE, e.g. x4.minutes=30", param_hint="--set"
+            )
         try:
             value = json.loads(text)
         except json.JSONDecodeError:
@@ -29,17 +31,22 @@ def parse_overrides(pairs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 
 
 def apply_overrides(config: Any, overrides: dict[str, dict[str, Any]]) -> Any:
-    """Return the run config with the stages' fields replaced; ``*`` names every stage, ``loop`` and ``crops`` those."""
+    """Return the run config with the stages' fields replaced; ``*`` names every stage, ``loop`` and
+    ``crops`` those."""
     stages = {stage.name: stage for stage in config.stages}
     for where, fields in overrides.items():
         targets = list(stages) if where == "*" else [where]
         try:
             if where in ("loop", "crops"):
-                config = dataclasses.replace(config, **{where: dataclasses.replace(getattr(config, where), **fields)})
+                config = dataclasses.replace(
+                    config, **{where: dataclasses.replace(getattr(config, where), **fields)}
+                )
                 continue
             for name in targets:
                 if name not in stages:
-                    raise click.BadParameter(f"no stage {name!r}; the preset has {', '.join(stages)}", param_hint="--set")
+                    raise click.BadParameter(
+                        f"no stage {name!r}; the preset has {', '.join(stages)}", param_hint="--set"
+                    )
                 fields = {k: {**stages[name].loss, **v} if k == "loss" else v for k, v in fields.items()}
                 stages[name] = dataclasses.replace(stages[name], **fields)
         except TypeError as error:
@@ -49,12 +56,28 @@ def apply_overrides(config: Any, overrides: dict[str, dict[str, Any]]) -> Any:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.option("--preset", default=None, help="Table of stages to run: lite, smoke.")
-@click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False), help="A run's config.json instead of a preset.")
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(exists=True, dir_okay=False),
+    help="A run's config.json instead of a preset.",
+)
 @click.option("--data", type=click.Path(), help="Image folder, searched recursively.")
 @click.option("--run", "run_folder", type=click.Path(), help="Run folder; an existing one is resumed.")
-@click.option("--weights", multiple=True, metavar="NAME=FILE", help="Perceptual network: lpips_alex=FILE, lpips_vgg=FILE.")
+@click.option(
+    "--weights",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="Perceptual network: lpips_alex=FILE, lpips_vgg=FILE.",
+)
 @click.option("--stage", "only", multiple=True, help="Run only this stage (may be repeated).")
-@click.option("--set", "overrides", multiple=True, metavar="STAGE.FIELD=VALUE", help="Change a stage ('*': all), loop or crops.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="STAGE.FIELD=VALUE",
+    help="Change a stage ('*': all), loop or crops.",
+)
 @click.option("--minutes", type=float, help="Minutes of every stage.")
 @click.option("--steps", type=int, help="Steps of every stage.")
 @click.option("--seed", type=int, help="Seed of the run.")
@@ -81,7 +104,9 @@ def main(
     """Train one-step super-resolution models: autoencoder, U-Nets by scale distillation, decoders."""
     if context.invoked_subcommand is not None:
         return
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO, format="%(levelname)s %(name)s: %(message)s"
+    )
     logging.getLogger("PIL").setLevel(logging.INFO)
     from .presets import PRESETS, RunConfig
 
@@ -90,7 +115,9 @@ def main(
     elif preset is None:
         raise click.UsageError(f"give --preset ({', '.join(PRESETS)}) or --config FILE")
     elif preset not in PRESETS:
-        raise click.BadParameter(f"got {preset!r}, expected one of {', '.join(PRESETS)}", param_hint="--preset")
+        raise click.BadParameter(
+            f"got {preset!r}, expected one of {', '.join(PRESETS)}", param_hint="--preset"
+        )
     else:
         config = PRESETS[preset]
     budget = {k: v for k, v in (("minutes", minutes), ("steps", steps)) if v is not None}

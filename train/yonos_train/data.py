@@ -1,6 +1,7 @@
 """Training pictures: a folder decoded into memory, and crops that depend only on (seed, step, index).
 
-Nothing here keeps state between batches: batch ``step`` is the same in an interrupted and an uninterrupted run, on one
+Nothing here keeps state between batches: batch ``step`` is the same in an interrupted and an uninterrupted
+run, on one
 process or on several, which is what makes an exact resume possible.
 """
 
@@ -86,7 +87,9 @@ class ImageFolder:
                     self.skipped.append(Skipped(str(path), result))
                 elif min(result.shape[:2]) < smallest_px:
                     size = f"{result.shape[1]} x {result.shape[0]}"
-                    self.skipped.append(Skipped(str(path), f"{size} px, expected at least {smallest_px} px a side"))
+                    self.skipped.append(
+                        Skipped(str(path), f"{size} px, expected at least {smallest_px} px a side")
+                    )
                 else:
                     self.images.append(result)
         for item in self.skipped:
@@ -108,7 +111,9 @@ def _decode(path: Path) -> NDArray[np.uint8] | str:
         with Image.open(path) as image:
             upright = ImageOps.exif_transpose(image)
             return np.asarray(upright.convert("RGB"), dtype=np.uint8)
-    except Exception as error:  # Pillow raises seven kinds on malformed files; every one means: this file is unusable
+    except (
+        Exception
+    ) as error:  # Pillow raises seven kinds on malformed files; every one means: this file is unusable
         return f"cannot be decoded ({type(error).__name__}: {error})"
 
 
@@ -121,8 +126,10 @@ class CropConfig:
     crop_px
         Side P of the HR crop.
     downscale_probability, smallest_scale
-        With this probability a larger region is cut and reduced (antialiased bicubic) by a factor drawn uniformly from
-        [smallest_scale, 1]: pictures from the web are soft at 100 %, and reduction gives sharp per-pixel detail.
+        With this probability a larger region is cut and reduced (antialiased bicubic) by a factor drawn
+        uniformly from
+        [smallest_scale, 1]: pictures from the web are soft at 100 %, and reduction gives sharp per-pixel
+        detail.
     flip
         Random flips and quarter turns.
     """
@@ -139,7 +146,9 @@ class Crops:
     def __init__(self, folder: ImageFolder, config: CropConfig, *, seed: int) -> None:
         self.folder, self.config, self.seed = folder, config, seed
         areas = np.array([im.shape[0] * im.shape[1] for im in folder.images], dtype=np.float64)
-        self._cumulative = np.cumsum(np.sqrt(areas))  # larger pictures hold more different crops, but not proportionally
+        self._cumulative = np.cumsum(
+            np.sqrt(areas)
+        )  # larger pictures hold more different crops, but not proportionally
 
     def batch(self, step: int, size: int, *, rank: int = 0, world: int = 1) -> Batch:
         """Return batch number ``step`` of ``size`` crops a process; processes get disjoint samples."""
@@ -175,6 +184,9 @@ class Crops:
 
 def generator(*key: Any) -> torch.Generator:
     """Return a CPU generator seeded by ``key`` (integers and strings), the same on every machine and run."""
-    words = [int.from_bytes(part.encode(), "little") % 2**63 if isinstance(part, str) else int(part) for part in key]
+    words = [
+        int.from_bytes(part.encode(), "little") % 2**63 if isinstance(part, str) else int(part)
+        for part in key
+    ]
     state = np.random.SeedSequence(words).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) % 2**63)

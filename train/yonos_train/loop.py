@@ -1,7 +1,9 @@
 """The training loop of one stage: AdamW, warm-up and cosine, EMA, clipping, accumulation, exact resume.
 
-Everything random in step n derives from (seed, stage, n), so a run that was cut off and resumed with a step budget
-gives the same bytes as one that was not. A checkpoint is one safetensors file (trained weights, EMA, optimiser moments)
+Everything random in step n derives from (seed, stage, n), so a run that was cut off and resumed with a step
+budget
+gives the same bytes as one that was not. A checkpoint is one safetensors file (trained weights, EMA,
+optimiser moments)
 written beside its place and renamed; the two newest are kept.
 """
 
@@ -61,7 +63,8 @@ class LoopConfig:
 
 
 class Ema:
-    """Exponential moving average of a module's parameters, with the usual warm-up ``min(decay, (1 + n) / (10 + n))``."""
+    """Exponential moving average of a module's parameters, with the usual warm-up ``min(decay, (1 + n) / (10
+    + n))``."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -80,7 +83,8 @@ class Ema:
 
 
 def learning_rate(config: StageConfig, step: int, progress: float) -> float:
-    """Return the rate at ``step``: linear warm-up, then cosine from ``lr`` to 2 % of it over ``progress`` in [0, 1]."""
+    """Return the rate at ``step``: linear warm-up, then cosine from ``lr`` to 2 % of it over ``progress`` in
+    [0, 1]."""
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
     return config.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
@@ -99,7 +103,8 @@ class Trainer:
     loop
         Shared settings.
     accelerator
-        ``accelerate.Accelerator``; ``None`` makes one (several processes when started by ``accelerate launch``).
+        ``accelerate.Accelerator``; ``None`` makes one (several processes when started by ``accelerate
+        launch``).
     """
 
     def __init__(
@@ -115,7 +120,9 @@ class Trainer:
         from accelerate import Accelerator
 
         self.stage, self.config, self.crops, self.folder, self.loop = stage, config, crops, folder, loop
-        self.accelerator = accelerator or Accelerator(mixed_precision="bf16" if loop.precision == "bf16" else "no")
+        self.accelerator = accelerator or Accelerator(
+            mixed_precision="bf16" if loop.precision == "bf16" else "no"
+        )
         self.device = self.accelerator.device
         self.step, self.elapsed_s = 0, 0.0
         for module in vars(stage).values():
@@ -128,14 +135,19 @@ class Trainer:
                 module.train()
                 module.requires_grad_(True)
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-                log.info("%s: training %s, %d parameters", config.name, name, sum(p.numel() for p in module.parameters()))
+                log.info(
+                    "%s: training %s, %d parameters",
+                    config.name,
+                    name,
+                    sum(p.numel() for p in module.parameters()),
+                )
             params = [p for module in modules.values() for p in module.parameters()]
             self.optimisers[group] = torch.optim.AdamW(
                 params, lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
             )
             self.emas[group] = {name: Ema(module, config.ema) for name, module in modules.items()}
 
-    # ------------------------------------------------------------------------------------------------------------------
+    # --------------------------------------------------------------------------------------------------------
     # Checkpoints
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -153,13 +165,18 @@ class Trainer:
         return out
 
     def save(self) -> Path:
-        """Write ``checkpoint-<step>.safetensors`` (temporary file, fsync, rename) and drop all but the two newest."""
+        """Write ``checkpoint-<step>.safetensors`` (temporary file, fsync, rename) and drop all but the two
+        newest."""
         from safetensors.torch import save_file
 
         path = self.folder / f"checkpoint-{self.step:08d}.safetensors"
         part = path.with_suffix(".part")
         meta = {"step": str(self.step), "elapsed_s": repr(self.elapsed_s)}
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in self._tensors().items()}, part, metadata=meta)
+        save_file(
+            {k: v.detach().cpu().contiguous().clone() for k, v in self._tensors().items()},
+            part,
+            metadata=meta,
+        )
         with open(part, "rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(part, path)
@@ -193,7 +210,9 @@ class Trainer:
         for group, modules in self.stage.groups.items():
             for name, module in modules.items():
                 prefix = f"{group}/{name}/weight/"
-                module.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+                module.load_state_dict(
+                    {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+                )
                 for key, value in self.emas[group][name].values.items():
                     value.copy_(tensors[f"{group}/{name}/ema/{key}"])
             optimiser = self.optimisers[group]
@@ -207,7 +226,7 @@ class Trainer:
             full["state"] = state
             optimiser.load_state_dict(full)
 
-    # ------------------------------------------------------------------------------------------------------------------
+    # --------------------------------------------------------------------------------------------------------
     # The loop
 
     def progress(self) -> float:
@@ -226,7 +245,8 @@ class Trainer:
         return Batch(x_h, made.seeds)
 
     def run(self, *, on_step: Callable[[int], None] | None = None) -> dict[str, float]:
-        """Train to the end of the budget and leave the EMA weights in the modules; return the last averaged metrics.
+        """Train to the end of the budget and leave the EMA weights in the modules; return the last averaged
+        metrics.
 
         Raises
         ------
@@ -242,7 +262,9 @@ class Trainer:
         last: dict[str, float] = {}
         tick = time.monotonic()
         saved = tick
-        bar = tqdm(total=cfg.steps, initial=self.step, desc=cfg.name, disable=not acc.is_main_process, mininterval=5)
+        bar = tqdm(
+            total=cfg.steps, initial=self.step, desc=cfg.name, disable=not acc.is_main_process, mininterval=5
+        )
         metrics = open(self.folder / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed below)
         try:
             while self.progress() < 1.0:
@@ -257,17 +279,29 @@ class Trainer:
                 if self.step % self.loop.log_steps == 0:
                     last = {key: sum(values) / len(values) for key, values in sums.items()}
                     sums.clear()
-                    per_s = self.step * cfg.batch * cfg.accumulate * acc.num_processes / max(1e-9, self.elapsed_s)
-                    row = {"step": self.step, "elapsed_s": round(self.elapsed_s, 1), "lr": rate, "images_per_s": round(per_s, 1)}
+                    per_s = (
+                        self.step * cfg.batch * cfg.accumulate * acc.num_processes / max(1e-9, self.elapsed_s)
+                    )
+                    row = {
+                        "step": self.step,
+                        "elapsed_s": round(self.elapsed_s, 1),
+                        "lr": rate,
+                        "images_per_s": round(per_s, 1),
+                    }
                     if acc.is_main_process:
                         metrics.write(json.dumps({**row, **last}) + "\n")
                         metrics.flush()
                     left_s = self.elapsed_s * (1 / max(1e-6, self.progress()) - 1)
-                    bar.set_postfix_str(f"loss {last['loss']:.4f}, {per_s:.0f} images/s, {left_s / 60:.1f} min left")
+                    bar.set_postfix_str(
+                        f"loss {last['loss']:.4f}, {per_s:.0f} images/s, {left_s / 60:.1f} min left"
+                    )
                 bar.update(1)
                 if self.loop.sample_steps and self.step % self.loop.sample_steps == 0 and acc.is_main_process:
                     self.write_samples()
-                due = now - saved > 60 * self.loop.checkpoint_minutes or self.step % self.loop.checkpoint_steps == 0
+                due = (
+                    now - saved > 60 * self.loop.checkpoint_minutes
+                    or self.step % self.loop.checkpoint_steps == 0
+                )
                 if due and acc.is_main_process:
                     self.save()
                     saved = now
@@ -323,7 +357,8 @@ class Trainer:
         kept = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
         return (
             f"stage {self.config.name}, step {self.step}: {what}; stopped, {kept}. "
-            f"Lower the stage's lr (now {self.config.lr}) or clip (now {self.config.clip}), or set precision to fp32"
+            f"Lower the stage's lr (now {self.config.lr}) or clip (now {self.config.clip}), "
+            f"or set precision to fp32"
         )
 
     @torch.no_grad()
@@ -352,7 +387,8 @@ def average_gradients(params: list[nn.Parameter], accelerator: Any) -> None:
 
 
 def write_curves(metrics: Path, target: Path, *, title: str) -> None:
-    """Plot every metric of a ``metrics.jsonl`` over steps into one PNG; does nothing where no row was logged."""
+    """Plot every metric of a ``metrics.jsonl`` over steps into one PNG; does nothing where no row was
+    logged."""
     rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if line.strip()]
     keys = sorted({key for row in rows for key in row} - {"step", "elapsed_s", "images_per_s"})
     if not rows:
@@ -362,7 +398,9 @@ def write_curves(metrics: Path, target: Path, *, title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(math.ceil(len(keys) / 3), 3, figsize=(12, 2.6 * math.ceil(len(keys) / 3)), squeeze=False)
+    figure, axes = plt.subplots(
+        math.ceil(len(keys) / 3), 3, figsize=(12, 2.6 * math.ceil(len(keys) / 3)), squeeze=False
+    )
     for axis, key in zip(axes.flat, keys, strict=False):
         points = [(row["step"], row[key]) for row in rows if key in row]
         axis.plot(*zip(*points, strict=True), linewidth=1)

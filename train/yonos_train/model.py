@@ -1,11 +1,15 @@
 """Networks of the lite profile, and the folder they are kept in.
 
-Three small networks without normalisation layers. A tile then depends on nothing outside its receptive field, so
-tiled and whole pictures agree; GroupNorm would tie every tile to its own statistics. Almost all work is done on the
-latent grid (``latent_factor`` times coarser than the picture), because convolutions at picture resolution with few
+Three small networks without normalisation layers. A tile then depends on nothing outside its receptive
+field, so
+tiled and whole pictures agree; GroupNorm would tie every tile to its own statistics. Almost all work is done
+on the
+latent grid (``latent_factor`` times coarser than the picture), because convolutions at picture resolution
+with few
 channels are the slow case on a CPU.
 
-    encoder   image (N, 3, H, W) in [-1, 1]               -> z   (N, C, H/f, W/f), about unit variance per channel
+    encoder   image (N, 3, H, W) in [-1, 1]               -> z   (N, C, H/f, W/f), about unit variance per
+    channel
     unet      concat(z_t, z_l) (N, 2C, h, w), t (N,)      -> v   (N, C, h, w)
     decoder   z (N, C, h, w)                              -> image (N, 3, f h, f w), about [-1, 1]
 """
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -28,10 +33,12 @@ from torch.nn import functional as F
 from .schedule import Schedule
 
 BUNDLE_FORMAT = 1
-SLOPE = 0.1  # of the leaky ReLU: ONNX Runtime, OpenVINO and TensorRT all fuse it into the convolution before it
+SLOPE = (
+    0.1  # of the leaky ReLU: ONNX Runtime, OpenVINO and TensorRT all fuse it into the convolution before it
+)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Architecture as values
 
 
@@ -82,12 +89,13 @@ class LiteConfig:
         return int(self.latent_factor * 2 ** (len(self.unet_widths) - 1))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Building blocks
 
 
 def conv(cin: int, cout: int, size: int = 3, *, stride: int = 1, gain: float = 1.0) -> nn.Conv2d:
-    """Make a zero-padded convolution with He initialisation for the leaky ReLU times ``gain`` (0: starts at zero)."""
+    """Make a zero-padded convolution with He initialisation for the leaky ReLU times ``gain`` (0: starts at
+    zero)."""
     layer = nn.Conv2d(cin, cout, size, stride=stride, padding=size // 2)
     nn.init.kaiming_normal_(layer.weight, a=SLOPE, nonlinearity="leaky_relu")
     with torch.no_grad():
@@ -98,7 +106,8 @@ def conv(cin: int, cout: int, size: int = 3, *, stride: int = 1, gain: float = 1
 
 
 class ResBlock(nn.Module):
-    """Residual block ``x + conv(act(film(conv(x), t)))``; the last convolution starts at zero, so the block starts as x.
+    """Residual block ``x + conv(act(film(conv(x), t)))``; the last convolution starts at zero, so the block
+    starts as x.
 
     The stream itself stays linear: without normalisation this keeps activations from growing with depth.
     """
@@ -118,18 +127,21 @@ class ResBlock(nn.Module):
             assert emb is not None
             scale, shift = self.film(emb)[:, :, None, None].chunk(2, dim=1)
             h = h * (1 + scale) + shift
-        return x + self.conv2(F.leaky_relu(h, SLOPE))
+        out: Tensor = x + self.conv2(F.leaky_relu(h, SLOPE))
+        return out
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Autoencoder
 
 
 class Encoder(nn.Module):
     """Image ``(N, 3, H, W)`` in [-1, 1] -> latent ``(N, C, H/f, W/f)``, centred and scaled per channel.
 
-    ``input_factor`` is the pixel-unshuffle at the entrance: ``f`` for pictures on the canvas. An encoder that reads the
-    LR picture itself (``encoder_input = "lr"``) has ``input_factor = f / scale``; where that is below one, the first
+    ``input_factor`` is the pixel-unshuffle at the entrance: ``f`` for pictures on the canvas. An encoder
+    that reads the
+    LR picture itself (``encoder_input = "lr"``) has ``input_factor = f / scale``; where that is below one,
+    the first
     convolution is followed by a pixel-shuffle.
     """
 
@@ -156,7 +168,8 @@ class Encoder(nn.Module):
         for block in self.blocks:
             h = block(h)
         z = self.conv_out(h)
-        return (z - self.mean[None, :, None, None]) / self.std[None, :, None, None]
+        out: Tensor = (z - self.mean[None, :, None, None]) / self.std[None, :, None, None]
+        return out
 
 
 class Decoder(nn.Module):
@@ -189,28 +202,32 @@ class Decoder(nn.Module):
 
 
 def set_latent_stats(encoder: nn.Module, decoder: nn.Module, mean: Tensor, std: Tensor) -> None:
-    """Record the raw latent's per-channel ``mean`` and ``std`` ``(C,)``: encoder output becomes zero-mean, unit-variance.
+    """Record the raw latent's per-channel ``mean`` and ``std`` ``(C,)``: encoder output becomes zero-mean,
+    unit-variance.
 
-    Takes the place of Stable Diffusion's single ``scaling_factor``; the pair cancels, the autoencoder is unchanged.
+    Takes the place of Stable Diffusion's single ``scaling_factor``; the pair cancels, the autoencoder is
+    unchanged.
     """
     for module in (encoder, decoder):
         module.get_buffer("mean").copy_(mean)
         module.get_buffer("std").copy_(std)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # One-step U-Net
 
 
 def time_embedding(t: Tensor, dim: int) -> Tensor:
-    """Sinusoidal features of t in [0, 1]: ``(N,) -> (N, dim)``; frequencies 1 .. 1000, as in Ho et al. 2020 (A. Vaswani)."""
+    """Sinusoidal features of t in [0, 1]: ``(N,) -> (N, dim)``; frequencies 1 .. 1000, as in Ho et al. 2020
+    (A. Vaswani)."""
     freqs = torch.exp(torch.linspace(0.0, math.log(1000.0), dim // 2, device=t.device, dtype=torch.float32))
     phase = t.float()[:, None] * freqs[None, :]
     return torch.cat([phase.cos(), phase.sin()], dim=1)
 
 
 class UNet(nn.Module):
-    """``(concat(z_t, z_l) (N, 2C, h, w), t (N,)) -> v (N, C, h, w)``; h and w multiples of ``2 ** (levels - 1)``."""
+    """``(concat(z_t, z_l) (N, 2C, h, w), t (N,)) -> v (N, C, h, w)``; h and w multiples of ``2 ** (levels -
+    1)``."""
 
     def __init__(self, config: LiteConfig) -> None:
         super().__init__()
@@ -221,9 +238,9 @@ class UNet(nn.Module):
         self.down_blocks = nn.ModuleList(
             nn.ModuleList(ResBlock(w, dim) for _ in range(blocks)) for w in widths[:-1]
         )
-        self.downs = nn.ModuleList(conv(a, b, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.downs = nn.ModuleList(conv(a, b, stride=2) for a, b in itertools.pairwise(widths))
         self.mid_blocks = nn.ModuleList(ResBlock(widths[-1], dim) for _ in range(blocks))
-        self.ups = nn.ModuleList(conv(b, 4 * a, 1) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.ups = nn.ModuleList(conv(b, 4 * a, 1) for a, b in itertools.pairwise(widths))
         self.merges = nn.ModuleList(conv(2 * w, w, 1, gain=0.7) for w in widths[:-1])
         self.up_blocks = nn.ModuleList(
             nn.ModuleList(ResBlock(w, dim) for _ in range(blocks)) for w in widths[:-1]
@@ -249,7 +266,7 @@ class UNet(nn.Module):
         return out
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # The checkpoint folder
 
 
@@ -372,17 +389,23 @@ def load_bundle(folder: str | os.PathLike[str]) -> Bundle:
     path = Path(folder)
     config_path = path / "config.json"
     if not config_path.is_file():
-        raise FileNotFoundError(f"{config_path}: not found; expected a checkpoint folder written by yonos-train")
+        raise FileNotFoundError(
+            f"{config_path}: not found; expected a checkpoint folder written by yonos-train"
+        )
     bundle = new_bundle(BundleConfig.from_json(config_path.read_text(encoding="utf-8")))
     for name in ("encoder", "unet", "decoder"):
         file = path / f"{name}.safetensors"
         if not file.is_file():
-            raise FileNotFoundError(f"{file}: not found; expected encoder, unet and decoder beside config.json")
+            raise FileNotFoundError(
+                f"{file}: not found; expected encoder, unet and decoder beside config.json"
+            )
         module: nn.Module = getattr(bundle, name)
         try:
             module.load_state_dict(load_file(file))
         except RuntimeError as error:
-            raise ValueError(f"{file}: weights do not fit the architecture in config.json: {error}") from error
+            raise ValueError(
+                f"{file}: weights do not fit the architecture in config.json: {error}"
+            ) from error
         module.requires_grad_(False)
     return bundle
 

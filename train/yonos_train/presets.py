@@ -108,13 +108,41 @@ def _lite(minutes: dict[str, float]) -> tuple[StageConfig, ...]:
         StageConfig("x2", "diffusion", 2, minutes=m["x2"], lr=1e-3),
         StageConfig("x4", "diffusion", 4, init="x2", teacher="x2", minutes=m["x4"], lr=7e-4),
         StageConfig("x8", "diffusion", 8, init="x4", teacher="x4", minutes=m["x8"], lr=7e-4),
-        StageConfig("decoder-x4", "decoder", 4, minutes=m["decoder-x4"], batch=8, lr=5e-4, loss=dict(_PERCEPTUAL)),
-        StageConfig("decoder-x2", "decoder", 2, init="decoder-x4", minutes=m["decoder-x2"], batch=8, lr=4e-4, loss=dict(_PERCEPTUAL)),
-        StageConfig("decoder-x8", "decoder", 8, init="decoder-x4", minutes=m["decoder-x8"], batch=8, lr=4e-4, loss=dict(_PERCEPTUAL)),
+        StageConfig(
+            "decoder-x4", "decoder", 4, minutes=m["decoder-x4"], batch=8, lr=5e-4, loss=dict(_PERCEPTUAL)
+        ),
+        StageConfig(
+            "decoder-x2",
+            "decoder",
+            2,
+            init="decoder-x4",
+            minutes=m["decoder-x2"],
+            batch=8,
+            lr=4e-4,
+            loss=dict(_PERCEPTUAL),
+        ),
+        StageConfig(
+            "decoder-x8",
+            "decoder",
+            8,
+            init="decoder-x4",
+            minutes=m["decoder-x8"],
+            batch=8,
+            lr=4e-4,
+            loss=dict(_PERCEPTUAL),
+        ),
     )
 
 
-_LITE_MINUTES = {"autoencoder": 20, "x2": 15, "x4": 15, "x8": 10, "decoder-x4": 25, "decoder-x2": 10, "decoder-x8": 10}
+_LITE_MINUTES: dict[str, float] = {
+    "autoencoder": 20,
+    "x2": 15,
+    "x4": 15,
+    "x8": 10,
+    "decoder-x4": 25,
+    "decoder-x2": 10,
+    "decoder-x8": 10,
+}
 
 PRESETS: dict[str, RunConfig] = {
     "lite": RunConfig(stages=_lite(_LITE_MINUTES)),

@@ -1,10 +1,10 @@
 """A whole training run: the preset's stages in order, each resumable, and a bundle folder a scale at the end.
 
-    <run>/config.json                          what was run
-    <run>/<stage>/checkpoint-*.safetensors     to resume from
-    <run>/<stage>/{metrics.jsonl, samples/, curves.png}
-    <run>/<stage>/<module>.safetensors         the stage's result (EMA weights); its presence means: done
-    <run>/bundles/<name>-x<scale>/             what yonos-export takes
+<run>/config.json                          what was run
+<run>/<stage>/checkpoint-*.safetensors     to resume from
+<run>/<stage>/{metrics.jsonl, samples/, curves.png}
+<run>/<stage>/<module>.safetensors         the stage's result (EMA weights); its presence means: done
+<run>/bundles/<name>-x<scale>/             what yonos-export takes
 """
 
 from __future__ import annotations
@@ -17,11 +17,19 @@ from typing import Any
 
 from torch import nn
 
-from .data import CropConfig, Crops, ImageFolder
+from .data import Crops, ImageFolder
 from .loop import Trainer
 from .model import Bundle, new_bundle, save_bundle
 from .presets import RunConfig
-from .stages import AutoencoderStage, DecoderStage, DiffusionStage, EncoderStage, Stage, StageConfig, frozen_copy
+from .stages import (
+    AutoencoderStage,
+    DecoderStage,
+    DiffusionStage,
+    EncoderStage,
+    Stage,
+    StageConfig,
+    frozen_copy,
+)
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +40,8 @@ class Run:
     Parameters
     ----------
     config
-        The run's config; must equal the folder's ``config.json`` where there is one (stage budgets may differ).
+        The run's config; must equal the folder's ``config.json`` where there is one (stage budgets may
+        differ).
     folder
         Created when missing.
     data
@@ -44,9 +53,21 @@ class Run:
     """
 
     def __init__(
-        self, config: RunConfig, folder: str | os.PathLike[str], *, data: str, weights: dict[str, str], limit: int = 0
+        self,
+        config: RunConfig,
+        folder: str | os.PathLike[str],
+        *,
+        data: str,
+        weights: dict[str, str],
+        limit: int = 0,
     ) -> None:
-        self.config, self.folder, self.data, self.weights, self.limit = config, Path(folder), data, weights, limit
+        self.config, self.folder, self.data, self.weights, self.limit = (
+            config,
+            Path(folder),
+            data,
+            weights,
+            limit,
+        )
         self._images: ImageFolder | None = None
         known = self.folder / "config.json"
         if known.is_file():
@@ -54,7 +75,8 @@ class Run:
             for name in ("architecture", "schedule", "name"):
                 if getattr(old, name) != getattr(config, name):
                     raise ValueError(
-                        f"{known}: this run was started with {name} = {getattr(old, name)}, now {getattr(config, name)}; "
+                        f"{known}: this run was started with {name} = {getattr(old, name)}, "
+                        f"now {getattr(config, name)}; "
                         f"use another run folder"
                     )
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +111,8 @@ class Run:
         return next(stage for stage in self.config.stages if stage.name == name)
 
     def bundle(self, scale: int) -> Bundle:
-        """Return the networks for ``scale`` as far as finished stages have them (later stages' results win)."""
+        """Return the networks for ``scale`` as far as finished stages have them (later stages' results
+        win)."""
         bundle = new_bundle(self.config.bundle_config(scale))
         for stage in self.config.stages:
             if not self.is_done(stage) or stage.scale not in (0, scale):
@@ -121,19 +144,24 @@ class Run:
 
     def run_stage(self, config: StageConfig) -> dict[str, float]:
         """Train one stage, write its result and, after a decoder or encoder, the scale's bundle."""
-        from safetensors.torch import save_file
-
         import torch
+        from safetensors.torch import save_file
 
         torch.manual_seed(self.config.loop.seed)  # initial weights of fresh modules
         stage = self.build(config)
-        crops = Crops(self.images, dataclasses.replace(self.config.crops, crop_px=config.crop_px), seed=self.config.loop.seed)
+        crops = Crops(
+            self.images,
+            dataclasses.replace(self.config.crops, crop_px=config.crop_px),
+            seed=self.config.loop.seed,
+        )
         trainer = Trainer(stage, config, crops, self.folder / config.name, self.config.loop)
         metrics = trainer.run()
         if trainer.accelerator.is_main_process:
             trained = {n: m for modules in stage.groups.values() for n, m in modules.items()}
             for name in _RESULTS[config.kind]:
-                tensors = {k: v.detach().float().cpu().contiguous() for k, v in trained[name].state_dict().items()}
+                tensors = {
+                    k: v.detach().float().cpu().contiguous() for k, v in trained[name].state_dict().items()
+                }
                 part = self.result(config.name, name).with_suffix(".part")
                 save_file(tensors, part)
                 os.replace(part, self.result(config.name, name))

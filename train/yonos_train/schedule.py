@@ -23,8 +23,10 @@ class Schedule:
     Attributes
     ----------
     kind
-        ``"cosine"``: ``alpha_t = cos(pi t / 2)`` with ``alpha_1 = 0`` (zero terminal SNR), the lite profile's;
-        ``"scaled_linear"``: Stable Diffusion's, ``beta`` linear in its square root over ``num_timesteps``, ``alpha_1`` about 0.068.
+        ``"cosine"``: ``alpha_t = cos(pi t / 2)`` with ``alpha_1 = 0`` (zero terminal SNR), the lite
+        profile's;
+        ``"scaled_linear"``: Stable Diffusion's, ``beta`` linear in its square root over ``num_timesteps``,
+        ``alpha_1`` about 0.068.
     beta_start, beta_end, num_timesteps
         Parameters of ``"scaled_linear"`` (defaults: the SD 1.5 / 2.1 model cards' ``scheduler_config.json``).
     """
@@ -39,12 +41,15 @@ class Schedule:
             raise ValueError(f"schedule kind: got {self.kind!r}, expected 'cosine' or 'scaled_linear'")
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``(alpha_t, sigma_t)`` for t in [0, 1], same shape and device, computed in float64, as t's dtype."""
+        """Return ``(alpha_t, sigma_t)`` for t in [0, 1], same shape and device, computed in float64, as t's
+        dtype."""
         if self.kind == "cosine":
             angle = t.double() * (math.pi / 2)
             alpha, sigma = torch.where(t >= 1, 0.0, angle.cos()), angle.sin()
         else:
-            root = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_timesteps, dtype=torch.float64)
+            root = torch.linspace(
+                self.beta_start**0.5, self.beta_end**0.5, self.num_timesteps, dtype=torch.float64
+            )
             alpha2 = torch.cumprod(1 - root**2, 0).to(t.device)
             position = t.double().clamp(0, 1) * (self.num_timesteps - 1)
             low = position.floor().long().clamp(max=self.num_timesteps - 2)

@@ -1,11 +1,13 @@
 """The stages of a training run: what is trained, on which loss, from which earlier stage.
 
     autoencoder   encoder + decoder        L1 + gradient L1, latent regularised
-    diffusion     U-Net                    raw v loss (first scale) or scale distillation from the previous scale
+    diffusion     U-Net                    raw v loss (first scale) or scale distillation from the previous
+    scale
     decoder       decoder                  one-step latents -> HR picture; encoder and U-Net frozen
     encoder       LR encoder               matches E(resize_like(x_l)) reading the LR picture itself
 
-A stage owns its modules and answers ``loss(group, batch, rng)``; the loop owns optimisers, EMA and checkpoints.
+A stage owns its modules and answers ``loss(group, batch, rng)``; the loop owns optimisers, EMA and
+checkpoints.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data import Batch
-from .losses import gradient_l1
+from .degrade import Degradation, Kind, degrade, degrade_pair
+from .losses import Network, gradient_l1
 from .model import Bundle, BundleConfig, Encoder, set_latent_stats
 from .schedule import Schedule, add_noise, ddim, v_target
 
 Logs = dict[str, float]
+NETWORKS: tuple[Network, ...] = ("alex", "vgg")
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,18 @@ class StageConfig:
     Attributes
     ----------
     name, kind
-        Folder name in the run, and which class of this module does it (``autoencoder``, ``diffusion``, ``decoder``, ``encoder``).
+        Folder name in the run, and which class of this module does it (``autoencoder``, ``diffusion``,
+        ``decoder``, ``encoder``).
     scale
         Upscaling factor s (0 for the autoencoder).
     init
-        Name of the earlier stage whose trained module this one starts from (``None``: fresh, or the autoencoder's).
+        Name of the earlier stage whose trained module this one starts from (``None``: fresh, or the
+        autoencoder's).
     teacher
         Name of the earlier stage that is the frozen teacher (scale distillation).
     steps, minutes
-        Budget: whichever is reached first ends the stage; one of the two must be given. Only ``steps`` gives bit-exact reruns,
+        Budget: whichever is reached first ends the stage; one of the two must be given. Only ``steps`` gives
+        bit-exact reruns,
         because with ``minutes`` the learning rate follows the clock.
     batch, accumulate, crop_px
         Samples a step and process, gradient accumulation, HR crop side.
@@ -68,12 +75,14 @@ class StageConfig:
     weight_decay: float = 1e-4
     clip: float = 1.0
     ema: float = 0.999
-    degradation: str = "mixed"
+    degradation: Kind = "mixed"
     loss: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind not in STAGES:
-            raise ValueError(f"stage {self.name}: kind got {self.kind!r}, expected one of {', '.join(STAGES)}")
+            raise ValueError(
+                f"stage {self.name}: kind got {self.kind!r}, expected one of {', '.join(STAGES)}"
+            )
         if self.steps is None and self.minutes is None:
             raise ValueError(f"stage {self.name}: neither steps nor minutes given; give at least one")
         for name in ("batch", "accumulate", "crop_px", "lr", "clip"):
@@ -82,14 +91,17 @@ class StageConfig:
 
 
 def resize_like(x_l: Tensor, x_h: Tensor) -> Tensor:
-    """Bicubic (Keys a = -0.5) from LR to the HR size: ``(N, 3, H/s, W/s) -> (N, 3, H, W)``; the SDK's gather computes the same."""
+    """Bicubic (Keys a = -0.5) from LR to the HR size: ``(N, 3, H/s, W/s) -> (N, 3, H, W)``; the SDK's gather
+    computes the same."""
     return F.interpolate(x_l.float(), size=x_h.shape[-2:], mode="bicubic", antialias=True)
 
 
 class Stage:
     """Base: the trained modules by optimiser group, and the loss of a group on a batch."""
 
-    groups: dict[str, dict[str, nn.Module]]  # group -> name -> module; one AdamW a group, stepped in this order
+    groups: dict[
+        str, dict[str, nn.Module]
+    ]  # group -> name -> module; one AdamW a group, stepped in this order
     amp_dtype: torch.dtype | None = None
 
     def loss(self, group: str, batch: Batch, rng: torch.Generator, step: int) -> tuple[Tensor, Logs]:
@@ -101,16 +113,19 @@ class Stage:
         raise NotImplementedError
 
     def finish(self, batches: Any) -> None:
-        """Do what remains after the last step (``batches(step) -> Batch``); the EMA weights are in the modules then."""
+        """Do what remains after the last step (``batches(step) -> Batch``); the EMA weights are in the
+        modules then."""
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 
 
 class AutoencoderStage(Stage):
-    """Train encoder and decoder: ``L1 + w_grad gradient L1``, latent kept smooth by noise and small by an L2 penalty.
+    """Train encoder and decoder: ``L1 + w_grad gradient L1``, latent kept smooth by noise and small by an L2
+    penalty.
 
-    The penalty and the fixed noise together are a VAE's KL term with a fixed posterior variance (constants dropped).
+    The penalty and the fixed noise together are a VAE's KL term with a fixed posterior variance (constants
+    dropped).
     """
 
     def __init__(self, config: StageConfig, bundle: Bundle) -> None:
@@ -128,14 +143,20 @@ class AutoencoderStage(Stage):
         latent = z.float().square().mean()
         mse = (y.detach() - batch.x_h).square().mean() / 4
         total = l1 + self.w_grad * grad + self.w_latent * latent
-        return total, {"l1": l1.item(), "gradient": grad.item(), "latent": latent.item(), "psnr_db": -10 * mse.log10().item()}
+        return total, {
+            "l1": l1.item(),
+            "gradient": grad.item(),
+            "latent": latent.item(),
+            "psnr_db": -10 * mse.log10().item(),
+        }
 
     def samples(self, batch: Batch, rng: torch.Generator) -> list[Tensor]:
         return [self.decoder(self.encoder(batch.x_h)).float(), batch.x_h]
 
     @torch.no_grad()
     def finish(self, batches: Any) -> None:
-        """Measure the latent's mean and standard deviation per channel over 64 batches and record them in both networks."""
+        """Measure the latent's mean and standard deviation per channel over 64 batches and record them in
+        both networks."""
         channels = len(self.encoder.get_buffer("mean"))
         total, square, count = torch.zeros(channels).double(), torch.zeros(channels).double(), 0
         for step in range(64):
@@ -157,10 +178,9 @@ class _Conditioned(Stage):
     schedule: Schedule
 
     def lr_images(self, batch: Batch, *, previous: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return ``x_l`` at the stage's scale and, when asked, the less degraded view at the ``previous`` scale."""
-        from .degrade import degrade, degrade_pair
-
-        kind, scale = self.config.degradation, self.config.scale
+        """Return ``x_l`` at the stage's scale and, when asked, the less degraded view at the ``previous``
+        scale."""
+        kind, scale = Degradation(self.config.degradation), self.config.scale
         if previous is None:
             return quantise(degrade(batch.x_h, scale, kind, batch.seeds)), None
         x_l, x_prev = degrade_pair(batch.x_h, scale, previous, kind, batch.seeds)
@@ -177,7 +197,8 @@ def quantise(x: Tensor) -> Tensor:
 
 
 def draw_t(count: int, rng: torch.Generator, *, one_probability: float) -> Tensor:
-    """Draw t ``(N,)``: exactly 1 with ``one_probability`` (the one step that is used), else uniform in [0, 1]."""
+    """Draw t ``(N,)``: exactly 1 with ``one_probability`` (the one step that is used), else uniform in [0,
+    1]."""
     t, one = torch.rand(count, generator=rng), torch.rand(count, generator=rng) < one_probability
     return torch.where(one, torch.ones(()), t)
 
@@ -185,15 +206,25 @@ def draw_t(count: int, rng: torch.Generator, *, one_probability: float) -> Tenso
 class DiffusionStage(_Conditioned):
     """Train the U-Net: raw v loss without a teacher, scale distillation (YONOS-SR, Algorithm 1) with one.
 
-    The paper weights the x0 error by ``1 / sigma_t^2``; that is the v error, so the loss below is a plain MSE on v.
+    The paper weights the x0 error by ``1 / sigma_t^2``; that is the v error, so the loss below is a plain
+    MSE on v.
     """
 
-    def __init__(self, config: StageConfig, bundle: Bundle, *, teacher: nn.Module | None, teacher_scale: int | None) -> None:
-        self.config, self.encoder, self.unet, self.decoder = config, bundle.encoder, bundle.unet, bundle.decoder
+    def __init__(
+        self, config: StageConfig, bundle: Bundle, *, teacher: nn.Module | None, teacher_scale: int | None
+    ) -> None:
+        self.config, self.encoder, self.unet, self.decoder = (
+            config,
+            bundle.encoder,
+            bundle.unet,
+            bundle.decoder,
+        )
         self.schedule = bundle.schedule
         self.teacher, self.teacher_scale = teacher, teacher_scale
         self.one_probability = float(config.loss.get("one_probability", 0.5))
-        self.truth = float(config.loss.get("truth", 0.0))  # share of the raw v target mixed into the distillation target
+        self.truth = float(
+            config.loss.get("truth", 0.0)
+        )  # share of the raw v target mixed into the distillation target
         self.groups = {"unet": {"unet": self.unet}}
 
     def loss(self, group: str, batch: Batch, rng: torch.Generator, step: int) -> tuple[Tensor, Logs]:
@@ -223,20 +254,28 @@ class DiffusionStage(_Conditioned):
 class DecoderStage(_Conditioned):
     """Fine-tune the decoder on one-step latents: L1 + gradient L1 + LPIPS (mixed networks) + hinge PatchGAN.
 
-    The GAN term starts at ``disc_start`` (a share of the budget in steps) with the LDM autoencoder's adaptive weight
+    The GAN term starts at ``disc_start`` (a share of the budget in steps) with the LDM autoencoder's
+    adaptive weight
     ``||grad rec|| / ||grad gan||`` at the decoder's last layer. Encoder and U-Net stay as they are.
     """
 
     def __init__(self, config: StageConfig, bundle: Bundle, *, weights: dict[str, str], seed: int) -> None:
         from .losses import Lpips, PatchDiscriminator
 
-        self.config, self.encoder, self.unet, self.decoder = config, bundle.encoder, bundle.unet, bundle.decoder
+        self.config, self.encoder, self.unet, self.decoder = (
+            config,
+            bundle.encoder,
+            bundle.unet,
+            bundle.decoder,
+        )
         self.schedule = bundle.schedule
         loss = config.loss
         self.w_grad = float(loss.get("gradient", 0.3))
         self.w_l1 = float(loss.get("l1", 1.0))
-        self.w_lpips = {net: float(loss.get(f"lpips_{net}", 0.0)) for net in ("alex", "vgg")}
-        self.lpips = nn.ModuleDict({n: Lpips(n, required(weights, f"lpips_{n}")) for n, w in self.w_lpips.items() if w > 0})
+        self.w_lpips: dict[Network, float] = {net: float(loss.get(f"lpips_{net}", 0.0)) for net in NETWORKS}
+        self.lpips = nn.ModuleDict(
+            {n: Lpips(n, required(weights, f"lpips_{n}")) for n, w in self.w_lpips.items() if w > 0}
+        )
         self.vgg_share = float(loss.get("vgg_share", 1.0))
         self.w_gan, self.disc_start = float(loss.get("gan", 0.0)), int(loss.get("disc_start", 0))
         self.groups = {"decoder": {"decoder": self.decoder}}
@@ -269,9 +308,9 @@ class DecoderStage(_Conditioned):
         l1, grad = (y - x_h).abs().mean(), gradient_l1(y, x_h)
         total = self.w_l1 * l1 + self.w_grad * grad
         logs = {"l1": l1.item(), "gradient": grad.item()}
-        for net, module in self.lpips.items():
+        for net in (name for name, weight in self.w_lpips.items() if weight > 0):
             count = len(y) if net == "alex" else max(1, round(self.vgg_share * len(y)))
-            distance = module(y[:count], x_h[:count]).float().mean()
+            distance = self.lpips[net](y[:count], x_h[:count]).float().mean()
             total = total + self.w_lpips[net] * distance
             logs[f"lpips_{net}"] = distance.item()
         if self.w_gan > 0 and step >= self.disc_start:
@@ -289,13 +328,21 @@ class DecoderStage(_Conditioned):
 
 
 class EncoderStage(_Conditioned):
-    """Distil an encoder that reads the LR picture itself: ``E_lr(x_l) ~ E(resize_like(x_l))``, and through the U-Net."""
+    """Distil an encoder that reads the LR picture itself: ``E_lr(x_l) ~ E(resize_like(x_l))``, and through
+    the U-Net."""
 
     def __init__(self, config: StageConfig, bundle: Bundle) -> None:
-        self.config, self.encoder, self.unet, self.decoder = config, bundle.encoder, bundle.unet, bundle.decoder
+        self.config, self.encoder, self.unet, self.decoder = (
+            config,
+            bundle.encoder,
+            bundle.unet,
+            bundle.decoder,
+        )
         self.schedule = bundle.schedule
         self.lr_encoder = Encoder(bundle.config.architecture, lr_scale=config.scale)
-        set_latent_stats(self.lr_encoder, self.lr_encoder, self.encoder.get_buffer("mean"), self.encoder.get_buffer("std"))
+        set_latent_stats(
+            self.lr_encoder, self.lr_encoder, self.encoder.get_buffer("mean"), self.encoder.get_buffer("std")
+        )
         self.w_step = float(config.loss.get("step", 1.0))
         self.groups = {"encoder": {"encoder": self.lr_encoder}}
 
