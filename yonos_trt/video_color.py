@@ -1,0 +1,289 @@
+"""Frames to RGB and back, with every constant stated.
+
+::
+
+    planes (h, w) per component  --planes_to_rgb-->  (H, W, 3) uint8 or uint16  --rgb_to_planes-->  planes
+
+The conversion is written out here and not left to a scaler's defaults, because three things go wrong
+silently otherwise: the matrix (BT.601 against BT.709), the range (limited against full) and the place of
+the chroma samples (a quarter of a pixel of colour shift at every conversion).
+
+Equations (ITU-R BT.601, BT.709, BT.2020; n bits a sample)::
+
+    Y' = Kr R' + Kg G' + Kb B'      Cb = (B' - Y') / (2 (1 - Kb))      Cr = (R' - Y') / (2 (1 - Kr))
+    limited range: Y = (219 Y' + 16) 2^(n-8)    C = (224 C + 128) 2^(n-8)
+    full range:    Y = (2^n - 1) Y'             C = (2^n - 1) C + 2^(n-1)
+
+Chroma goes up by linear interpolation at the true sample positions; it comes down by (1, 2, 1) / 4 along an
+axis where chroma sits on a luma sample and by (1, 1) / 2 where it sits between two. Values outside [0, 1]
+after the matrix (super-white, out-of-gamut) are clipped: the network's pictures have no room for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ConfigError, InputError
+
+__all__ = ["MATRICES", "SITINGS", "Coding", "Layout", "layout_of", "planes_to_rgb", "rgb_to_planes"]
+
+Samples = NDArray[Any]  # uint8 or uint16
+
+#: Kr, Kb by FFmpeg's / ITU-T H.273's MatrixCoefficients number.
+MATRICES: dict[int, tuple[float, float]] = {
+    1: (0.2126, 0.0722),  # BT.709
+    4: (0.30, 0.11),  # FCC
+    5: (0.299, 0.114),  # BT.470 BG, the same numbers as BT.601
+    6: (0.299, 0.114),  # SMPTE 170M / BT.601
+    7: (0.212, 0.087),  # SMPTE 240M
+    9: (0.2627, 0.0593),  # BT.2020 non-constant luminance
+}
+
+#: (vertical, horizontal) offset of the first chroma sample from the first luma sample, in units of the
+#: distance to "in the middle": 0 = on a luma sample, 1 = half-way between two.
+SITINGS: dict[str, tuple[int, int]] = {"left": (1, 0), "center": (1, 1), "topleft": (0, 0)}
+
+BAND_ROWS = 64  # rows converted at once: a band of a 5120 px wide frame stays within a core's L2 cache
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a pixel format stores its samples."""
+
+    name: str  # FFmpeg's name of a planar format
+    kind: str  # "yuv", "gray" or "rgb" (planes in the order G, B, R)
+    bits: int  # significant bits a sample, in the low bits of a byte or little-endian word
+    sub_h: int = 1  # luma rows a chroma row
+    sub_w: int = 1  # luma columns a chroma column
+
+    @property
+    def dtype(self) -> type[np.uint8] | type[np.uint16]:
+        """Type of a stored sample."""
+        return np.uint8 if self.bits == 8 else np.uint16
+
+
+def _layouts() -> dict[str, Layout]:
+    found = {"gray": Layout("gray", "gray", 8), "gbrp": Layout("gbrp", "rgb", 8)}
+    subsampling = {"420": (2, 2), "422": (1, 2), "444": (1, 1)}
+    for name, (sub_h, sub_w) in subsampling.items():
+        found[f"yuv{name}p"] = Layout(f"yuv{name}p", "yuv", 8, sub_h, sub_w)
+        for bits in (9, 10, 12, 14, 16):
+            full = f"yuv{name}p{bits}le"
+            found[full] = Layout(full, "yuv", bits, sub_h, sub_w)
+    for bits in (9, 10, 12, 14, 16):
+        found[f"gray{bits}le"] = Layout(f"gray{bits}le", "gray", bits)
+        found[f"gbrp{bits}le"] = Layout(f"gbrp{bits}le", "rgb", bits)
+    return found
+
+
+LAYOUTS = _layouts()
+
+#: Formats that hold the same samples in another arrangement: FFmpeg repacks them without arithmetic.
+REPACKED = {
+    "nv12": "yuv420p",
+    "nv21": "yuv420p",
+    "nv16": "yuv422p",
+    "nv24": "yuv444p",
+    "yuyv422": "yuv422p",
+    "uyvy422": "yuv422p",
+    "p010le": "yuv420p10le",
+    "p210le": "yuv422p10le",
+    "p410le": "yuv444p10le",
+    "y210le": "yuv422p10le",
+    "rgb24": "gbrp",
+    "bgr24": "gbrp",
+    "rgb0": "gbrp",
+    "bgr0": "gbrp",
+    "rgb48le": "gbrp16le",
+}
+
+#: Other names of the same planes; the j says "full range".
+ALIASES = {"yuvj420p": "yuv420p", "yuvj422p": "yuv422p", "yuvj444p": "yuv444p"}
+
+
+def layout_of(pix_fmt: str) -> Layout:
+    """Return the planar layout whose samples are those of ``pix_fmt``.
+
+    Raises
+    ------
+    InputError
+        The format is not one of the 8- to 16-bit grey, 4:2:0, 4:2:2, 4:4:4 or RGB formats handled here.
+    """
+    layout = LAYOUTS.get(REPACKED.get(pix_fmt, ALIASES.get(pix_fmt, pix_fmt)))
+    if layout is None:
+        alpha = " (it has an alpha channel, which no output here could keep)" if "a" in pix_fmt[3:5] else ""
+        raise InputError(
+            f"pixel format {pix_fmt} is not supported{alpha}: expected 8- to 16-bit 4:2:0, 4:2:2, 4:4:4, "
+            f"grey or RGB; convert it first, for example: ffmpeg -i IN -pix_fmt yuv444p10le -c:v ffv1 OUT.mkv"
+        )
+    return layout
+
+
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """How a signal's numbers map to colour."""
+
+    matrix: int = 1  # H.273 MatrixCoefficients, a key of MATRICES; unused for grey and RGB
+    full_range: bool = False  # False: 16..235 / 16..240 in 8 bits
+    siting: str = "left"  # a key of SITINGS; matters for 4:2:0 and 4:2:2
+
+    def __post_init__(self) -> None:
+        if self.matrix not in MATRICES:
+            raise InputError(
+                f"matrix coefficients {self.matrix} are not supported: expected one of {sorted(MATRICES)} "
+                f"(H.273 numbers); convert the clip to BT.709 or BT.2020 non-constant luminance first"
+            )
+        if self.siting not in SITINGS:
+            raise ConfigError(f"chroma siting {self.siting!r} is unknown: expected one of {sorted(SITINGS)}")
+
+
+def _ranges(bits: int, *, full: bool) -> tuple[float, float, float, float]:
+    """Return luma offset, luma span, chroma centre, chroma span for samples of ``bits`` bits."""
+    unit = float(1 << (bits - 8))
+    if full:
+        top = float((1 << bits) - 1)
+        return 0.0, top, 128 * unit, top
+    return 16 * unit, 219 * unit, 128 * unit, 224 * unit
+
+
+def _rgb_peak(bits: int) -> float:
+    return 255.0 if bits == 8 else 65535.0
+
+
+def _upsample_axis(plane: NDArray[np.float32], size: int, middle: int, axis: int) -> NDArray[np.float32]:
+    """Interpolate 2:1 chroma linearly to ``size`` samples along ``axis``; the edge sample is held."""
+    count = plane.shape[axis]
+    position = (np.arange(size) - 0.5 * middle) / 2
+    low = np.floor(position).astype(np.intp)
+    weight = (position - low).astype(np.float32)
+    first = np.take(plane, np.clip(low, 0, count - 1), axis=axis)
+    second = np.take(plane, np.clip(low + 1, 0, count - 1), axis=axis)
+    weight = weight.reshape((-1, 1) if axis == 0 else (1, -1))
+    first += (second - first) * weight
+    return first
+
+
+def planes_to_rgb(planes: list[Samples], layout: Layout, coding: Coding) -> Samples:
+    """Convert one frame's planes to RGB.
+
+    Parameters
+    ----------
+    planes
+        One (grey) or three arrays (Y, Cb, Cr, or G, B, R), each (rows, columns) of ``layout.dtype``.
+    layout, coding
+        What the samples are and what they mean.
+
+    Returns
+    -------
+    ndarray
+        (H, W, 3), uint8 for 8-bit formats, otherwise uint16 using the whole range 0..65535; the caller's own.
+    """
+    height, width = planes[0].shape
+    peak = _rgb_peak(layout.bits)
+    out = np.empty((height, width, 3), np.uint8 if layout.bits == 8 else np.uint16)
+    luma_offset, luma_span, centre, chroma_span = _ranges(
+        layout.bits, full=coding.full_range or layout.kind == "rgb"
+    )
+    if layout.kind == "rgb":
+        for channel, plane in zip((1, 2, 0), planes, strict=True):
+            out[..., channel] = plane if layout.bits == 8 else np.rint(plane * np.float32(peak / luma_span))
+        return out
+    gain = np.float32(peak / luma_span)
+    luma = (planes[0].astype(np.float32) - np.float32(luma_offset)) * gain
+    if layout.kind == "gray":
+        out[...] = np.clip(np.rint(luma), 0, peak)[..., None]
+        return out
+    kr, kb = MATRICES[coding.matrix]
+    kg = 1 - kr - kb
+    vertical, horizontal = SITINGS[coding.siting]
+    chroma = []
+    for plane in planes[1:]:
+        values = (plane.astype(np.float32) - np.float32(centre)) * np.float32(peak / chroma_span)
+        if layout.sub_w == 2:
+            values = _upsample_axis(values, width, horizontal, axis=1)
+        if layout.sub_h == 2:
+            values = _upsample_axis(values, height, vertical, axis=0)
+        chroma.append(values)
+    cb, cr = chroma
+    red = luma + cr * np.float32(2 * (1 - kr))
+    blue = luma + cb * np.float32(2 * (1 - kb))
+    green = luma - cr * np.float32(2 * kr * (1 - kr) / kg) - cb * np.float32(2 * kb * (1 - kb) / kg)
+    for channel, values in enumerate((red, green, blue)):
+        out[..., channel] = np.clip(np.rint(values, out=values), 0, peak, out=values)
+    return out
+
+
+def _halve_columns(values: NDArray[np.float32], middle: int) -> NDArray[np.float32]:
+    """Bring (rows, 2 n) to (rows, n): between two samples (1, 1) / 2, on a sample (1, 2, 1) / 4."""
+    even, odd = values[:, 0::2], values[:, 1::2]
+    if middle:
+        return (even + odd) * np.float32(0.5)
+    before = np.concatenate((even[:, :1], odd[:, :-1]), axis=1)
+    return (before + odd) * np.float32(0.25) + even * np.float32(0.5)
+
+
+def _store(
+    plane: Samples, y0: int, values: NDArray[np.float32], gain: float, offset: float, top: int
+) -> None:
+    values = values * np.float32(gain) + np.float32(offset)
+    plane[y0 : y0 + len(values)] = np.clip(np.rint(values, out=values), 0, top, out=values)
+
+
+def rgb_to_planes(rgb: Samples, planes: list[Samples], layout: Layout, coding: Coding) -> None:
+    """Convert RGB to one frame's planes, written in place.
+
+    Parameters
+    ----------
+    rgb
+        (H, W, 3) uint8 or uint16 (whole range). H and W must be multiples of the layout's subsampling.
+    planes
+        Arrays to fill, shapes and order as in `planes_to_rgb`; all three have their full extent.
+    layout, coding
+        What to store. Grey keeps the luma of ``coding.matrix``.
+
+    Raises
+    ------
+    ConfigError
+        The size does not fit the subsampling.
+    """
+    height, width, _ = rgb.shape
+    if height % layout.sub_h or width % layout.sub_w:
+        raise ConfigError(
+            f"{layout.name} needs a height that is a multiple of {layout.sub_h} and a width that is a "
+            f"multiple of {layout.sub_w}, got {height} x {width}; choose --pix-fmt yuv444p"
+        )
+    peak = 255.0 if rgb.dtype == np.uint8 else 65535.0
+    top = (1 << layout.bits) - 1
+    if layout.kind == "rgb":
+        for channel, plane in zip((1, 2, 0), planes, strict=True):
+            if layout.bits == 8 and rgb.dtype == np.uint8:
+                plane[...] = rgb[..., channel]
+            else:
+                plane[...] = np.rint(rgb[..., channel] * np.float32(top / peak))
+        return
+    luma_offset, luma_span, centre, chroma_span = _ranges(layout.bits, full=coding.full_range)
+    kr, kb = MATRICES[coding.matrix]
+    vertical, horizontal = SITINGS[coding.siting]
+    halo = int(layout.sub_h == 2 and not vertical)  # the (1, 2, 1) filter reads one row above and one below
+    for y0 in range(0, height, BAND_ROWS):
+        y1 = min(height, y0 + BAND_ROWS)
+        rows = np.clip(np.arange(y0 - halo, y1 + halo), 0, height - 1) if halo else slice(y0, y1)
+        red, green, blue = (rgb[rows, :, c].astype(np.float32) for c in range(3))
+        luma = red * np.float32(kr) + green * np.float32(1 - kr - kb) + blue * np.float32(kb)
+        inner = luma[halo : len(luma) - halo]
+        _store(planes[0], y0, inner, luma_span / peak, luma_offset, top)
+        if layout.kind == "gray":
+            continue
+        for plane, primary, k in ((planes[1], blue, kb), (planes[2], red, kr)):
+            values = primary - luma
+            if layout.sub_w == 2:
+                values = _halve_columns(values, horizontal)
+            if halo:
+                values = (values[:-2:2] + values[2::2]) * np.float32(0.25) + values[1:-1:2] * np.float32(0.5)
+            elif layout.sub_h == 2:
+                values = (values[0::2] + values[1::2]) * np.float32(0.5)
+            _store(plane, y0 // layout.sub_h, values, chroma_span / (2 * (1 - k) * peak), centre, top)
