@@ -175,7 +175,7 @@ class Crops:
             crop = np.rot90(crop, int(rng.integers(4)))
             if rng.integers(2):
                 crop = crop[:, ::-1]
-        out = torch.from_numpy(np.ascontiguousarray(crop)).permute(2, 0, 1).float()
+        out = torch.from_numpy(np.array(crop, order="C")).permute(2, 0, 1).float()
         if side != cfg.crop_px:
             out = F.interpolate(out[None], size=(cfg.crop_px, cfg.crop_px), mode="bicubic", antialias=True)[0]
             out = out.round_().clamp_(0, 255)

@@ -85,6 +85,7 @@ class StageConfig:
             )
         if self.steps is None and self.minutes is None:
             raise ValueError(f"stage {self.name}: neither steps nor minutes given; give at least one")
+        Degradation(self.degradation)  # refuses unknown names
         for name in ("batch", "accumulate", "crop_px", "lr", "clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"stage {self.name}: {name} got {getattr(self, name)}, expected > 0")

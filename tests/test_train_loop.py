@@ -1,0 +1,250 @@
+"""Data, loop and run of the trainer: exact resume, crash safety, frozen parts, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("accelerate")
+
+from click.testing import CliRunner  # noqa: E402
+from yonos_train.cli import main  # noqa: E402
+from yonos_train.data import CropConfig, Crops, DataError, ImageFolder, generator  # noqa: E402
+from yonos_train.loop import LoopConfig, Trainer, TrainingError, learning_rate  # noqa: E402
+from yonos_train.model import BundleConfig, load_bundle, new_bundle  # noqa: E402
+from yonos_train.presets import PRESETS, RunConfig  # noqa: E402
+from yonos_train.run import Run  # noqa: E402
+from yonos_train.stages import AutoencoderStage, StageConfig  # noqa: E402
+
+SMOKE = PRESETS["smoke"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        noise = rng.uniform(0, 255, (12, 10, 3)).astype(np.uint8)
+        Image.fromarray(noise).resize((100, 120), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+    return folder
+
+
+def autoencoder(pictures, folder, *, steps=6, **loop):
+    config = StageConfig("autoencoder", "autoencoder", steps=steps, batch=2, crop_px=64, warmup_steps=2)
+    torch.manual_seed(0)
+    bundle = new_bundle(BundleConfig("tiny", 4, SMOKE.architecture))
+    crops = Crops(ImageFolder(pictures, smallest_px=64), CropConfig(64), seed=3)
+    settings = LoopConfig(seed=3, precision="fp32", sample_steps=0, log_steps=1, **loop)
+    return Trainer(AutoencoderStage(config, bundle), config, crops, Path(folder), settings), bundle
+
+
+def state_bytes(bundle):
+    return [v.numpy().tobytes() for m in (bundle.encoder, bundle.decoder) for v in m.state_dict().values()]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_resume_is_bit_exact(pictures, tmp_path):
+    whole, bundle = autoencoder(pictures, tmp_path / "whole")
+    whole.run()
+
+    def stop(step):
+        if step == 3:
+            raise Interrupted
+
+    first, _ = autoencoder(pictures, tmp_path / "cut", checkpoint_steps=1)
+    with pytest.raises(Interrupted):
+        first.run(on_step=stop)
+    second, resumed = autoencoder(pictures, tmp_path / "cut")
+    second.run()
+    assert second.step == 6
+    assert state_bytes(resumed) == state_bytes(bundle)
+    fresh, other = autoencoder(pictures, tmp_path / "short", steps=3)
+    fresh.run()
+    assert state_bytes(other) != state_bytes(bundle)
+
+
+def test_resume_falls_back_to_the_checkpoint_before_a_broken_one(pictures, tmp_path):
+    trainer, _ = autoencoder(pictures, tmp_path, steps=3, checkpoint_steps=1)
+    trainer.run()
+    newest = trainer.checkpoints()[-1]
+    newest.write_bytes(newest.read_bytes()[:100])
+    again, _ = autoencoder(pictures, tmp_path, steps=3)
+    assert again.resume()
+    assert again.step == 2
+
+
+def test_only_the_two_newest_checkpoints_are_kept(pictures, tmp_path):
+    trainer, _ = autoencoder(pictures, tmp_path, steps=5, checkpoint_steps=1)
+    trainer.run()
+    assert [p.name for p in trainer.checkpoints()] == [f"checkpoint-{n:08d}.safetensors" for n in (4, 5)]
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(pictures, tmp_path):
+    trainer, bundle = autoencoder(pictures, tmp_path, checkpoint_steps=1)
+
+    def poison(step):
+        if step == 2:
+            bundle.decoder.get_parameter("conv_in.weight").data.fill_(float("nan"))
+
+    with pytest.raises(TrainingError, match=r"step 2: loss of autoencoder is nan.*checkpoint-00000002"):
+        trainer.run(on_step=poison)
+    again, restored = autoencoder(pictures, tmp_path)
+    assert again.resume()
+    assert again.step == 2
+    assert all(torch.isfinite(p).all() for p in restored.decoder.parameters())
+
+
+def test_metrics_samples_and_curves_are_written(pictures, tmp_path):
+    trainer, _ = autoencoder(pictures, tmp_path, steps=2)
+    trainer.run()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert {"loss", "l1", "psnr_db", "lr", "images_per_s"} <= rows[0].keys()
+    with Image.open(tmp_path / "samples" / "step-00000002.png") as grid:
+        assert grid.size == (2 * 64, 8 * 64)
+    with Image.open(tmp_path / "curves.png") as curves:
+        assert curves.size[0] > 500
+
+
+def test_batches_depend_only_on_seed_step_and_index(pictures):
+    folder = ImageFolder(pictures, smallest_px=64)
+    crops = Crops(folder, CropConfig(64), seed=1)
+    whole = crops.batch(5, 4)
+    halves = [crops.batch(5, 2, rank=r, world=2) for r in (0, 1)]
+    assert torch.equal(whole.x_h, torch.cat([h.x_h for h in halves]))
+    assert whole.seeds == halves[0].seeds + halves[1].seeds
+    assert not torch.equal(whole.x_h, crops.batch(6, 4).x_h)
+    assert not torch.equal(whole.x_h, Crops(folder, CropConfig(64), seed=2).batch(5, 4).x_h)
+    assert whole.x_h.min() >= -1
+    assert whole.x_h.max() <= 1
+
+
+def test_generator_is_the_same_everywhere():
+    a, b = (torch.rand(3, generator=generator(1, "x4", 7)) for _ in range(2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, torch.rand(3, generator=generator(1, "x2", 7)))
+
+
+def test_bad_folders_are_refused_and_bad_files_listed(pictures, tmp_path):
+    with pytest.raises(DataError, match="not a folder"):
+        ImageFolder(tmp_path / "none", smallest_px=8)
+    with pytest.raises(DataError, match="no image"):
+        ImageFolder(tmp_path, smallest_px=8)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
+    with pytest.raises(DataError, match="none of 1 files is usable.*cannot be decoded"):
+        ImageFolder(tmp_path, smallest_px=8)
+    Image.new("RGB", (20, 70)).save(tmp_path / "narrow.png")
+    Image.new("L", (70, 70)).save(tmp_path / "grey.png")
+    folder = ImageFolder(tmp_path, smallest_px=64)
+    assert len(folder) == 1
+    assert folder.images[0].shape == (70, 70, 3)
+    assert [Path(s.path).name for s in folder.skipped] == ["broken.png", "narrow.png"]
+    assert "20 x 70 px" in folder.skipped[1].reason
+
+
+def test_learning_rate_warms_up_and_falls():
+    config = StageConfig("x", "autoencoder", steps=10, lr=1.0, warmup_steps=4)
+    assert learning_rate(config, 0, 0.0) == pytest.approx(0.25)
+    assert learning_rate(config, 9, 0.0) == pytest.approx(1.0)
+    assert learning_rate(config, 9, 1.0) == pytest.approx(0.02)
+
+
+def test_smoke_preset_runs_every_stage_and_leaves_bundles(pictures, tmp_path):
+    run = tmp_path / "run"
+    args = ["--preset", "smoke", "--data", str(pictures), "--run", str(run), "--set", "loop.precision=fp32"]
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 0, result.output
+    for scale in (2, 4, 8):
+        bundle = load_bundle(run / "bundles" / f"smoke-x{scale}")
+        assert bundle.config.scale == scale
+        z = bundle.encoder(torch.rand(1, 3, 32, 32))
+        assert torch.isfinite(bundle.decoder(z)).all()
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")}
+    assert CliRunner().invoke(main, args).exit_code == 0
+    assert before == {
+        p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")
+    }  # all done: nothing is redone
+
+
+def test_decoder_stage_leaves_encoder_and_unet_untouched(pictures, tmp_path):
+    config = dataclasses.replace(SMOKE, loop=dataclasses.replace(SMOKE.loop, precision="fp32"))
+    run = Run(config, tmp_path, data=str(pictures), weights={})
+    run.run(("autoencoder", "x2"))
+    before = run.bundle(2)
+    stage = run.build(config.stages[4])
+    assert config.stages[4].kind == "decoder"
+    run.run(("decoder-x2",))
+    after = run.bundle(2)
+    for name in ("encoder", "unet"):
+        old, new = getattr(before, name).state_dict(), getattr(after, name).state_dict()
+        assert all(torch.equal(old[k], new[k]) for k in old)
+        assert not any(p.requires_grad for p in getattr(stage, name).parameters())
+    old, new = before.decoder.state_dict(), after.decoder.state_dict()
+    assert any(not torch.equal(old[k], new[k]) for k in old)
+
+
+def test_a_perceptual_loss_without_weights_is_refused(pictures, tmp_path):
+    args = [
+        "--preset",
+        "smoke",
+        "--data",
+        str(pictures),
+        "--run",
+        str(tmp_path / "r"),
+        "--set",
+        "loop.precision=fp32",
+    ]
+    result = CliRunner().invoke(main, [*args, "--set", 'decoder-x2.loss={"lpips_alex": 1}'])
+    assert result.exit_code == 1
+    assert "lpips_alex" in result.output
+    assert "--weights lpips_alex=FILE" in result.output
+
+
+def test_command_line_changes_are_in_the_printed_config():
+    args = ["--preset", "lite", "--steps", "7", "--set", "x4.batch=4", "--set", "loop.seed=9", "--dry-run"]
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 0, result.output
+    config = RunConfig.from_json(result.output)
+    stages = {stage.name: stage for stage in config.stages}
+    assert stages["x4"].batch == 4
+    assert stages["x2"].batch == PRESETS["lite"].stages[1].batch
+    assert {stage.steps for stage in config.stages} == {7}
+    assert config.loop.seed == 9
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "give --preset"),
+        (["--preset", "big"], "expected one of lite"),
+        (["--preset", "lite"], "give --data"),
+        (["--preset", "lite", "--set", "x4"], "STAGE.FIELD=VALUE"),
+        (["--preset", "lite", "--set", "x3.batch=1"], "no stage 'x3'"),
+        (["--preset", "lite", "--set", "x4.nonsense=1"], "nonsense"),
+        (["--preset", "lite", "--set", "x4.crop_px=100"], "expected a multiple of 16"),
+        (["--preset", "lite", "--set", "x4.degradation=fog"], "fog"),
+        (["--preset", "lite", "--set", "x4.batch=0"], "batch got 0"),
+    ],
+)
+def test_command_line_mistakes_are_named(args, message):
+    result = CliRunner().invoke(main, args)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_a_run_folder_of_another_architecture_is_refused(pictures, tmp_path):
+    Run(SMOKE, tmp_path, data=str(pictures), weights={})
+    other = dataclasses.replace(
+        SMOKE, architecture=dataclasses.replace(SMOKE.architecture, latent_channels=8)
+    )
+    with pytest.raises(ValueError, match="started with architecture"):
+        Run(other, tmp_path, data=str(pictures), weights={})
