@@ -140,7 +140,7 @@ def test_bad_folders_are_refused_and_bad_files_listed(pictures, tmp_path):
     with pytest.raises(DataError, match="no image"):
         ImageFolder(tmp_path, smallest_px=8)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
-    with pytest.raises(DataError, match="none of 1 files is usable.*cannot be decoded"):
+    with pytest.raises(DataError, match=r"none of 1 files is usable.*cannot be decoded"):
         ImageFolder(tmp_path, smallest_px=8)
     Image.new("RGB", (20, 70)).save(tmp_path / "narrow.png")
     Image.new("L", (70, 70)).save(tmp_path / "grey.png")
@@ -168,11 +168,10 @@ def test_smoke_preset_runs_every_stage_and_leaves_bundles(pictures, tmp_path):
         assert bundle.config.scale == scale
         z = bundle.encoder(torch.rand(1, 3, 32, 32))
         assert torch.isfinite(bundle.decoder(z)).all()
+    # all stages are done: a second call redoes nothing
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")}
     assert CliRunner().invoke(main, args).exit_code == 0
-    assert before == {
-        p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")
-    }  # all done: nothing is redone
+    assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")}
 
 
 def test_decoder_stage_leaves_encoder_and_unet_untouched(pictures, tmp_path):

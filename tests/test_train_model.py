@@ -71,7 +71,7 @@ def test_bundle_survives_the_folder(tmp_path):
 
 
 def test_bundle_refuses_what_it_cannot_load(tmp_path):
-    with pytest.raises(FileNotFoundError, match="config.json"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
         load_bundle(tmp_path)
     save_bundle(new_bundle(BundleConfig("tiny", 2, TINY)), tmp_path)
     text = json.loads((tmp_path / "config.json").read_text())
