@@ -144,7 +144,11 @@ class ExportConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "source", Path(self.source))
         object.__setattr__(self, "engine_dir", Path(self.engine_dir))
-        for name, kind in (("precision", Precision), ("runtime", Runtime), ("hardware_compatibility", Hardware)):
+        for name, kind in (
+            ("precision", Precision),
+            ("runtime", Runtime),
+            ("hardware_compatibility", Hardware),
+        ):
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}, expected one of {', '.join(get_args(kind))}"
@@ -173,8 +177,8 @@ class ExportConfig:
             )
         if self.runtime == "tensorrt" and self.compute_capabilities:
             raise ConfigError(
-                "compute_capabilities exists for runtime tensorrt-rtx only; a tensorrt engine is built for the "
-                "GPU of this machine (see hardware_compatibility)"
+                "compute_capabilities exists for runtime tensorrt-rtx only; a tensorrt engine is built "
+                "for the GPU of this machine (see hardware_compatibility)"
             )
 
     @property

@@ -1,8 +1,8 @@
 """Passes over an ``onnx_ir`` graph that make it small, constant-free and the same every time.
 
-The dynamo exporter's optimiser leaves three things that matter here: operations on constants with several outputs
-(``Split``), per-channel scales and shifts behind convolutions (the folded time modulation), and names and metadata
-that carry the exporter's counters and source paths.
+The dynamo exporter's optimiser leaves three things that matter here: operations on constants with several
+outputs (``Split``), per-channel scales and shifts behind convolutions (the folded time modulation), and names
+and metadata that carry the exporter's counters and source paths.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def add_const(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Valu
         free, k = f"{name}_{k}", k + 1
     value = ir.Value(name=free, const_value=ir.tensor(np.ascontiguousarray(array), name=free))
     assert value.const_value is not None
-    value.shape = ir.Shape(value.const_value.shape)
+    value.shape = ir.Shape(list(array.shape))
     value.dtype = value.const_value.dtype
     value.meta["base"] = name
     graph.register_initializer(value)
@@ -75,7 +75,7 @@ def fold_constants(model: ir.Model) -> int:
             onnx.helper.make_graph([proto], "fold", inputs, outputs),
             opset_imports=[onnx.helper.make_opsetid("", opset)],
         )
-        feed = {n: a for n, a in zip(names, arrays, strict=True)}
+        feed = dict(zip(names, arrays, strict=True))
         results = ReferenceEvaluator(single).run(None, feed)
         for output, array in zip([o for o in node.outputs if o.name], results, strict=True):
             replace_uses(graph, output, add_const(graph, str(output.name), np.asarray(array)))
@@ -104,8 +104,8 @@ def _per_channel(array: NDArray[np.generic] | None, channels: int) -> NDArray[np
 def fold_affine(model: ir.Model) -> int:
     """Fold multiplications and additions of per-channel constants into the convolution before them.
 
-    Exact in real arithmetic: the convolution is linear and its padding is not touched by what follows it. Computed
-    in float64, rounded once. Returns how many nodes went away.
+    Exact in real arithmetic: the convolution is linear and its padding is not touched by what follows it.
+    Computed in float64, rounded once. Returns how many nodes went away.
     """
     graph, folded = model.graph, 0
     for node in list(graph):
@@ -124,7 +124,9 @@ def fold_affine(model: ir.Model) -> int:
             constant = _per_channel(const_array(node.inputs[1 - k]), weight.shape[0])
             if constant is None or (node.op_type == "Div" and k == 1):
                 continue
-            bias = const_array(bias_value) if bias_value is not None else np.zeros(weight.shape[0], np.float32)
+            bias = (
+                const_array(bias_value) if bias_value is not None else np.zeros(weight.shape[0], np.float32)
+            )
             if bias is None:
                 continue
             gain, shift = np.ones_like(constant), np.zeros_like(constant)
@@ -153,7 +155,7 @@ def fold_affine(model: ir.Model) -> int:
                 num_outputs=1,
                 metadata_props=dict(conv.metadata_props),
             )
-            merged.outputs[0].dtype = x.dtype
+            merged.outputs[0].type = x.type
             merged.outputs[0].shape = node.outputs[0].shape
             merged.outputs[0].name = node.outputs[0].name
             graph.insert_before(node, merged)
@@ -180,11 +182,14 @@ def _scope(node: ir.Node) -> str:
     return str(scopes[-2]) if len(scopes) > 1 else ""
 
 
-def canonical_names(model: ir.Model, inputs: dict[str, tuple[int | str, ...]], outputs: dict[str, tuple[int | str, ...]]) -> None:
-    """Name nodes by module path and operation, values by their node, and drop everything else that is not maths.
+def canonical_names(
+    model: ir.Model, inputs: dict[str, tuple[int | str, ...]], outputs: dict[str, tuple[int | str, ...]]
+) -> None:
+    """Name nodes by module path and operation, values by their node; drop all that is not maths.
 
-    ``unet.conv_in/Conv`` computes the value of the same name; its weight keeps the parameter's name. Shapes of the
-    graph's inputs and outputs are written with the letters given; shapes in between are left to whoever loads it.
+    ``unet.conv_in/Conv`` computes the value of the same name; its weight keeps the parameter's name. Shapes
+    of the graph's inputs and outputs are written with the letters given; shapes in between are left to
+    whoever loads it.
     """
     graph = model.graph
     for value, (name, shape) in zip(graph.inputs, inputs.items(), strict=True):
@@ -192,7 +197,7 @@ def canonical_names(model: ir.Model, inputs: dict[str, tuple[int | str, ...]], o
     for i, (name, shape) in enumerate(outputs.items()):
         if graph.outputs[i].producer() is None:  # an output that is an input: give it a node of its own
             identity = ir.Node("", "Identity", [graph.outputs[i]], num_outputs=1)
-            identity.outputs[0].dtype = graph.outputs[i].dtype
+            identity.outputs[0].type = graph.outputs[i].type
             graph.append(identity)
             graph.outputs[i] = identity.outputs[0]
         graph.outputs[i].name, graph.outputs[i].shape = name, ir.Shape(list(shape))

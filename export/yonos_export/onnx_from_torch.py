@@ -1,4 +1,4 @@
-"""ONNX graphs from the torch stages: dynamic batch, height and width, and the same bytes for the same weights."""
+"""ONNX graphs from the torch stages: dynamic batch, height, width; same weights, same bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from yonos_trt.manifest import STAGE_TENSORS
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from yonos_export.stages import ModelInfo, StageSet
+    from yonos_export.model_info import ModelInfo
+    from yonos_export.stages import StageSet
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +80,8 @@ def graph_from_stage(stages: StageSet, stage: str, *, opset: int = 20) -> ir.Mod
         torch, onnx or onnxscript is not installed.
     """
     try:
-        import torch
         import onnxscript
+        import torch
         from torch.export import Dim
     except ImportError as error:
         raise MissingExtraError(
@@ -92,7 +93,8 @@ def graph_from_stage(stages: StageSet, stage: str, *, opset: int = 20) -> ir.Mod
     unit = (info.multiple_px, info.multiple_px)
     # A trace of size 1 would be taken for a constant, so each dimension is at least two units.
     sample = {
-        name: torch.zeros(info.shape(stage, name, batch=2, tile_px=(2 * unit[0], 3 * unit[1]))) for name in inputs
+        name: torch.zeros(info.shape(stage, name, batch=2, tile_px=(2 * unit[0], 3 * unit[1])))
+        for name in inputs
     }
     batch, rows, columns = Dim("n", min=1), Dim("rows", min=1), Dim("columns", min=1)
     dynamic: dict[str, Any] = {}
@@ -122,7 +124,8 @@ def graph_from_stage(stages: StageSet, stage: str, *, opset: int = 20) -> ir.Mod
     except (RuntimeError, torch.onnx.OnnxExporterError) as error:
         reason = str(error).strip().splitlines()
         raise BuildError(
-            f"the {stage} stage cannot be exported to ONNX opset {opset}: {reason[0] if reason else error!r}; "
+            f"the {stage} stage cannot be exported to ONNX opset {opset}: "
+            f"{reason[0] if reason else error!r}; "
             "every operation of the network has to work for any batch, height and width"
         ) from error
     canonical_names(

@@ -6,26 +6,28 @@
     step      noise, z_l (N, C, h, w)            -> z_0 (N, C, h, w),     one DDIM step from t = 1 to 0
     decoder   z_0 (N, C, h, w), scaled           -> image (N, 3, H, W),   about [-1, 1], not clamped
 
-An encoder with ``encoder_input = "lr"`` reads the LR tile ``(N, 3, H/s, W/s)`` instead. Time step, schedule and
-prompt are constants: whatever depends on them alone is folded away when the graph is optimised.
+An encoder with ``encoder_input = "lr"`` reads the LR tile ``(N, 3, H/s, W/s)`` instead. Time step, schedule
+and prompt are constants: whatever depends on them alone is folded away when the graph is optimised.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from yonos_export.model_info import ModelInfo
 from yonos_trt.errors import ConfigError
+from yonos_trt.manifest import STAGE_TENSORS
 
 if TYPE_CHECKING:
     from yonos_train.model import Bundle
 
-STAGES = ("encoder", "step", "decoder")
+STAGES = tuple(STAGE_TENSORS)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -47,8 +49,8 @@ class EncoderStage(nn.Module):
 class StepStage(nn.Module):
     """``(noise, z_l) -> z_0 = alpha_1 noise - sigma_1 v(concat(noise, z_l), t)``, all ``(N, C, h, w)``.
 
-    t is a constant of shape ``(1,)``: the network broadcasts it over the batch, so that its embedding and every
-    modulation computed from it is a constant of the graph whatever N is.
+    t is a constant of shape ``(1,)``: the network broadcasts it over the batch, so that its embedding and
+    every modulation computed from it is a constant of the graph whatever N is.
     """
 
     def __init__(self, unet: nn.Module, *, alpha_1: float, sigma_1: float, timestep: float) -> None:
@@ -79,91 +81,23 @@ class DecoderStage(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------------------
-# What an exporter knows about a model
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """Facts for shapes and the manifest; units as in the manifest (tiles in output px).
-
-    Attributes
-    ----------
-    name, scale, latent_channels, latent_factor
-        As in ``manifest.json``: s = scale, C, f.
-    timestep, alpha_1, sigma_1
-        The one step, as the network saw it in training.
-    smallest_px, default_px, largest_px, multiple_px, overlap_px
-        Legal tiles.
-    encoder_input
-        ``"upsampled"`` or ``"lr"``.
-    training, licence
-        Free facts for the manifest: what was trained on what, under which terms.
-    card
-        Model card, Markdown; empty: none.
-    """
-
-    name: str
-    scale: int
-    latent_channels: int
-    latent_factor: int
-    timestep: float
-    alpha_1: float
-    sigma_1: float
-    smallest_px: int
-    default_px: int
-    largest_px: int
-    multiple_px: int
-    overlap_px: int
-    encoder_input: Literal["upsampled", "lr"] = "upsampled"
-    training: dict[str, Any] = field(default_factory=dict)
-    licence: dict[str, Any] = field(default_factory=dict)
-    card: str = ""
-
-    def shape(self, stage: str, tensor: str, *, batch: int, tile_px: tuple[int, int]) -> tuple[int, int, int, int]:
-        """Return the shape ``(N, channels, height, width)`` of a stage's tensor for a tile in output px."""
-        if tensor != "image":
-            divisor, channels = self.latent_factor, self.latent_channels
-        else:
-            lr = stage == "encoder" and self.encoder_input == "lr"
-            divisor, channels = (self.scale if lr else 1), 3
-        return batch, channels, tile_px[0] // divisor, tile_px[1] // divisor
-
-    def letters(self, stage: str, tensor: str) -> tuple[int | str, ...]:
-        """Return the same shape in letters: H, W are output px, h, w latent cells, lr the LR picture's."""
-        if tensor != "image":
-            return ("N", self.latent_channels, "h", "w")
-        if stage == "encoder" and self.encoder_input == "lr":
-            return ("N", 3, "h_lr", "w_lr")
-        return ("N", 3, "H", "W")
-
-    def legal_tile(self, size_px: int) -> int:
-        """Round a tile side to the nearest legal one at or below `size_px`, at least the smallest."""
-        legal = size_px // self.multiple_px * self.multiple_px
-        return min(max(legal, self.smallest_px), self.largest_px)
+# The three together
 
 
 @dataclass(frozen=True)
 class StageSet:
-    """The three stages in evaluation mode on the CPU in FP32, and what is known about them."""
+    """The three stages (evaluation mode, CPU, FP32), what is known about them, their tensors' hash."""
 
     encoder: nn.Module
     step: nn.Module
     decoder: nn.Module
     info: ModelInfo
+    weights_sha256: str
 
     def module(self, stage: str) -> nn.Module:
         """Return the module of ``"encoder"``, ``"step"`` or ``"decoder"``."""
         module: nn.Module = getattr(self, stage)
         return module
-
-    def weights_sha256(self) -> str:
-        """Hash all tensors of the three stages (name, shape, FP32 bytes), independent of any file layout."""
-        digest = hashlib.sha256()
-        for stage in STAGES:
-            for key, value in sorted(self.module(stage).state_dict().items()):
-                digest.update(f"{stage}.{key}{tuple(value.shape)}".encode())
-                digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -184,8 +118,8 @@ def load_stages(source: Path) -> StageSet:
         return load_diffusers_stages(source)
     if not (source / "config.json").is_file():
         raise ConfigError(
-            f"{source} is not something to export: expected a checkpoint folder of yonos-train (config.json), "
-            "a diffusers folder (unet/ and vae/) or an engine directory (manifest.json)"
+            f"{source} is not something to export: expected a checkpoint folder of yonos-train "
+            "(config.json), a diffusers folder (unet/ and vae/) or an engine directory (manifest.json)"
         )
     from yonos_train.model import load_bundle
 
@@ -198,11 +132,15 @@ def load_stages(source: Path) -> StageSet:
 
 def stages_from_bundle(bundle: Bundle) -> StageSet:
     """Wrap the three networks of a checkpoint; the modules are shared, not copied."""
+    from yonos_train.model import weights_sha256
+
     config = bundle.config
     alpha_1, sigma_1 = bundle.schedule.alpha(config.timestep), bundle.schedule.sigma(config.timestep)
     encoder_input = config.encoder_input
     if encoder_input not in ("upsampled", "lr"):
-        raise ConfigError(f"encoder_input of the checkpoint is {encoder_input!r}, expected 'upsampled' or 'lr'")
+        raise ConfigError(
+            f"encoder_input of the checkpoint is {encoder_input!r}, expected 'upsampled' or 'lr'"
+        )
     info = ModelInfo(
         name=config.name,
         scale=config.scale,
@@ -221,13 +159,33 @@ def stages_from_bundle(bundle: Bundle) -> StageSet:
         licence=dict(config.licence),
         card=config.card,
     )
-    return make_stages(bundle.encoder, bundle.unet, bundle.decoder, info)
+    return make_stages(
+        bundle.encoder, bundle.unet, bundle.decoder, info, weights_sha256=weights_sha256(bundle)
+    )
 
 
-def make_stages(encoder: nn.Module, unet: nn.Module, decoder: nn.Module, info: ModelInfo) -> StageSet:
+def make_stages(
+    encoder: nn.Module,
+    unet: nn.Module,
+    decoder: nn.Module,
+    info: ModelInfo,
+    *,
+    weights_sha256: str | None = None,
+) -> StageSet:
     """Wrap three networks; `unet` is called with ``(concat(z_t, z_l), t)``."""
+    digest = weights_sha256 or hash_tensors({"encoder": encoder, "unet": unet, "decoder": decoder})
     step = StepStage(unet, alpha_1=info.alpha_1, sigma_1=info.sigma_1, timestep=info.timestep)
-    stages = StageSet(EncoderStage(encoder), step, DecoderStage(decoder), info)
+    stages = StageSet(EncoderStage(encoder), step, DecoderStage(decoder), info, digest)
     for name in STAGES:
         stages.module(name).eval().float().requires_grad_(False)
     return stages
+
+
+def hash_tensors(modules: dict[str, nn.Module]) -> str:
+    """Hash all tensors (name, shape, FP32 bytes), independent of any file layout."""
+    digest = hashlib.sha256()
+    for name, module in modules.items():
+        for key, value in sorted(module.state_dict().items()):
+            digest.update(f"{name}.{key}{tuple(value.shape)}".encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,188 @@
+"""``yonos-export``: one option per field of `yonos_export.ExportConfig`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from yonos_export.config import DEFAULT_THRESHOLDS, ExportConfig, Thresholds
+from yonos_export.exporter import export
+from yonos_trt.errors import ConfigError, InputError, YonosError
+from yonos_trt.manifest import EngineManifest
+
+EXIT_USAGE, EXIT_ENGINE, EXIT_INTERRUPTED = 2, 3, 130
+
+
+class Shape(click.ParamType):  # type: ignore[type-arg]
+    """``HEIGHTxWIDTH`` or one number for a square."""
+
+    name = "HxW"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Parse the text."""
+        parts = str(value).lower().split("x")
+        if not 1 <= len(parts) <= 2 or not all(p.isdigit() for p in parts):
+            self.fail(
+                f"{value!r} is not a tile size; write HEIGHTxWIDTH in output px, such as 512x512", param, ctx
+            )
+        return int(parts[0]), int(parts[-1])
+
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.argument("source", type=_FOLDER)
+@click.option("-o", "--engine-dir", type=_FOLDER, required=True, help="Engine directory to write.")
+@click.option("--fp32", "precision", flag_value="fp32", default="fp32", help="FP32 graphs (the default).")
+@click.option("--fp16", "precision", flag_value="fp16", help="FP16 graphs with FP32 islands.")
+@click.option("--bf16", "precision", flag_value="bf16", help="BF16 graphs with FP32 islands.")
+@click.option(
+    "--runtime",
+    type=click.Choice(["onnx", "tensorrt", "tensorrt-rtx"]),
+    default="onnx",
+    show_default=True,
+    help="Build engines for this runtime beside the graphs.",
+)
+@click.option("--onnx-only", is_flag=True, help="Write graphs only; the same as --runtime onnx.")
+@click.option("--onnx-dir", type=_FOLDER, help="Keep the FP32 graphs here and use them again next time.")
+@click.option("--keep-fp32/--no-keep-fp32", default=True, help="Keep the FP32 graphs beside the others.")
+@click.option("--opset", type=int, default=20, show_default=True, help="ONNX operator set.")
+@click.option("--min-shape", type=Shape(), help="Smallest tile of the engines, output px.")
+@click.option("--opt-shape", type=Shape(), help="Tile the engines are tuned for, output px.")
+@click.option("--max-shape", type=Shape(), help="Largest tile of the engines, output px.")
+@click.option("--batch", type=int, default=1, show_default=True, help="Tiles per batch: best and largest.")
+@click.option("--workspace", "workspace_mb", type=int, metavar="MIB", help="Scratch memory of the builder.")
+@click.option("--builder-optimization-level", type=int, metavar="0-5", help="0 builds fast, 5 runs fast.")
+@click.option("--timing-cache", type=click.Path(path_type=Path, dir_okay=False), help="Kernel times, kept.")
+@click.option(
+    "--hardware-compatibility",
+    type=click.Choice(["none", "ampere-plus", "same-compute-capability"]),
+    default="none",
+    show_default=True,
+    help="TensorRT: GPUs the engine runs on beside this one.",
+)
+@click.option("--version-compatible", is_flag=True, help="TensorRT: run on later versions as well.")
+@click.option(
+    "--compute-capability",
+    "compute_capabilities",
+    multiple=True,
+    metavar="X.Y",
+    help="TensorRT-RTX: GPUs to build for, such as 8.6; may be repeated. Without: any.",
+)
+@click.option("--strip-weights", is_flag=True, help="Leave the weights out of the engine.")
+@click.option(
+    "--fp32-islands",
+    multiple=True,
+    metavar="PATTERN",
+    help="Nodes that stay in FP32, [STAGE:]NAME with * and ?.",
+)
+@click.option("--auto-islands/--no-auto-islands", default=True, help="Keep what would overflow in FP32.")
+@click.option("--verify/--no-verify", default=True, help="Measure parity and fail below the thresholds.")
+@click.option(
+    "--verify-images",
+    multiple=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Picture for the parity gate; may be repeated.",
+)
+@click.option(
+    "--verify-tile", "verify_tile_px", type=int, metavar="PX", help="Side of the tiles it is cut into."
+)
+@click.option("--min-psnr", type=float, metavar="DB", help="End-to-end PSNR the export must reach.")
+@click.option("--min-cosine", type=float, help="Cosine similarity every stage must reach.")
+@click.option("--force", is_flag=True, help="Replace an existing engine directory.")
+@click.option("--dry-run", is_flag=True, help="Check options and source, print the config, write nothing.")
+@click.option("--progress", type=click.Choice(["auto", "json", "none"]), default="auto", show_default=True)
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.option("-q", "--quiet", is_flag=True, help="Log errors only.")
+def main(**options: Any) -> None:
+    """Export SOURCE into an engine directory.
+
+    SOURCE is a checkpoint folder of yonos-train, a local diffusers folder (unet/ and vae/), or an engine
+    directory whose FP32 graphs are converted and built. The same directory as --engine-dir: what it holds is
+    kept.
+    """
+    progress, verbose, quiet = options.pop("progress"), options.pop("verbose"), options.pop("quiet")
+    logging.basicConfig(
+        level=logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    try:
+        manifest = export(config := _config(options), progress=_reporter("none" if quiet else progress))
+    except (ConfigError, InputError) as error:
+        _fail(error, EXIT_USAGE)
+    except YonosError as error:
+        _fail(error, EXIT_ENGINE)
+    except KeyboardInterrupt:
+        click.echo("yonos-export: interrupted; nothing was written", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    if manifest is None:
+        click.echo(json.dumps(config.to_dict(), indent=2))
+    elif not quiet:
+        click.echo(summary(manifest, config.engine_dir))
+
+
+def _config(options: dict[str, Any]) -> ExportConfig:
+    """Turn command-line values into a config."""
+    if options.pop("onnx_only"):
+        if options["runtime"] != "onnx":
+            raise ConfigError(f"--onnx-only and --runtime {options['runtime']} contradict each other")
+        options["runtime"] = "onnx"
+    psnr, cosine = options.pop("min_psnr"), options.pop("min_cosine")
+    if psnr is not None or cosine is not None:
+        default = DEFAULT_THRESHOLDS[options["precision"]]
+        options["thresholds"] = Thresholds(
+            cosine=default.cosine if cosine is None else cosine,
+            stage_psnr_db=default.stage_psnr_db if psnr is None else min(default.stage_psnr_db, psnr),
+            end_to_end_psnr_db=default.end_to_end_psnr_db if psnr is None else psnr,
+        )
+    return ExportConfig(**options)
+
+
+def _reporter(kind: str) -> Any:
+    """Return a progress callback that writes to stderr, or None."""
+    if kind == "none" or (kind == "auto" and not sys.stderr.isatty()):
+        return None
+
+    def show(what: str, done: float) -> None:
+        if kind == "json":
+            click.echo(json.dumps({"what": what, "done": round(done, 4)}), err=True)
+        else:
+            click.echo(f"\r{done:4.0%} {what:<60.60}", err=True, nl=done >= 1.0)
+
+    return show
+
+
+def summary(manifest: EngineManifest, engine_dir: Path) -> str:
+    """Say what was written: artifacts, sizes, parity."""
+    lines = [f"{engine_dir}: {manifest.model.name}, x{manifest.model.scale}"]
+    for name, stage in manifest.stages.items():
+        for artifact in stage.artifacts:
+            size = artifact.bytes + sum(record.bytes for record in artifact.external)
+            line = f"  {name:<8} {artifact.runtime:<12} {artifact.precision}"
+            line += f"  {size / 1e6:8.1f} MB  {artifact.file}"
+            figures = manifest.parity.stages.get(name, {}).get(artifact.precision)  # type: ignore[call-overload]
+            if figures is not None and artifact.runtime == "onnx":
+                psnr = "equal" if figures.psnr_db is None else f"{figures.psnr_db:.1f} dB"
+                line += f"  error {figures.max_error:.2g}, {psnr}, cosine {figures.cosine:.7f}"
+            lines.append(line)
+    for precision, psnr_db in manifest.parity.end_to_end_psnr_db.items():
+        lines.append(f"  end to end {precision}: {'equal' if psnr_db is None else f'{psnr_db:.1f} dB'}")
+    return "\n".join(lines)
+
+
+def _fail(error: BaseException, code: int) -> None:
+    click.echo(f"yonos-export: {error}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""`export`: checkpoint -> graphs -> (engines) -> engine directory, all or nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import msgspec
+
+import yonos_trt
+from yonos_export.config import DEFAULT_THRESHOLDS, ExportConfig, Precision
+from yonos_export.onnx_from_torch import GraphFile
+from yonos_export.samples import Sample, make_samples
+from yonos_export.source import CARD_NAME, Source, fp32_graphs, open_source
+from yonos_export.verify import ParityReport, functions_from_onnx, gate, measure
+from yonos_trt.errors import ConfigError
+from yonos_trt.manifest import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    STAGE_TENSORS,
+    Artifact,
+    EngineManifest,
+    FileRecord,
+    Parity,
+    Stages,
+    artifact_path,
+    file_record,
+    write_engine_dir,
+)
+from yonos_trt.schema import StageName
+
+log = logging.getLogger(__name__)
+
+# (what is being done, fraction done in 0 .. 1)
+Progress = Callable[[str, float], None]
+
+
+@dataclass
+class _Directory:
+    """The engine directory in the making: files by name, artifacts by stage, figures."""
+
+    files: dict[str, Path | bytes] = field(default_factory=dict)
+    artifacts: dict[str, list[Artifact]] = field(default_factory=lambda: {s: [] for s in STAGE_TENSORS})
+    parity: Parity = field(default_factory=Parity)
+
+    def add(self, stage: str, artifact: Artifact, paths: dict[str, Path]) -> None:
+        """Add an artifact; one with the same identity is replaced."""
+
+        def identity(a: Artifact) -> tuple[object, ...]:
+            return a.runtime, a.precision, a.tensorrt_version, a.compute_capability, a.hardware_compatibility
+
+        kept = [a for a in self.artifacts[stage] if identity(a) != identity(artifact)]
+        for old in self.artifacts[stage]:
+            if old not in kept:
+                for name in (old.file, *(record.file for record in old.external)):
+                    self.files.pop(name, None)
+        self.artifacts[stage] = [*kept, artifact]
+        self.files.update(paths)
+
+    def add_graph(self, stage: str, graph: GraphFile, precision: Precision) -> None:
+        """Add an ONNX graph under its own file names."""
+        record = file_record(graph.path)
+        artifact = Artifact(
+            runtime="onnx",
+            precision=precision,
+            file=record.file,
+            sha256=record.sha256,
+            bytes=record.bytes,
+            external=tuple(file_record(path) for path in graph.external),
+        )
+        self.add(stage, artifact, {p.name: p for p in (graph.path, *graph.external)})
+
+    def add_parity(self, precision: Precision, report: ParityReport) -> None:
+        """Record what was measured for one precision."""
+        stages = {k: dict(v) for k, v in self.parity.stages.items()}
+        for stage, figures in report.stages.items():
+            stages.setdefault(cast(StageName, stage), {})[precision] = figures.record()
+        whole = {**self.parity.end_to_end_psnr_db, precision: _decibel(report)}
+        self.parity = Parity(stages=stages, end_to_end_psnr_db=whole)
+
+    def manifest(self, source: Source) -> EngineManifest:
+        """Put the manifest together; the model card goes in as a file of its own."""
+        model = source.info.model(source.weights_sha256)
+        if source.info.card:
+            raw = source.info.card.encode()
+            self.files[CARD_NAME] = raw
+            model = msgspec.structs.replace(model, card=_record_of(CARD_NAME, raw))
+        stages = {
+            name: msgspec.structs.replace(source.info.stage(name), artifacts=tuple(self.artifacts[name]))
+            for name in STAGE_TENSORS
+        }
+        return EngineManifest(
+            schema_version=SCHEMA_VERSION,
+            model=model,
+            tiles=source.info.tiles(),
+            stages=Stages(**stages),
+            parity=self.parity,
+            files=source.manifest.files if source.manifest is not None else (),
+            created_by=f"yonos-export {yonos_trt.__version__}",
+        )
+
+
+def _decibel(report: ParityReport) -> float | None:
+    return report.end_to_end.record().psnr_db
+
+
+def _record_of(name: str, raw: bytes) -> FileRecord:
+    return FileRecord(file=name, sha256=hashlib.sha256(raw).hexdigest(), bytes=len(raw))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The export
+
+
+def export(config: ExportConfig, *, progress: Progress | None = None) -> EngineManifest | None:
+    """Export a model into an engine directory.
+
+    Everything is made and measured in a folder beside the target; only a complete and verified directory
+    takes its place. What the source directory holds already is kept when the source is an engine directory.
+
+    Parameters
+    ----------
+    config
+        What to do.
+    progress
+        Called with the name of the work and the fraction done.
+
+    Returns
+    -------
+    EngineManifest or None
+        The manifest as written; None for a dry run.
+
+    Raises
+    ------
+    ConfigError
+        The target exists (without ``force``), or the source cannot be used.
+    BuildError
+        A graph or an engine cannot be built, or parity fails. The old directory is untouched.
+    MissingExtraError
+        torch or TensorRT is needed and not installed.
+    """
+    report = progress or (lambda what, done: None)
+    in_place = _check_target(config)
+    report("open", 0.0)
+    source = open_source(config.source)
+    if config.dry_run:
+        return None
+    config.engine_dir.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{config.engine_dir.name}.work-", dir=config.engine_dir.parent))
+    try:
+        directory = _Directory()
+        if source.manifest is not None:
+            _take_over(source, directory)
+        report("graphs", 0.05)
+        graphs = fp32_graphs(source, work, opset=config.opset, onnx_dir=config.onnx_dir)
+        samples: list[Sample] = []
+        if config.verify or config.precision != "fp32":
+            samples = make_samples(source.info, config.verify_images, tile_px=config.verify_tile_px)
+        reference = source.reference(graphs)
+        if source.stages is not None:
+            if config.keep_fp32 or config.precision == "fp32":
+                for stage, graph in graphs.items():
+                    directory.add_graph(stage, graph, "fp32")
+            if config.verify:
+                report("parity fp32", 0.2)
+                limits = config.limits if config.precision == "fp32" else DEFAULT_THRESHOLDS["fp32"]
+                candidate = functions_from_onnx({s: g.path for s, g in graphs.items()})
+                figures = measure(reference, candidate, samples)
+                gate(figures, limits, what="the FP32 graph")
+                directory.add_parity("fp32", figures)
+        manifest = directory.manifest(source)
+        report("write", 0.95)
+        if in_place:
+            log.info("%s: adding to what is there", config.engine_dir)
+        write_engine_dir(config.engine_dir, directory.files, manifest)
+        report("done", 1.0)
+        return manifest
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _check_target(config: ExportConfig) -> bool:
+    """Return whether source and target are the same; refuse to replace something without ``force``."""
+    target = config.engine_dir
+    if target.exists() and config.source.exists() and target.samefile(config.source):
+        if not (target / MANIFEST_NAME).is_file():
+            raise ConfigError(
+                f"{target} is the checkpoint itself; choose another --engine-dir, such as {target}-engines"
+            )
+        return True
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{target} is a file; choose another --engine-dir")
+    if target.is_dir() and any(target.iterdir()) and not config.force:
+        raise ConfigError(f"{target} exists; choose another --engine-dir, or replace it with --force")
+    return False
+
+
+def _take_over(source: Source, directory: _Directory) -> None:
+    """Keep all artifacts, other files and figures of an engine directory."""
+    assert source.manifest is not None
+    for name, stage in source.manifest.stages.items():
+        directory.artifacts[name] = list(stage.artifacts)
+    for record in source.manifest.records():
+        directory.files[record.file] = artifact_path(source.root, record.file)
+    directory.parity = source.manifest.parity

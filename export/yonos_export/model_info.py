@@ -1,0 +1,152 @@
+"""What an exporter knows about a model: facts for shapes and for the manifest. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from yonos_trt.manifest import STAGE_TENSORS, EngineManifest, Licence, Model, Stage, Tensor, Tiles
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Facts for shapes and the manifest; units as in the manifest (tiles in output px).
+
+    Attributes
+    ----------
+    name, scale, latent_channels, latent_factor
+        As in ``manifest.json``: s = scale, C, f.
+    timestep, alpha_1, sigma_1
+        The one step, as the network saw it in training.
+    smallest_px, default_px, largest_px, multiple_px, overlap_px
+        Legal tiles.
+    encoder_input
+        ``"upsampled"`` or ``"lr"``.
+    training, licence
+        Free facts for the manifest: what was trained on what, under which terms.
+    card
+        Model card, Markdown; empty: none.
+    """
+
+    name: str
+    scale: int
+    latent_channels: int
+    latent_factor: int
+    timestep: float
+    alpha_1: float
+    sigma_1: float
+    smallest_px: int
+    default_px: int
+    largest_px: int
+    multiple_px: int
+    overlap_px: int
+    encoder_input: Literal["upsampled", "lr"] = "upsampled"
+    training: dict[str, Any] = field(default_factory=dict)
+    licence: dict[str, Any] = field(default_factory=dict)
+    card: str = ""
+
+    def shape(
+        self, stage: str, tensor: str, *, batch: int, tile_px: tuple[int, int]
+    ) -> tuple[int, int, int, int]:
+        """Return the shape ``(N, channels, height, width)`` of a stage's tensor for a tile in output px."""
+        if tensor != "image":
+            divisor, channels = self.latent_factor, self.latent_channels
+        else:
+            lr = stage == "encoder" and self.encoder_input == "lr"
+            divisor, channels = (self.scale if lr else 1), 3
+        return batch, channels, tile_px[0] // divisor, tile_px[1] // divisor
+
+    def letters(self, stage: str, tensor: str) -> tuple[int | str, ...]:
+        """Return the same shape in letters: H, W are output px, h, w latent cells, lr the LR picture's."""
+        if tensor != "image":
+            return ("N", self.latent_channels, "h", "w")
+        if stage == "encoder" and self.encoder_input == "lr":
+            return ("N", 3, "h_lr", "w_lr")
+        return ("N", 3, "H", "W")
+
+    def legal_tile(self, size_px: int) -> int:
+        """Round a tile side to the nearest legal one at or below `size_px`, at least the smallest."""
+        legal = size_px // self.multiple_px * self.multiple_px
+        return min(max(legal, self.smallest_px), self.largest_px)
+
+    def tiles(self) -> Tiles:
+        """Return the manifest's tiles."""
+        return Tiles(
+            smallest_px=self.smallest_px,
+            default_px=self.default_px,
+            largest_px=self.largest_px,
+            multiple_px=self.multiple_px,
+            overlap_px=self.overlap_px,
+            encoder_input=self.encoder_input,
+        )
+
+    def model(self, weights_sha256: str) -> Model:
+        """Return the manifest's model, without the card's file."""
+        return Model(
+            name=self.name,
+            scale=self.scale,
+            latent_channels=self.latent_channels,
+            latent_factor=self.latent_factor,
+            timestep=self.timestep,
+            alpha_1=self.alpha_1,
+            sigma_1=self.sigma_1,
+            weights_sha256=weights_sha256,
+            training=self.training,
+            licences=licence_chain(self.licence),
+        )
+
+    def stage(self, name: str) -> Stage:
+        """Return the manifest's stage without artifacts; tensors are float32 whatever the graph computes in."""
+        inputs, outputs = STAGE_TENSORS[name]
+        return Stage(
+            inputs=tuple(Tensor(name=n, shape=self.letters(name, n)) for n in inputs),
+            outputs=tuple(Tensor(name=n, shape=self.letters(name, n)) for n in outputs),
+            artifacts=(),
+        )
+
+
+def licence_chain(facts: Mapping[str, Any]) -> tuple[Licence, ...]:
+    """Turn a checkpoint's licence facts into the manifest's chain.
+
+    A fact is ``part: terms`` or ``part: {"licence": terms, "source": where}``, or a list of either; whatever
+    else is in there is kept as text, so that nothing a checkpoint says about its licences gets lost.
+    """
+    chain: list[Licence] = []
+    for part, fact in facts.items():
+        for item in fact if isinstance(fact, list | tuple) else [fact]:
+            if isinstance(item, Mapping):
+                rest = [f"{k}: {v}" for k, v in item.items() if k not in ("licence", "source")]
+                source = "; ".join(str(x) for x in (item.get("source"), *rest) if x)
+                chain.append(
+                    Licence(part=str(part), licence=str(item.get("licence", "not stated")), source=source)
+                )
+            else:
+                chain.append(Licence(part=str(part), licence=str(item)))
+    return tuple(chain)
+
+
+def info_from_manifest(manifest: EngineManifest, *, card: str = "") -> ModelInfo:
+    """Read the facts back from an engine directory."""
+    model, tiles = manifest.model, manifest.tiles
+    licence: dict[str, Any] = {}
+    for link in model.licences:
+        licence.setdefault(link.part, []).append({"licence": link.licence, "source": link.source})
+    return ModelInfo(
+        name=model.name,
+        scale=model.scale,
+        latent_channels=model.latent_channels,
+        latent_factor=model.latent_factor,
+        timestep=model.timestep,
+        alpha_1=model.alpha_1,
+        sigma_1=model.sigma_1,
+        smallest_px=tiles.smallest_px,
+        default_px=tiles.default_px,
+        largest_px=tiles.largest_px,
+        multiple_px=tiles.multiple_px,
+        overlap_px=tiles.overlap_px,
+        encoder_input=tiles.encoder_input,
+        training=model.training,
+        licence=licence,
+        card=card,
+    )

@@ -1,0 +1,78 @@
+"""Fixed inputs for the parity gate and the range check: tiles of real pictures, and one of extremes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yonos_export.model_info import ModelInfo
+from yonos_trt import noise, tiling
+from yonos_trt.errors import InputError
+
+SIDE_PX = 256  # default tile: large enough for attention and borders, small enough for a CPU
+SEED = 0
+PICTURES = Path(__file__).parent / "pictures"
+
+Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One tile: what the encoder reads, ``(1, 3, h, w)``, and the noise of the step, ``(1, C, h/f, w/f)``."""
+
+    name: str
+    image: NDArray[np.float32]
+    noise: NDArray[np.float32]
+
+
+def extremes(side: int = 128) -> Picture:
+    """Draw what photographs lack: black and white, full-range ramps, a one-pixel grid, saturated noise."""
+    y, x = np.mgrid[:side, :side]
+    half = side // 2
+    picture = np.zeros((side, side, 3), np.uint8)
+    picture[:half, :half] = (x[:half, :half] * 255 // (half - 1))[..., None]
+    picture[:half, half:] = (((x + y)[:half, half:] % 2) * 255)[..., None]
+    picture[half:, :half] = np.where((x // 8 + y // 8)[half:, :half, None] % 2, (255, 0, 0), (0, 255, 255))
+    random = np.random.Generator(np.random.PCG64(SEED)).integers(0, 2, (side - half, side - half, 3))
+    picture[half:, half:] = random * 255
+    return picture
+
+
+def read_pictures(paths: Sequence[Path]) -> dict[str, Picture]:
+    """Return name -> RGB picture: the package's own two, the computed one, then those at `paths`."""
+    from PIL import Image
+
+    pictures: dict[str, Picture] = {}
+    for path in (*sorted(PICTURES.glob("*.png")), *paths):
+        try:
+            with Image.open(path) as image:
+                pictures[path.name] = np.asarray(image.convert("RGB"), np.uint8)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise InputError(f"verification picture {path} cannot be read: {error}") from error
+    pictures["extremes"] = extremes()
+    return pictures
+
+
+def make_samples(info: ModelInfo, paths: Sequence[Path] = (), *, tile_px: int | None = None) -> list[Sample]:
+    """Cut one tile out of the middle of each picture and take its noise from the field of seed 0."""
+    side = info.legal_tile(tile_px or SIDE_PX)
+    f = info.latent_factor
+    samples = []
+    for name, picture in read_pictures(paths).items():
+        height, width = picture.shape[0] * info.scale, picture.shape[1] * info.scale
+        # Origins are multiples of the tile grid, as in a plan; pictures smaller than the tile are reflected.
+        y, x = (
+            np.array([max(0, size - side) // 2 // info.multiple_px * info.multiple_px], np.int64)
+            for size in (height, width)
+        )
+        gather = tiling.gather_lr if info.encoder_input == "lr" else tiling.gather
+        image = gather(picture, y, x, tile_h_px=side, tile_w_px=side, scale=info.scale)
+        field = noise.tiles(
+            SEED, y // f, x // f, channels=info.latent_channels, h_lat=side // f, w_lat=side // f
+        )
+        samples.append(Sample(name, image, field))
+    return samples

@@ -1,0 +1,200 @@
+"""Where an export starts: a checkpoint with torch modules, or an engine directory with FP32 graphs."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yonos_export.model_info import ModelInfo, info_from_manifest
+from yonos_export.onnx_from_torch import GraphFile, export_graphs
+from yonos_export.verify import StageFunction, functions_from_onnx, functions_from_torch
+from yonos_trt.errors import ConfigError, MissingExtraError
+from yonos_trt.manifest import MANIFEST_NAME, STAGE_TENSORS, EngineManifest, artifact_path, load_manifest
+
+if TYPE_CHECKING:
+    from yonos_export.stages import StageSet
+
+log = logging.getLogger(__name__)
+
+CARD_NAME = "MODEL_CARD.md"
+_KEY_NAME = "graphs.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported.
+
+    Attributes
+    ----------
+    info
+        Facts about the model.
+    weights_sha256
+        Hash of all tensors of the torch stages; taken over from the manifest of an engine directory.
+    stages
+        The torch stages; None when the source is an engine directory.
+    manifest
+        The source's manifest; None when the source is a checkpoint.
+    root
+        Its path.
+    """
+
+    info: ModelInfo
+    weights_sha256: str
+    root: Path
+    stages: StageSet | None = None
+    manifest: EngineManifest | None = None
+
+    def reference(self, graphs: dict[str, GraphFile]) -> dict[str, StageFunction]:
+        """Return the FP32 reference: torch where there is a checkpoint, else the FP32 graphs."""
+        if self.stages is not None:
+            return functions_from_torch(self.stages)
+        return functions_from_onnx({stage: graph.path for stage, graph in graphs.items()})
+
+
+def open_source(path: Path) -> Source:
+    """Open a checkpoint folder, a diffusers folder or an engine directory.
+
+    Raises
+    ------
+    ConfigError
+        It is none of them.
+    MissingExtraError
+        A checkpoint needs torch, which is not installed.
+    ManifestError, EngineIntegrityError
+        The engine directory is damaged.
+    """
+    if not path.is_dir():
+        raise ConfigError(
+            f"{path} is not a directory; expected a checkpoint folder of yonos-train, a diffusers folder "
+            "or an engine directory"
+        )
+    if (path / MANIFEST_NAME).is_file():
+        manifest = load_manifest(path)
+        card = ""
+        if manifest.model.card is not None:
+            card = artifact_path(path, manifest.model.card.file).read_text(encoding="utf-8")
+        return Source(
+            info=info_from_manifest(manifest, card=card),
+            weights_sha256=manifest.model.weights_sha256,
+            root=path,
+            manifest=manifest,
+        )
+    try:
+        from yonos_export.stages import load_stages
+    except ImportError as error:
+        raise MissingExtraError(
+            f"exporting the checkpoint {path}", package=str(error.name), extra="export", reason=str(error)
+        ) from error
+    stages = load_stages(path)
+    return Source(info=stages.info, weights_sha256=stages.weights_sha256, root=path, stages=stages)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# FP32 graphs
+
+
+def fp32_graphs(source: Source, work: Path, *, opset: int, onnx_dir: Path | None) -> dict[str, GraphFile]:
+    """Return the three FP32 graphs: the source's own, those kept in `onnx_dir`, or freshly exported ones.
+
+    Raises
+    ------
+    ConfigError
+        The engine directory has no FP32 graphs, or `onnx_dir` is in use for something else.
+    BuildError
+        The export fails.
+    """
+    if source.manifest is not None:
+        return _graphs_of_directory(source)
+    assert source.stages is not None
+    if onnx_dir is None:
+        return export_graphs(source.stages, work, opset=opset)
+    key = _key(source, opset)
+    if (kept := _kept(onnx_dir, key)) is not None:
+        log.info("%s holds the graphs of these weights; they are used again", onnx_dir)
+        return kept
+    graphs = export_graphs(source.stages, work, opset=opset)
+    _keep(graphs, onnx_dir, key)
+    return graphs
+
+
+def _graphs_of_directory(source: Source) -> dict[str, GraphFile]:
+    assert source.manifest is not None
+    graphs = {}
+    for name, stage in source.manifest.stages.items():
+        found = stage.find("onnx", "fp32")
+        if not found:
+            raise ConfigError(
+                f"{source.root} has no FP32 graph of the stage {name} to start from; export the "
+                "checkpoint instead"
+            )
+        graphs[name] = GraphFile(
+            artifact_path(source.root, found[0].file),
+            tuple(artifact_path(source.root, record.file) for record in found[0].external),
+        )
+    return graphs
+
+
+def _key(source: Source, opset: int) -> dict[str, object]:
+    """What the bytes of the graphs depend on."""
+    packages = ("torch", "onnx", "onnxscript", "onnx-ir")
+    return {
+        "weights_sha256": source.weights_sha256,
+        "facts": repr(
+            (source.info.alpha_1, source.info.sigma_1, source.info.timestep, source.info.multiple_px)
+        ),
+        "opset": opset,
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _files(graph: GraphFile) -> tuple[Path, ...]:
+    return (graph.path, *graph.external)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _keep(graphs: dict[str, GraphFile], folder: Path, key: dict[str, object]) -> None:
+    """Copy graphs into the folder; the key is written last, so half a copy is never taken for a whole one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    index = folder / _KEY_NAME
+    index.unlink(missing_ok=True)
+    files: dict[str, dict[str, str]] = {}
+    for stage, graph in graphs.items():
+        files[stage] = {}
+        for path in _files(graph):
+            shutil.copyfile(path, folder / path.name)
+            files[stage][path.name] = _digest(path)
+    part = folder / f"{_KEY_NAME}.part"
+    part.write_text(json.dumps({"key": key, "files": files}, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, index)
+
+
+def _kept(folder: Path, key: dict[str, object]) -> dict[str, GraphFile] | None:
+    """Return the folder's graphs if they are whole and of this key."""
+    index = folder / _KEY_NAME
+    if not index.is_file():
+        return None
+    try:
+        document = json.loads(index.read_text(encoding="utf-8"))
+        if document["key"] != key or set(document["files"]) != set(STAGE_TENSORS):
+            return None
+        graphs = {}
+        for stage, files in document["files"].items():
+            paths = [folder / name for name in files]
+            if any(_digest(path) != files[path.name] for path in paths):
+                return None
+            main = [path for path in paths if path.suffix == ".onnx"]
+            graphs[stage] = GraphFile(main[0], tuple(path for path in paths if path not in main))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return None
+    return graphs

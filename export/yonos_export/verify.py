@@ -1,0 +1,206 @@
+"""The parity gate: reference = ONNX Runtime, stage by stage and end to end, on fixed pictures.
+
+Each stage of the candidate is fed with the reference's own inputs, so that a stage answers only for itself;
+the end-to-end figure lets the candidate's three stages feed each other.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yonos_export.config import Thresholds
+from yonos_export.samples import Sample
+from yonos_trt.errors import BuildError
+from yonos_trt.manifest import STAGE_TENSORS, StageParity
+
+log = logging.getLogger(__name__)
+
+Float = NDArray[np.float32]
+# name of input -> array  =>  the stage's output
+StageFunction = Callable[[Mapping[str, Float]], Float]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Figures
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Difference between a candidate and the reference, over all samples.
+
+    Attributes
+    ----------
+    max_error
+        Largest absolute difference; infinite when the candidate has NaN or infinity.
+    psnr_db
+        Peak = range of the reference (2 for finished tiles); infinite when equal.
+    cosine
+        Smallest cosine similarity of any sample.
+    """
+
+    max_error: float
+    psnr_db: float
+    cosine: float
+
+    def record(self) -> StageParity:
+        """Return the figures as the manifest keeps them."""
+        return StageParity(
+            max_error=self.max_error,
+            psnr_db=None if math.isinf(self.psnr_db) else self.psnr_db,
+            cosine=self.cosine,
+        )
+
+
+def compare(pairs: Sequence[tuple[Float, Float]], *, peak: float | None = None) -> Figures:
+    """Compare ``(reference, candidate)`` arrays; the worst cosine and error, the PSNR of all together."""
+    error, squares, count, cosine = 0.0, 0.0, 0, 1.0
+    low, high = math.inf, -math.inf
+    for reference, candidate in pairs:
+        a, b = reference.astype(np.float64), candidate.astype(np.float64)
+        if not np.isfinite(b).all():
+            return Figures(math.inf, -math.inf, 0.0)
+        difference = a - b
+        error = max(error, float(np.abs(difference).max()))
+        squares, count = squares + float((difference**2).sum()), count + difference.size
+        norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+        cosine = min(cosine, float((a * b).sum()) / norm if norm else float(np.array_equal(a, b)))
+        low, high = min(low, float(a.min())), max(high, float(a.max()))
+    span = peak or max(high - low, 1e-12)
+    psnr = math.inf if squares == 0 else 10 * math.log10(span**2 / (squares / count))
+    return Figures(error, psnr, cosine)
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Figures per stage, and of the finished tiles (clamped to [-1, 1])."""
+
+    stages: dict[str, Figures]
+    end_to_end: Figures
+
+    def failures(self, limits: Thresholds) -> list[str]:
+        """List what misses the limits, one sentence each."""
+        missed = []
+        for stage, figures in self.stages.items():
+            if not figures.cosine >= limits.cosine:
+                missed.append(f"{stage}: cosine {figures.cosine:.6f}, at least {limits.cosine} asked for")
+            if not figures.psnr_db >= limits.stage_psnr_db:
+                missed.append(
+                    f"{stage}: PSNR {figures.psnr_db:.1f} dB, at least {limits.stage_psnr_db} asked for"
+                )
+        if not self.end_to_end.psnr_db >= limits.end_to_end_psnr_db:
+            missed.append(
+                f"end to end: PSNR {self.end_to_end.psnr_db:.1f} dB, at least {limits.end_to_end_psnr_db} "
+                "asked for"
+            )
+        return missed
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Running stages
+
+
+def run_chain(
+    stages: Mapping[str, StageFunction], sample: Sample
+) -> dict[str, tuple[dict[str, Float], Float]]:
+    """Run the three stages on one sample; return stage -> (its inputs, its output)."""
+    z_l = stages["encoder"]({"image": sample.image})
+    z_0 = stages["step"]({"noise": sample.noise, "z_l": z_l})
+    image = stages["decoder"]({"z_0": z_0})
+    return {
+        "encoder": ({"image": sample.image}, z_l),
+        "step": ({"noise": sample.noise, "z_l": z_l}, z_0),
+        "decoder": ({"z_0": z_0}, image),
+    }
+
+
+def measure(
+    reference: Mapping[str, StageFunction], candidate: Mapping[str, StageFunction], samples: Sequence[Sample]
+) -> ParityReport:
+    """Measure a candidate against the reference on all samples."""
+    pairs: dict[str, list[tuple[Float, Float]]] = {stage: [] for stage in STAGE_TENSORS}
+    whole: list[tuple[Float, Float]] = []
+    for sample in samples:
+        expected = run_chain(reference, sample)
+        for stage, (inputs, output) in expected.items():
+            pairs[stage].append((output, candidate[stage](inputs)))
+        got = run_chain(candidate, sample)["decoder"][1]
+        finite = np.where(np.isfinite(got), np.clip(got, -1, 1), got)
+        whole.append((np.clip(expected["decoder"][1], -1, 1), finite))
+    report = ParityReport({stage: compare(p) for stage, p in pairs.items()}, compare(whole, peak=2.0))
+    for stage, figures in (*report.stages.items(), ("end to end", report.end_to_end)):
+        log.info(
+            "%s: largest error %.3g, PSNR %.1f dB, cosine %.7f",
+            stage,
+            figures.max_error,
+            figures.psnr_db,
+            figures.cosine,
+        )
+    return report
+
+
+def gate(report: ParityReport, limits: Thresholds, *, what: str) -> None:
+    """Fail an export that misses its limits.
+
+    Raises
+    ------
+    BuildError
+        Lists every figure that misses its limit.
+    """
+    if missed := report.failures(limits):
+        raise BuildError(
+            f"{what} does not agree with the reference: {'; '.join(missed)}. Nothing was written. Keep "
+            "the worst "
+            "layers in FP32 with --fp32-islands, use --bf16 or --fp32, or lower the thresholds if that is "
+            "meant"
+        )
+
+
+def functions_from_torch(stages: object) -> dict[str, StageFunction]:
+    """Wrap the torch stages as functions of arrays."""
+    import torch
+
+    def wrap(module: torch.nn.Module, names: tuple[str, ...]) -> StageFunction:
+        def run(inputs: Mapping[str, Float]) -> Float:
+            with torch.no_grad():
+                output: Float = module(*(torch.from_numpy(inputs[n]) for n in names)).numpy()
+            return output
+
+        return run
+
+    return {stage: wrap(getattr(stages, stage), names) for stage, (names, _) in STAGE_TENSORS.items()}
+
+
+def functions_from_onnx(files: Mapping[str, Path], *, optimise: bool = True) -> dict[str, StageFunction]:
+    """Open one ONNX Runtime session per stage on the CPU and wrap them as functions of arrays.
+
+    ``optimise=False`` runs the graphs node by node as they are written, so that a rounding in the graph is a
+    rounding in the result.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+
+    def wrap(stage: str, path: Path) -> StageFunction:
+        try:
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            raise BuildError(f"ONNX Runtime cannot open the {stage} graph {path.name}: {error}") from error
+        output = STAGE_TENSORS[stage][1][0]
+
+        def run(inputs: Mapping[str, Float]) -> Float:
+            result: Float = session.run([output], dict(inputs))[0]
+            return result
+
+        return run
+
+    return {stage: wrap(stage, path) for stage, path in files.items()}
