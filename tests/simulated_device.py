@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from yonos_trt.device import DeviceInfo
 from yonos_trt.errors import OutOfMemoryError
 
 Span = tuple[int, int]
@@ -336,8 +337,13 @@ class SimulatedDriver:
 
     # --- streams and events -------------------------------------------------------------------------------
 
+    info = DeviceInfo(0, "Simulated", (8, 6), 1 << 34, (13, 0))
+
     def activate(self) -> None:
         """Nothing to do: there is one context."""
+
+    def close(self) -> None:
+        """Nothing to do."""
 
     def stream_create(self) -> int:
         with self.lock:

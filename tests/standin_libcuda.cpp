@@ -1,0 +1,307 @@
+// A libcuda.so.1 without a GPU: device memory is host memory, streams do their work at once, graphs replay.
+// cuda.h is included, so the compiler checks that every definition below has the prototype of the real one;
+// handles are heap pointers, so a caller that cuts one to 32 bits crashes or is answered with an error.
+#include <cuda.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+struct CUstream_st {
+    unsigned flags;
+    bool capturing = false;
+    std::vector<std::function<void()>> captured;
+};
+struct CUevent_st {
+    unsigned flags;
+    bool recorded = false;
+};
+struct CUgraph_st {
+    std::vector<std::function<void()>> work;
+};
+struct CUgraphExec_st {
+    std::vector<std::function<void()>> work;
+};
+
+namespace {
+
+constexpr size_t kTotal = size_t(1) << 30;
+size_t used = 0;
+int retained = 0;
+std::map<CUdeviceptr, size_t> device;
+std::map<void*, size_t> pinned;
+std::set<CUstream> streams;
+std::set<CUevent> events;
+std::set<CUgraph> graphs;
+std::set<CUgraphExec> execs;
+std::map<std::string, CUresult> failures;
+std::map<std::string, int> calls;
+thread_local CUcontext current = nullptr;
+int context_object;
+
+CUresult enter(const char* name, bool needs_context = true) {
+    ++calls[name];
+    auto found = failures.find(name);
+    if (found != failures.end()) {
+        CUresult status = found->second;
+        failures.erase(found);
+        return status;
+    }
+    if (needs_context && current != reinterpret_cast<CUcontext>(&context_object))
+        return CUDA_ERROR_INVALID_CONTEXT;
+    return CUDA_SUCCESS;
+}
+
+bool on_device(CUdeviceptr at, size_t bytes) {
+    auto next = device.upper_bound(at);
+    if (next == device.begin()) return false;
+    --next;
+    return at + bytes <= next->first + next->second;
+}
+
+bool on_host(const void* at, size_t bytes) {
+    auto next = pinned.upper_bound(const_cast<void*>(at));
+    if (next == pinned.begin()) return false;
+    --next;
+    return static_cast<const char*>(at) + bytes <= static_cast<char*>(next->first) + next->second;
+}
+
+CUresult queue(CUstream stream, std::function<void()> work) {
+    if (!streams.count(stream)) return CUDA_ERROR_INVALID_HANDLE;  // the default stream is refused too
+    if (stream->capturing)
+        stream->captured.push_back(std::move(work));
+    else
+        work();
+    return CUDA_SUCCESS;
+}
+
+}  // namespace
+
+#define ENTER(name) \
+    if (CUresult status = enter(name)) return status
+#define ENTER_WITHOUT_CONTEXT(name) \
+    if (CUresult status = enter(name, false)) return status
+
+extern "C" {
+
+// What the tests steer and look at.
+void standin_fail_next(const char* name, int status) { failures[name] = static_cast<CUresult>(status); }
+int standin_calls(const char* name) { return calls[name]; }
+int standin_live() {
+    return int(device.size() + pinned.size() + streams.size() + events.size() + graphs.size() +
+               execs.size()) +
+           retained;
+}
+unsigned standin_stream_flags(CUstream stream) { return streams.count(stream) ? stream->flags : 99; }
+unsigned standin_event_flags(CUevent event) { return events.count(event) ? event->flags : 99; }
+void standin_detach() { current = nullptr; }
+
+CUresult CUDAAPI cuInit(unsigned int flags) {
+    ENTER_WITHOUT_CONTEXT("cuInit");
+    return flags == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+CUresult CUDAAPI cuDriverGetVersion(int* version) {
+    *version = 13020;
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuGetErrorName(CUresult error, const char** text) {
+    *text = error == CUDA_ERROR_OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_OTHER";
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuGetErrorString(CUresult error, const char** text) {
+    *text = "words of the stand-in";
+    return error ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+CUresult CUDAAPI cuDeviceGetCount(int* count) {
+    ENTER_WITHOUT_CONTEXT("cuDeviceGetCount");
+    *count = 2;
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuDeviceGet(CUdevice* out, int ordinal) {
+    *out = 40 + ordinal;
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuDeviceGetName(char* name, int length, CUdevice dev) {
+    std::snprintf(name, size_t(length), "Stand-in %d", dev);
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice dev) {
+    if (dev < 40) return CUDA_ERROR_INVALID_DEVICE;
+    if (attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) return *value = 8, CUDA_SUCCESS;
+    if (attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR) return *value = 6, CUDA_SUCCESS;
+    return CUDA_ERROR_INVALID_VALUE;
+}
+CUresult CUDAAPI cuDeviceTotalMem(size_t* bytes, CUdevice) {
+    *bytes = kTotal;
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice) {
+    ++retained;
+    *context = reinterpret_cast<CUcontext>(&context_object);
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuDevicePrimaryCtxRelease(CUdevice dev) {
+    --retained;
+    return dev >= 40 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
+}
+CUresult CUDAAPI cuCtxSetCurrent(CUcontext context) {
+    current = context;
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
+    ENTER("cuMemGetInfo");
+    *free_bytes = kTotal - used;
+    *total_bytes = kTotal;
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuMemAlloc(CUdeviceptr* at, size_t bytes) {
+    ENTER("cuMemAlloc");
+    if (bytes > kTotal - used) return CUDA_ERROR_OUT_OF_MEMORY;
+    *at = reinterpret_cast<CUdeviceptr>(std::malloc(bytes));
+    device[*at] = bytes;
+    used += bytes;
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuMemFree(CUdeviceptr at) {
+    ENTER("cuMemFree");
+    if (!device.count(at)) return CUDA_ERROR_INVALID_VALUE;
+    used -= device[at];
+    device.erase(at);
+    std::free(reinterpret_cast<void*>(at));
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuMemHostAlloc(void** at, size_t bytes, unsigned int) {
+    ENTER("cuMemHostAlloc");
+    if (bytes > kTotal) return CUDA_ERROR_OUT_OF_MEMORY;
+    *at = std::malloc(bytes);
+    pinned[*at] = bytes;
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuMemFreeHost(void* at) {
+    ENTER("cuMemFreeHost");
+    if (!pinned.erase(at)) return CUDA_ERROR_INVALID_VALUE;
+    std::free(at);
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuMemcpyHtoDAsync(CUdeviceptr to, const void* from, size_t bytes, CUstream stream) {
+    ENTER("cuMemcpyHtoDAsync");
+    if (!on_device(to, bytes) || !on_host(from, bytes)) return CUDA_ERROR_INVALID_VALUE;
+    return queue(stream, [=] { std::memcpy(reinterpret_cast<void*>(to), from, bytes); });
+}
+CUresult CUDAAPI cuMemcpyDtoHAsync(void* to, CUdeviceptr from, size_t bytes, CUstream stream) {
+    ENTER("cuMemcpyDtoHAsync");
+    if (!on_host(to, bytes) || !on_device(from, bytes)) return CUDA_ERROR_INVALID_VALUE;
+    return queue(stream, [=] { std::memcpy(to, reinterpret_cast<void*>(from), bytes); });
+}
+CUresult CUDAAPI cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream) {
+    ENTER("cuMemcpyDtoDAsync");
+    if (!on_device(to, bytes) || !on_device(from, bytes)) return CUDA_ERROR_INVALID_VALUE;
+    return queue(stream,
+                 [=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes); });
+}
+CUresult CUDAAPI cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t bytes, CUstream stream) {
+    ENTER("cuMemsetD8Async");
+    if (!on_device(to, bytes)) return CUDA_ERROR_INVALID_VALUE;
+    return queue(stream, [=] { std::memset(reinterpret_cast<void*>(to), value, bytes); });
+}
+CUresult CUDAAPI cuStreamCreate(CUstream* stream, unsigned int flags) {
+    ENTER("cuStreamCreate");
+    *stream = new CUstream_st{flags};
+    streams.insert(*stream);
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuStreamDestroy(CUstream stream) {
+    ENTER("cuStreamDestroy");
+    if (!streams.erase(stream)) return CUDA_ERROR_INVALID_HANDLE;
+    delete stream;
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuStreamWaitEvent(CUstream stream, CUevent event, unsigned int flags) {
+    ENTER("cuStreamWaitEvent");
+    return streams.count(stream) && events.count(event) && !flags ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+}
+CUresult CUDAAPI cuEventCreate(CUevent* event, unsigned int flags) {
+    ENTER("cuEventCreate");
+    *event = new CUevent_st{flags};
+    events.insert(*event);
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuEventDestroy(CUevent event) {
+    ENTER("cuEventDestroy");
+    if (!events.erase(event)) return CUDA_ERROR_INVALID_HANDLE;
+    delete event;
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuEventRecord(CUevent event, CUstream stream) {
+    ENTER("cuEventRecord");
+    if (!events.count(event) || !streams.count(stream)) return CUDA_ERROR_INVALID_HANDLE;
+    event->recorded = true;
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuEventQuery(CUevent event) {
+    ENTER("cuEventQuery");
+    return events.count(event) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+}
+CUresult CUDAAPI cuEventSynchronize(CUevent event) {
+    ENTER("cuEventSynchronize");
+    return events.count(event) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_HANDLE;
+}
+CUresult CUDAAPI cuEventElapsedTime(float* ms, CUevent start, CUevent end) {
+    ENTER("cuEventElapsedTime");
+    if ((start->flags | end->flags) & CU_EVENT_DISABLE_TIMING) return CUDA_ERROR_INVALID_HANDLE;
+    *ms = 1.5F;
+    return CUDA_SUCCESS;
+}
+#ifdef cuEventElapsedTime  // newer headers lead to _v2; drivers keep the first one, with the same arguments
+#undef cuEventElapsedTime
+CUresult CUDAAPI cuEventElapsedTime(float* ms, CUevent start, CUevent end) {
+    return cuEventElapsedTime_v2(ms, start, end);
+}
+#endif
+CUresult CUDAAPI cuStreamBeginCapture(CUstream stream, CUstreamCaptureMode mode) {
+    ENTER("cuStreamBeginCapture");
+    if (!streams.count(stream) || mode != CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        return CUDA_ERROR_INVALID_VALUE;
+    stream->capturing = true;
+    stream->captured.clear();
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuStreamEndCapture(CUstream stream, CUgraph* graph) {
+    ENTER("cuStreamEndCapture");
+    if (!streams.count(stream) || !stream->capturing) return CUDA_ERROR_ILLEGAL_STATE;
+    stream->capturing = false;
+    *graph = new CUgraph_st{stream->captured};
+    graphs.insert(*graph);
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuGraphInstantiate(CUgraphExec* exec, CUgraph graph, unsigned long long flags) {
+    ENTER("cuGraphInstantiate");
+    if (!graphs.count(graph) || flags) return CUDA_ERROR_INVALID_VALUE;
+    *exec = new CUgraphExec_st{graph->work};
+    execs.insert(*exec);
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuGraphDestroy(CUgraph graph) {
+    ENTER("cuGraphDestroy");
+    if (!graphs.erase(graph)) return CUDA_ERROR_INVALID_HANDLE;
+    delete graph;
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuGraphLaunch(CUgraphExec exec, CUstream stream) {
+    ENTER("cuGraphLaunch");
+    if (!execs.count(exec) || !streams.count(stream)) return CUDA_ERROR_INVALID_HANDLE;
+    for (auto& work : exec->work) work();
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuGraphExecDestroy(CUgraphExec exec) {
+    ENTER("cuGraphExecDestroy");
+    if (!execs.erase(exec)) return CUDA_ERROR_INVALID_HANDLE;
+    delete exec;
+    return CUDA_SUCCESS;
+}
+
+}  // extern "C"
