@@ -1,0 +1,219 @@
+"""Write a whole picture: the same kind in the format the suffix names, or an error that says what would be
+lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yonos_trt.errors import InputError
+from yonos_trt.image_files import FileFormat, SaveOptions, atomic_path, format_of
+from yonos_trt.image_metadata import exif_for_size, xmp_for_size
+from yonos_trt.image_modes import pil_pixels
+from yonos_trt.picture import Kind, Picture, channels_of
+from yonos_trt.png_rows import PngRows
+from yonos_trt.tiff_rows import BIG_TIFF_BYTES, TiffRows
+
+__all__ = ["fit_kind", "to_depth", "write_image"]
+
+logger = logging.getLogger(__name__)
+
+Pixels = NDArray[Any]
+
+
+def write_image(
+    picture: Picture,
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    options: SaveOptions | None = None,
+) -> None:
+    """Write through a ``.part`` file beside ``path``, fsynced and renamed: the whole file or none.
+
+    Parameters
+    ----------
+    picture
+        Any size; EXIF and XMP size entries are updated to it.
+    path
+        The suffix decides the format: png, jpg, jpeg, webp, tif, tiff, avif.
+    format
+        Overrides the suffix.
+    options
+        Quality and what may be dropped; ``SaveOptions()`` if None.
+
+    Raises
+    ------
+    InputError
+        Unknown suffix, path not writable, or the format cannot hold the alpha, the depth or the size.
+    MissingExtraError
+        Float or 16-bit colour TIFF without the extra ``images``.
+    """
+    options = options or SaveOptions()
+    target = format_of(path, format)
+    kind = fit_kind(picture.kind, picture.height_px, picture.width_px, target, options, os.fspath(path))
+    picture = as_kind(picture, kind)
+    with atomic_path(path) as part:
+        if target.name == "PNG" and kind.dtype == "uint16":
+            _save_deep_png(picture, part, options)
+        elif target.name == "TIFF" and kind.dtype != "uint8" and kind.mode != "L":
+            _save_deep_tiff(picture, part, options)
+        else:
+            _save_with_pillow(picture, part, target, options)
+
+
+def fit_kind(
+    kind: Kind, height_px: int, width_px: int, target: FileFormat, options: SaveOptions, name: str
+) -> Kind:
+    """Return the kind that will be written, or refuse what would be lost without the caller's word."""
+    if max(height_px, width_px) > target.max_side_px:
+        raise InputError(
+            f"{name}: {width_px} x {height_px} px is too large for {target.name}, which ends at "
+            f"{target.max_side_px} a side; write .png or .tiff"
+        )
+    if kind.has_alpha and not target.holds_alpha:
+        if not options.drop_alpha:
+            raise InputError(
+                f"{name}: {target.name} cannot hold the picture's transparency; "
+                "write .png, .webp, .avif or .tiff, or drop it explicitly (drop_alpha=True, --alpha drop)"
+            )
+        kind = kind.without_alpha()
+    if kind.dtype not in target.dtypes:
+        deepest = target.dtypes[-1]
+        if not options.drop_depth:
+            raise InputError(
+                f"{name}: {target.name} cannot hold {kind.bits} bits per sample; write "
+                f"{'.png or .tiff' if kind.dtype == 'uint16' else '.tiff'}, "
+                f"or round to {deepest} explicitly (drop_depth=True)"
+            )
+        kind = replace(kind, dtype=deepest)
+    no_palette = options.palette == "rgb" or "P" not in target.modes
+    if kind.mode == "P" and (
+        no_palette or (kind.has_alpha and target.name == "TIFF")
+    ):  # TIFF palettes are opaque
+        kind = replace(kind, mode="RGBA" if kind.has_alpha else "RGB", palette_alpha=None)
+    if kind.mode not in target.modes:
+        kind = replace(kind, mode={"1": "L", "CMYK": "RGB", "YCbCr": "RGB"}.get(kind.mode, kind.mode))
+    if kind.mode not in target.modes:  # grey into WebP and AVIF: three equal channels
+        kind = replace(kind, mode={"L": "RGB", "LA": "RGBA"}[kind.mode])
+    return kind
+
+
+def to_depth(pixels: Pixels, dtype: str) -> Pixels:
+    """Rescale pixels to another depth's full range, rounding half to even; the same object if it has it
+    already.
+    """
+    if pixels.dtype == dtype:
+        return pixels
+    top_in = 1.0 if pixels.dtype == np.float32 else float(np.iinfo(pixels.dtype).max)
+    top_out = 1.0 if dtype == "float32" else float(np.iinfo(dtype).max)
+    scaled = pixels.astype(np.float64) * (top_out / top_in)
+    return (scaled if dtype == "float32" else np.rint(scaled)).astype(dtype)
+
+
+def as_kind(picture: Picture, kind: Kind) -> Picture:
+    """Return the picture as ``kind`` (from ``fit_kind``): grey made of colour, depth rounded, alpha
+    dropped.
+    """
+    if kind == picture.kind:
+        return picture
+    rgb = picture.rgb
+    if picture.kind.is_grey and not kind.is_grey:
+        rgb = np.repeat(channels_of(rgb, picture.kind), 3, axis=2)
+    alpha = picture.alpha if kind.has_alpha else None
+    return replace(
+        picture,
+        rgb=to_depth(rgb, kind.dtype),
+        alpha=None if alpha is None else to_depth(alpha, kind.dtype),
+        kind=kind,
+        icc=None if picture.kind.mode == "CMYK" and kind.mode != "CMYK" else picture.icc,
+    )
+
+
+def grown_metadata(picture: Picture, height_px: int, width_px: int) -> tuple[bytes | None, bytes | None]:
+    """EXIF and XMP of the picture with the size entries of the file to be written."""
+    exif = exif_for_size(picture.exif, height_px, width_px) if picture.exif else None
+    xmp = xmp_for_size(picture.xmp, height_px, width_px) if picture.xmp else None
+    return exif, xmp
+
+
+# -- One function for each encoder -----------------------------------------------------------------
+
+
+def _save_with_pillow(picture: Picture, part: Path, target: FileFormat, options: SaveOptions) -> None:
+    from PIL import PngImagePlugin
+
+    image = pil_pixels(picture)
+    exif, xmp = grown_metadata(picture, picture.height_px, picture.width_px)
+    parameters: dict[str, Any] = {}
+    if target.name == "PNG":
+        text = PngImagePlugin.PngInfo()
+        for key, value in picture.text.items():
+            text.add_itxt(key, value)
+        if xmp:
+            text.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
+        parameters = {"pnginfo": text, "compress_level": options.compression}
+    elif target.name == "JPEG":
+        parameters = {"quality": options.quality, "subsampling": options.subsampling}
+        if "comment" in picture.text:
+            parameters["comment"] = picture.text["comment"]
+    elif target.name == "WEBP":
+        parameters = {"quality": options.quality, "lossless": options.lossless, "method": 4}
+    elif target.name == "AVIF":
+        parameters = {"quality": options.quality, "subsampling": options.subsampling}
+    else:
+        parameters = tiff_parameters(picture, options)
+        if xmp:
+            parameters["tiffinfo"] = {700: xmp}
+    if xmp and target.name in ("JPEG", "WEBP", "AVIF"):
+        parameters["xmp"] = xmp
+    for name, entry in (("icc_profile", picture.icc), ("exif", exif), ("dpi", picture.dpi)):
+        if entry is not None:
+            parameters[name] = entry
+    with open(part, "wb") as file:
+        image.save(file, format=target.name, **parameters)
+
+
+def tiff_parameters(picture: Picture, options: SaveOptions) -> dict[str, Any]:
+    """Pillow's options of a TIFF; BigTIFF from 4 GB on."""
+    compression = "tiff_adobe_deflate" if options.compression else "raw"
+    return {"compression": compression, "big_tiff": picture.rgb.nbytes > BIG_TIFF_BYTES}
+
+
+def _save_deep_png(picture: Picture, part: Path, options: SaveOptions) -> None:
+    exif, xmp = grown_metadata(picture, picture.height_px, picture.width_px)
+    pixels = stacked(picture.rgb, picture.alpha, picture.kind)
+    with open(part, "wb") as file:
+        writer = PngRows(
+            file,
+            picture.height_px,
+            picture.width_px,
+            channels=pixels.shape[2],
+            bits=16,
+            compression=options.compression,
+            icc=picture.icc,
+            exif=exif,
+            xmp=xmp,
+            dpi=picture.dpi,
+            text=picture.text,
+        )
+        writer.write(pixels)
+        writer.finish()
+
+
+def _save_deep_tiff(picture: Picture, part: Path, options: SaveOptions) -> None:
+    with TiffRows(part, picture, picture.height_px, picture.width_px, options) as writer:
+        writer.write(stacked(picture.rgb, picture.alpha, picture.kind))
+        writer.finish()
+
+
+def stacked(rgb: Pixels, alpha: Pixels | None, kind: Kind) -> Pixels:
+    """(rows, W, 3) and alpha -> (rows, W, channels of the file)."""
+    colour = channels_of(rgb, kind)
+    return colour if alpha is None else np.concatenate([colour, alpha[..., None]], axis=2)
