@@ -13,7 +13,7 @@ Precision = Literal["fp32", "fp16", "bf16"]
 Runtime = Literal["onnx", "tensorrt", "tensorrt-rtx"]
 Hardware = Literal["none", "ampere-plus", "same-compute-capability"]
 
-MAX_BATCH = 64
+MAX_BATCH = 32  # diffusers takes another path from 64 pictures on
 
 
 # ---------------------------------------------------------------------------------------------------------

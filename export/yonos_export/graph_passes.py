@@ -179,7 +179,8 @@ def _scope(node: ir.Node) -> str:
     if not raw:
         return ""
     scopes = ast.literal_eval(raw)
-    return str(scopes[-2]) if len(scopes) > 1 else ""
+    # Shape arithmetic that torch adds for itself carries a scope that is not a module.
+    return str(scopes[-2]) if len(scopes) > 1 and not str(scopes[-2]).startswith("_") else ""
 
 
 def canonical_names(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yonos_export.config import MAX_BATCH
 from yonos_export.graph_passes import canonical_names, fold_affine, fold_constants
 from yonos_trt.errors import BuildError, MissingExtraError
 from yonos_trt.manifest import STAGE_TENSORS
@@ -96,7 +97,7 @@ def graph_from_stage(stages: StageSet, stage: str, *, opset: int = 20) -> ir.Mod
         name: torch.zeros(info.shape(stage, name, batch=2, tile_px=(2 * unit[0], 3 * unit[1])))
         for name in inputs
     }
-    batch, rows, columns = Dim("n", min=1), Dim("rows", min=1), Dim("columns", min=1)
+    batch, rows, columns = Dim("n", min=1, max=MAX_BATCH), Dim("rows", min=1), Dim("columns", min=1)
     dynamic: dict[str, Any] = {}
     for name in inputs:
         _, _, height, width = info.shape(stage, name, batch=1, tile_px=unit)
