@@ -8,12 +8,13 @@ import contextlib
 import os
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from yonos_trt.errors import ConfigError, InputError
 
-__all__ = ["SUPPORTED_SUFFIXES", "FileFormat", "SaveOptions", "atomic_path", "format_of"]
+__all__ = ["SUPPORTED_SUFFIXES", "FileFormat", "SaveOptions", "atomic_path", "chosen", "format_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,21 @@ class SaveOptions:
         ):
             if word not in words:
                 raise ConfigError(f"{name} is {word!r}, expected one of {', '.join(words)}")
+
+
+def chosen(options: SaveOptions | None, choices: dict[str, Any]) -> SaveOptions:
+    """Return ``options`` with single choices replaced, for functions that take both.
+
+    Raises
+    ------
+    ConfigError
+        No option has such a name, or the value is out of range.
+    """
+    known = [field.name for field in fields(SaveOptions)]
+    for name in choices:
+        if name not in known:
+            raise ConfigError(f"there is no option {name!r} for saving; options: {', '.join(known)}")
+    return replace(options or SaveOptions(), **choices)
 
 
 def format_of(path: str | os.PathLike[str], format: str | None = None) -> FileFormat:

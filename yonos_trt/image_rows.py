@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.errors import ClosedError, InputError
-from yonos_trt.image_files import SaveOptions, atomic_path, format_of
+from yonos_trt.image_files import SaveOptions, atomic_path, chosen, format_of
 from yonos_trt.image_modes import cmyk_from_rgb
 from yonos_trt.image_writing import as_kind, fit_kind, grown_metadata, stacked
 from yonos_trt.picture import Kind, Picture
@@ -36,9 +36,15 @@ class RowWriter:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], height_px: int, width_px: int, like: Picture, options: SaveOptions
+        self,
+        path: str | os.PathLike[str],
+        like: Picture,
+        height_px: int,
+        width_px: int,
+        format: str | None,
+        options: SaveOptions,
     ) -> None:
-        target = format_of(path)
+        target = format_of(path, format)
         self._name = os.fspath(path)
         if not target.streams:
             raise InputError(
@@ -152,11 +158,13 @@ class _Abort(Exception):
 
 def open_row_writer(
     path: str | os.PathLike[str],
+    like: Picture,
     height_px: int,
     width_px: int,
-    like: Picture,
     *,
+    format: str | None = None,
     options: SaveOptions | None = None,
+    **choices: Any,
 ) -> RowWriter:
     """Open a file for rows from top to bottom.
 
@@ -164,12 +172,12 @@ def open_row_writer(
     ----------
     path
         ``.png`` (base install) or ``.tif``/``.tiff`` (tiled; extra ``images``).
-    height_px, width_px
-        Size of the file.
     like
         The picture that is upscaled: its kind and metadata go out (its pixels are not looked at).
         ``like.without_alpha()`` to write without alpha.
-    options
+    height_px, width_px
+        Size of the file.
+    format, options, choices
         As for ``write_image``.
 
     Returns
@@ -185,7 +193,7 @@ def open_row_writer(
     MissingExtraError
         TIFF without tifffile.
     """
-    return RowWriter(path, height_px, width_px, like, options or SaveOptions())
+    return RowWriter(path, like, height_px, width_px, format, chosen(options, choices))
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,16 +219,18 @@ class OutputEstimate:
 
 
 def estimate_output(
+    kind: Kind,
     height_px: int,
     width_px: int,
-    kind: Kind,
     path: str | os.PathLike[str],
     *,
+    format: str | None = None,
     options: SaveOptions | None = None,
+    **choices: Any,
 ) -> OutputEstimate:
     """Return what writing ``kind`` at this size to ``path`` takes, so that a caller can decide to stream."""
-    options = options or SaveOptions()
-    target = format_of(path)
+    options = chosen(options, choices)
+    target = format_of(path, format)
     itemsize = np.dtype(kind.dtype).itemsize
     array_bytes = height_px * width_px * (4 if kind.has_alpha else 3) * itemsize
     raw = height_px * -(-width_px * file_channels(kind) * kind.bits // 8)

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.errors import InputError
-from yonos_trt.image_files import FileFormat, SaveOptions, atomic_path, format_of
+from yonos_trt.image_files import FileFormat, SaveOptions, atomic_path, chosen, format_of
 from yonos_trt.image_metadata import exif_for_size, xmp_for_size
 from yonos_trt.image_modes import pil_pixels
 from yonos_trt.picture import Kind, Picture, channels_of
 from yonos_trt.png_rows import PngRows
-from yonos_trt.tiff_rows import BIG_TIFF_BYTES, TiffRows
+from yonos_trt.tiff_rows import BIG_TIFF_BYTES, TiffRows, import_tifffile
 
-__all__ = ["fit_kind", "to_depth", "write_image"]
+__all__ = ["as_kind", "check_output", "fit_kind", "to_depth", "write_image"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ def write_image(
     *,
     format: str | None = None,
     options: SaveOptions | None = None,
+    **choices: Any,
 ) -> None:
     """Write through a ``.part`` file beside ``path``, fsynced and renamed: the whole file or none.
 
@@ -45,8 +46,8 @@ def write_image(
         The suffix decides the format: png, jpg, jpeg, webp, tif, tiff, avif.
     format
         Overrides the suffix.
-    options
-        Quality and what may be dropped; ``SaveOptions()`` if None.
+    options, choices
+        Quality and what may be dropped, as ``SaveOptions`` or by name: ``quality=90, drop_alpha=True``.
 
     Raises
     ------
@@ -55,7 +56,7 @@ def write_image(
     MissingExtraError
         Float or 16-bit colour TIFF without the extra ``images``.
     """
-    options = options or SaveOptions()
+    options = chosen(options, choices)
     target = format_of(path, format)
     kind = fit_kind(picture.kind, picture.height_px, picture.width_px, target, options, os.fspath(path))
     picture = as_kind(picture, kind)
@@ -66,6 +67,36 @@ def write_image(
             _save_deep_tiff(picture, part, options)
         else:
             _save_with_pillow(picture, part, target, options)
+
+
+def check_output(
+    kind: Kind,
+    height_px: int,
+    width_px: int,
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    options: SaveOptions | None = None,
+    **choices: Any,
+) -> None:
+    """Refuse before the work what ``write_image`` would refuse after it: suffix, folder, alpha, depth, size.
+
+    Raises
+    ------
+    InputError, ConfigError, MissingExtraError
+        As ``write_image``. Writes nothing.
+    """
+    options = chosen(options, choices)
+    target = format_of(path, format)
+    kind = fit_kind(kind, height_px, width_px, target, options, os.fspath(path))
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        reason = "is not writable" if folder.is_dir() else "is missing"
+        raise InputError(f"{os.fspath(path)}: the folder {folder} {reason}")
+    if Path(path).is_dir():
+        raise InputError(f"{os.fspath(path)}: is a directory, expected the name of a file to write")
+    if target.name == "TIFF" and kind.dtype != "uint8" and kind.mode != "L":
+        import_tifffile()
 
 
 def fit_kind(

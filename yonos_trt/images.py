@@ -6,7 +6,7 @@ What comes in goes out: same kind, mode, depth and profile. ::
     result = picture.with_pixels(rgb, alpha)            # (s H, s W, 3) and (s H, s W), same dtype
     write_image(result, "photo_x4.png")                 # or to_pil(result), to_array(result)
 
-    with open_row_writer("big.tiff", s * H, s * W, like=picture) as writer:      # O(width) memory
+    with open_row_writer("big.tiff", picture, s * H, s * W) as writer:      # O(width) memory
         writer.write_rows(rgb_rows, alpha_rows)
 
 Importing this module loads NumPy only; Pillow, pyvips and tifffile are loaded by the first function that
@@ -27,7 +27,7 @@ from yonos_trt.image_rows import (
     estimate_output,
     open_row_writer,
 )
-from yonos_trt.image_writing import write_image
+from yonos_trt.image_writing import check_output, write_image
 from yonos_trt.picture import Kind, Picture, from_array, luma, to_array
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "RowWriter",
     "SaveOptions",
     "atomic_path",
+    "check_output",
     "estimate_output",
     "fill_hidden",
     "format_of",

@@ -60,13 +60,7 @@ class TiffRows:
     def __init__(
         self, path: Path, like: Picture, height_px: int, width_px: int, options: SaveOptions
     ) -> None:
-        try:
-            import tifffile
-        except ImportError as error:
-            raise MissingExtraError(
-                "writing TIFF row by row, or with 16-bit or float colour", package="tifffile", extra="images",
-                reason=str(error),
-            ) from error  # fmt: skip
+        tifffile = import_tifffile()
         kind = like.kind
         self._channels = file_channels(kind)
         self._shape = (height_px, width_px, self._channels)
@@ -154,6 +148,20 @@ class TiffRows:
             self._bands.put(None)
             self._thread.join()
         self._finished = True
+
+
+def import_tifffile() -> Any:
+    """Return the module tifffile, or raise ``MissingExtraError``."""
+    try:
+        import tifffile
+    except ImportError as error:
+        raise MissingExtraError(
+            "writing TIFF row by row, or with 16-bit or float colour",
+            package="tifffile",
+            extra="images",
+            reason=str(error),
+        ) from error
+    return tifffile
 
 
 def file_channels(kind: Kind) -> int:
