@@ -38,6 +38,7 @@ def upscale(
     plan: TilePlan,
     seed: int = 0,
     color_fix: str = "wavelet",
+    lanes: int | None = None,
     threads: int = 1,
     timings: Timings | None = None,
     on_tiles: Callable[[int, int], None] | None = None,
@@ -57,6 +58,8 @@ def upscale(
         Names the noise field.
     color_fix
         "wavelet", "none", or "adain" (which holds the whole canvas back until it has seen every row).
+    lanes
+        How many of the backend's lanes to use; None: all.
     threads
         Threads of the colour fix and the final rounding.
     timings
@@ -108,7 +111,7 @@ def upscale(
     todo = list(batches(plan))
     block = max(_BLOCK_ROWS, _BLOCK_BYTES // (12 * plan.width_px))
     y0 = 0
-    with closing(_on_lanes(run_batch, todo, backend.lanes, cancel)) as results:
+    with closing(_on_lanes(run_batch, todo, min(lanes or backend.lanes, backend.lanes), cancel)) as results:
         for batch, tiles in zip(todo, results, strict=True):
             with clock("blend"):
                 backend.blend(canvas, tiles, plan, batch)

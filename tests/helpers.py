@@ -1,0 +1,234 @@
+"""Things several test files build: tiny engine directories, pictures, measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yonos_trt import manifest as m
+
+Array = NDArray[Any]
+
+
+def tiny_graphs(
+    *,
+    scale: int = 4,
+    encoder_input: str = "upsampled",
+    seed: int = 1,
+    nan_stage: str | None = None,
+    names: dict[str, str] | None = None,
+) -> tuple[dict[str, bytes], int, int]:
+    """Make encoder, step and decoder graphs without normalisation: (file -> bytes, latent factor, channels).
+
+    The picture is packed into channels (upsampled input, f = 2, or LR input, f = scale), a 3 x 3 convolution
+    adds a little of its neighbourhood and of the noise, and the channels are unpacked; the result is like the
+    input, depends on every stage, and a tile is exact 2 latent cells away from its border.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    names = names or {}
+    rng = np.random.default_rng(seed)
+    lr = encoder_input == "lr"
+    factor = scale if lr else 2
+    channels = 4 if lr else 3 * factor**2
+
+    def conv(outputs: int, inputs: int, centre: float, spread: float, groups: Array | None = None) -> Array:
+        weight = rng.normal(0.0, spread, (outputs, inputs, 3, 3)).astype(np.float32)
+        weight[:, :, 1, 1] += np.float32(centre) * (np.eye(outputs, inputs) if groups is None else groups)
+        return weight.astype(np.float32)
+
+    def graph(
+        stage: str,
+        nodes: list[Any],
+        inputs: dict[str, int],
+        outputs: dict[str, int],
+        weights: dict[str, Array],
+    ) -> bytes:
+        def info(channels_of: dict[str, int]) -> list[Any]:
+            return [
+                helper.make_tensor_value_info(
+                    names.get(name, name), TensorProto.FLOAT, ["N", count, f"h_{name}", f"w_{name}"]
+                )
+                for name, count in channels_of.items()
+            ]
+
+        for node in nodes:
+            for field in (node.input, node.output):
+                for i, name in enumerate(field):
+                    field[i] = names.get(name, name)
+        if nan_stage == stage:
+            weights = {k: np.full_like(v, np.nan) if v.ndim == 4 else v for k, v in weights.items()}
+        tensors = [numpy_helper.from_array(v, k) for k, v in weights.items()]
+        made = helper.make_graph(nodes, stage, info(inputs), info(outputs), tensors)
+        model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        onnx.checker.check_model(model)
+        return bytes(model.SerializeToString())
+
+    def node(kind: str, inputs: list[str], output: str, **attributes: Any) -> Any:
+        return helper.make_node(kind, inputs, [output], **attributes)
+
+    pads = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    if lr:
+        lift = np.zeros((4, 3), np.float32)
+        lift[[0, 1, 2, 3], [0, 1, 2, 1]] = 1.0
+        encoder = graph(
+            "encoder",
+            [node("Conv", ["image", "weight"], "z_l", **pads)],
+            {"image": 3},
+            {"z_l": 4},
+            {"weight": conv(4, 3, 1.0, 0.01, lift)},
+        )
+        spread = np.zeros((3 * factor**2, 4), np.float32)
+        for colour in range(3):
+            spread[colour * factor**2 : (colour + 1) * factor**2, colour] = 1.0
+        unpack = conv(3 * factor**2, 4, 1.0, 0.01, spread)
+    else:
+        encoder = graph(
+            "encoder",
+            [
+                node("SpaceToDepth", ["image"], "packed", blocksize=2),
+                node("Conv", ["packed", "weight"], "z_l", **pads),
+            ],
+            {"image": 3},
+            {"z_l": channels},
+            {"weight": conv(channels, channels, 1.0, 0.003)},
+        )
+        unpack = conv(channels, channels, 1.0, 0.003)
+    step = graph(
+        "step",
+        [
+            node("Mul", ["noise", "sigma"], "scaled"),
+            node("Concat", ["scaled", "z_l"], "both", axis=1),
+            node("Conv", ["both", "weight"], "z_0", **pads),
+        ],
+        {"noise": channels, "z_l": channels},
+        {"z_0": channels},
+        {
+            "sigma": np.asarray(0.05, np.float32),
+            "weight": np.concatenate(
+                [conv(channels, channels, 1.0, 0.01), conv(channels, channels, 1.0, 0.003)], axis=1
+            ),
+        },
+    )
+    # CRD order keeps one colour's cells together, DCR is what SpaceToDepth does.
+    decoder = graph(
+        "decoder",
+        [
+            node("Conv", ["z_0", "weight"], "cells", **pads),
+            node("DepthToSpace", ["cells"], "image", blocksize=factor, mode="CRD" if lr else "DCR"),
+        ],
+        {"z_0": channels},
+        {"image": 3},
+        {"weight": unpack},
+    )
+    return {"encoder.onnx": encoder, "step.onnx": step, "decoder.onnx": decoder}, factor, channels
+
+
+def tiny_manifest(
+    files: dict[str, bytes], factor: int, channels: int, *, scale: int = 4, encoder_input: str = "upsampled"
+) -> m.EngineManifest:
+    """Describe the graphs of `tiny_graphs`."""
+    import hashlib
+
+    def stage(name: str) -> m.Stage:
+        def tensor(tensor_name: str) -> m.Tensor:
+            return m.Tensor(
+                name=tensor_name, shape=("N", 3 if tensor_name == "image" else channels, "H", "W")
+            )
+
+        raw = files[f"{name}.onnx"]
+        inputs, outputs = m.STAGE_TENSORS[name]
+        artifact = m.Artifact(
+            runtime="onnx",
+            precision="fp32",
+            file=f"{name}.onnx",
+            sha256=hashlib.sha256(raw).hexdigest(),
+            bytes=len(raw),
+        )
+        return m.Stage(
+            inputs=tuple(map(tensor, inputs)), outputs=tuple(map(tensor, outputs)), artifacts=(artifact,)
+        )
+
+    multiple = int(np.lcm(scale, factor)) * 2
+    return m.EngineManifest(
+        schema_version=m.SCHEMA_VERSION,
+        model=m.Model(
+            name=f"tiny-x{scale}",
+            scale=scale,
+            latent_channels=channels,
+            latent_factor=factor,
+            timestep=999.0,
+            alpha_1=0.068,
+            sigma_1=0.998,
+            weights_sha256="ab" * 32,
+            training={"stages": ["none"]},
+            licences=(m.Licence(part="code", licence="Apache-2.0"),),
+        ),
+        tiles=m.Tiles(
+            smallest_px=2 * multiple,
+            default_px=8 * multiple,
+            largest_px=64 * multiple,
+            multiple_px=multiple,
+            overlap_px=2 * multiple,
+            encoder_input="lr" if encoder_input == "lr" else "upsampled",
+        ),
+        stages=m.Stages(encoder=stage("encoder"), step=stage("step"), decoder=stage("decoder")),
+        parity=m.Parity(
+            stages={"step": {"fp32": m.StageParity(max_error=1e-6, psnr_db=120.0, cosine=1.0)}},
+            end_to_end_psnr_db={"fp32": None},
+        ),
+    )
+
+
+def make_engine_dir(
+    path: Path,
+    *,
+    scale: int = 4,
+    encoder_input: str = "upsampled",
+    seed: int = 1,
+    nan_stage: str | None = None,
+    names: dict[str, str] | None = None,
+) -> Path:
+    """Write an engine directory with the graphs of `tiny_graphs`."""
+    files, factor, channels = tiny_graphs(
+        scale=scale, encoder_input=encoder_input, seed=seed, nan_stage=nan_stage, names=names
+    )
+    manifest = tiny_manifest(files, factor, channels, scale=scale, encoder_input=encoder_input)
+    return m.write_engine_dir(path, files, manifest)
+
+
+def picture(height: int, width: int, *, dtype: Any = np.uint8, seed: int = 0, channels: int = 3) -> Array:
+    """Draw smooth gradients, edges and a little noise: (height, width, channels)."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    planes = []
+    for c in range(channels):
+        wave = np.sin(x / (5.0 + c) + c) * np.cos(y / (7.0 - c))
+        edge = ((x // 9 + y // 11 + c) % 2) * 0.5
+        planes.append(0.5 + 0.25 * wave + 0.2 * (edge - 0.25) + rng.normal(0, 0.02, y.shape))
+    values = np.clip(np.stack(planes, axis=-1), 0.0, 1.0)
+    if np.dtype(dtype) == np.float32:
+        return np.asarray(values.astype(np.float32))
+    return np.asarray(np.rint(values * np.iinfo(dtype).max).astype(dtype))
+
+
+def psnr_db(a: Array, b: Array) -> float:
+    """Return the PSNR of two pictures of one dtype; infinite where they are equal."""
+    peak = 1.0 if a.dtype == np.float32 else float(np.iinfo(a.dtype).max)
+    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
+    return float("inf") if error == 0 else 10.0 * float(np.log10(peak**2 / error))
+
+
+def edit_manifest(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Load manifest.json as plain JSON, let `change` alter it, and write it back."""
+    import json
+
+    path = directory / m.MANIFEST_NAME
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))

@@ -1,0 +1,53 @@
+"""The exception tree."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from yonos_trt import errors
+
+
+def test_every_error_is_a_yonos_error_and_exported() -> None:
+    classes = {n: c for n, c in vars(errors).items() if inspect.isclass(c)}
+    assert set(classes) == set(errors.__all__)
+    assert all(issubclass(c, errors.YonosError) for c in classes.values())
+
+
+def test_the_tree_in_the_docstring_is_the_tree() -> None:
+    assert errors.__doc__ is not None
+    for name in errors.__all__:
+        assert name in errors.__doc__
+
+
+@pytest.mark.parametrize(
+    ("error", "base"),
+    [
+        (errors.ConfigError, ValueError),
+        (errors.InputError, ValueError),
+        (errors.MissingExtraError, ImportError),
+        (errors.OutOfMemoryError, errors.CudaError),
+    ],
+)
+def test_errors_are_also_what_callers_already_catch(error: type[Exception], base: type[Exception]) -> None:
+    assert issubclass(error, base)
+
+
+def test_missing_extra_names_the_package_and_the_command() -> None:
+    error = errors.MissingExtraError("yonos video", package="av", extra="video")
+    assert "'av'" in str(error)
+    assert "pip install 'yonos-trt[video]'" in str(error)
+    assert (error.package, error.extra) == ("av", "video")
+
+
+def test_out_of_memory_says_how_much_was_asked_and_what_to_do() -> None:
+    error = errors.OutOfMemoryError("decoder", asked_bytes=3 << 20, free_bytes=None)
+    assert "asked for 3 MiB" in str(error)
+    assert "unknown" in str(error)
+    assert "smaller tile" in str(error)
+
+
+def test_numeric_error_carries_stage_and_tile() -> None:
+    error = errors.NumericError("bad", stage="step", tile=7)
+    assert (error.stage, error.tile) == ("step", 7)

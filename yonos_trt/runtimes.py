@@ -1,0 +1,166 @@
+"""Choose what runs an engine directory, and open it.
+
+``"auto"`` takes TensorRT engines where there are a GPU, the library and a fitting artifact, and ONNX Runtime
+on the CPU otherwise. A runtime that is named is taken or refused, never replaced silently.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from yonos_trt.backend import Backend
+from yonos_trt.driver import probe_driver
+from yonos_trt.errors import (
+    ConfigError,
+    EngineDeviceError,
+    EngineNotFoundError,
+    EngineVersionError,
+    MissingExtraError,
+)
+from yonos_trt.manifest import EngineManifest, Precision, Runtime
+
+__all__ = ["RUNTIMES", "Request", "RuntimeName", "models_dir", "open_backend", "shipped_models"]
+
+_log = logging.getLogger(__name__)
+
+RuntimeName = Literal["auto", "onnx", "tensorrt", "tensorrt-rtx"]
+RUNTIMES: tuple[str, ...] = get_args(RuntimeName)
+_MODULES = {"tensorrt": ("tensorrt", "tensorrt"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the caller asked for.
+
+    Attributes
+    ----------
+    runtime : str
+        One of `RUNTIMES`.
+    device : int
+        CUDA device number; only TensorRT uses it.
+    lanes : int or None
+        Tile batches worked on at once; None: 1 on the CPU, 2 on a GPU.
+    threads : int or None
+        Host threads; None: all usable CPUs.
+    precision : str or None
+        "fp32", "fp16", "bf16"; None: fp32 first on the CPU, fp16 first with TensorRT.
+    providers : sequence of str
+        Execution providers of ONNX Runtime.
+    memory_limit_bytes : int or None
+        Bound on device memory where there is a device.
+    """
+
+    runtime: str = "auto"
+    device: int = 0
+    lanes: int | None = None
+    threads: int | None = None
+    precision: Precision | None = None
+    providers: Sequence[str] = ("CPUExecutionProvider",)
+    memory_limit_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.runtime not in RUNTIMES:
+            raise ConfigError(f"runtime is {self.runtime!r}, expected one of {', '.join(RUNTIMES)}")
+        if self.precision not in (None, *get_args(Precision)):
+            raise ConfigError(
+                f"precision is {self.precision!r}, expected one of {', '.join(get_args(Precision))}"
+            )
+        for name in ("lanes", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}, expected at least 1")
+        if self.device < 0:
+            raise ConfigError(f"device is {self.device}, expected a CUDA device number from 0 up")
+
+
+def open_backend(engine_dir: Path, manifest: EngineManifest, request: Request) -> Backend:
+    """Open the artifacts that fit `request`.
+
+    Raises
+    ------
+    EngineNotFoundError
+        The directory has no artifact for the runtime; the message names the command that builds it.
+    EngineDeviceError
+        A TensorRT runtime was asked for and there is no usable GPU.
+    MissingExtraError
+        A TensorRT runtime was asked for and its Python package is not installed.
+    """
+    if request.runtime == "onnx":
+        return _open_onnx(engine_dir, manifest, request)
+    if request.runtime != "auto":
+        return _open_tensorrt(engine_dir, manifest, request, request.runtime)
+    for runtime in ("tensorrt", "tensorrt-rtx"):
+        if not _has_all(manifest, runtime, request.precision):
+            continue
+        try:
+            return _open_tensorrt(engine_dir, manifest, request, runtime)
+        except (EngineDeviceError, EngineNotFoundError, EngineVersionError, MissingExtraError) as error:
+            _log.warning("the %s engines of %s are not used: %s", runtime, engine_dir, error)
+    return _open_onnx(engine_dir, manifest, request)
+
+
+def _open_onnx(engine_dir: Path, manifest: EngineManifest, request: Request) -> Backend:
+    from yonos_trt.ort import OrtBackend
+
+    return OrtBackend(
+        engine_dir,
+        manifest,
+        precision=request.precision,
+        providers=request.providers,
+        threads=request.threads,
+        lanes=request.lanes or 1,
+    )
+
+
+def _open_tensorrt(engine_dir: Path, manifest: EngineManifest, request: Request, runtime: str) -> Backend:
+    if not _has_all(manifest, runtime, request.precision):
+        have = sorted({f"{a.runtime} {a.precision}" for _, s in manifest.stages.items() for a in s.artifacts})
+        raise EngineNotFoundError(
+            f"{engine_dir} has no {runtime} {request.precision or 'engine'} for all three stages, it has "
+            f"{', '.join(have) or 'nothing'}; build it with: yonos-export {engine_dir} --engine-dir "
+            f"{engine_dir} --{request.precision or 'fp16'} --runtime {runtime}"
+        )
+    driver = probe_driver()
+    if not driver.devices:
+        raise EngineDeviceError(
+            f"the runtime {runtime!r} needs an NVIDIA GPU, found none ({driver.problem}); "
+            "use runtime='onnx' to run on the CPU"
+        )
+    module, extra = _MODULES[runtime]
+    if importlib.util.find_spec(module) is None:
+        raise MissingExtraError(f"the runtime {runtime!r}", package=module, extra=extra)
+    backend: Any = importlib.import_module("yonos_trt.trt").TrtBackend
+    opened: Backend = backend(
+        engine_dir,
+        manifest,
+        runtime=runtime,
+        precision=request.precision,
+        device=request.device,
+        lanes=request.lanes or 2,
+    )
+    return opened
+
+
+def _has_all(manifest: EngineManifest, runtime: str, precision: Precision | None) -> bool:
+    kind: Runtime = "tensorrt" if runtime == "tensorrt" else "tensorrt-rtx"
+    return all(stage.find(kind, precision) for _, stage in manifest.stages.items())
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Models in the wheel
+
+
+def models_dir() -> Path:
+    """Return the folder of the engine directories that ship with the package."""
+    return Path(__file__).parent / "models"
+
+
+def shipped_models() -> dict[str, Path]:
+    """Return name -> engine directory of every model in the wheel, sorted by name."""
+    return {path.parent.name: path.parent for path in sorted(models_dir().glob("*/manifest.json"))}
