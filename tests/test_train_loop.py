@@ -247,3 +247,31 @@ def test_a_run_folder_of_another_architecture_is_refused(pictures, tmp_path):
     )
     with pytest.raises(ValueError, match="started with architecture"):
         Run(other, tmp_path, data=str(pictures), weights={})
+
+
+def test_adaptive_gan_weight_gives_the_gradient_of_the_weighted_sum(pictures):
+    from yonos_train.losses import adaptive_weight, gradient_l1, hinge_generator
+    from yonos_train.stages import DecoderStage
+
+    torch.manual_seed(0)
+    bundle = new_bundle(BundleConfig("tiny", 2, SMOKE.architecture))
+    for p in bundle.decoder.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    config = StageConfig("d", "decoder", 2, steps=1, batch=2, crop_px=64, loss={"gan": 0.5, "disc_width": 4})
+    stage = DecoderStage(config, bundle, weights={}, seed=0)
+    batch = Crops(ImageFolder(pictures, smallest_px=64), CropConfig(64), seed=3).batch(0, 2)
+    loss, logs = stage.loss("decoder", batch, generator(1), 0)
+    bundle.decoder.zero_grad()
+    loss.backward()
+    got = [p.grad.clone() for p in bundle.decoder.parameters()]
+
+    z_0, _ = stage.one_step(batch, generator(1))
+    y = bundle.decoder(z_0)
+    rec = (y - batch.x_h).abs().mean() + 0.3 * gradient_l1(y, batch.x_h)
+    gan = hinge_generator(stage.discriminator(y))
+    weight = adaptive_weight(rec, gan, bundle.decoder.conv_out.weight)
+    bundle.decoder.zero_grad()
+    (rec + 0.5 * weight * gan).backward()
+    assert logs["gan_weight"] == pytest.approx(float(weight), rel=0.05)  # the spectral norm moves a little
+    for a, b in zip(got, (p.grad for p in bundle.decoder.parameters()), strict=True):
+        assert (a - b).norm() <= 0.05 * b.norm() + 1e-7

@@ -128,13 +128,13 @@ class Trainer:
         for module in vars(stage).values():
             if isinstance(module, nn.Module):
                 module.to(self.device)
+                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
         self.emas: dict[str, dict[str, Ema]] = {}
         for group, modules in stage.groups.items():
             for name, module in modules.items():
                 module.train()
                 module.requires_grad_(True)
-                module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                 log.info(
                     "%s: training %s, %d parameters",
                     config.name,

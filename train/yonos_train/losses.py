@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal, cast
+from typing import Final, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -135,7 +135,7 @@ class Lpips(nn.Module):
         if net not in ("alex", "vgg"):
             raise ValueError(f"Lpips: net must be 'alex' or 'vgg'; got {net!r}.")
         weights = _load(weights_path, f"LPIPS ({net})")
-        self.trunk = _Trunk(cast(Network, net), weights, weights_path)
+        self.trunk = _Trunk(net, weights, weights_path)
         for k in range(5):
             if f"lin{k}.weight" not in weights:
                 raise WeightsError(
@@ -306,5 +306,10 @@ def adaptive_weight(
     """
     rec = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0]
     gan = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0]
+    return gradient_ratio(rec, gan, largest=largest)
+
+
+def gradient_ratio(rec: Tensor, gan: Tensor, *, largest: float = 1e4) -> Tensor:
+    """Return ``||rec|| / (||gan|| + 1e-4)``, at most ``largest``, detached, of two gradients of any shape."""
     ratio: Tensor = rec.float().norm() / (gan.float().norm() + 1e-4)
     return ratio.clamp(0.0, largest).detach()

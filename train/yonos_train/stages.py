@@ -281,7 +281,7 @@ class DecoderStage(_Conditioned):
         self.w_gan, self.disc_start = float(loss.get("gan", 0.0)), int(loss.get("disc_start", 0))
         self.groups = {"decoder": {"decoder": self.decoder}}
         if self.w_gan > 0:
-            self.discriminator = PatchDiscriminator()
+            self.discriminator = PatchDiscriminator(width=int(loss.get("disc_width", 32)))
             self.groups = {"discriminator": {"discriminator": self.discriminator}, **self.groups}
         for module in (self.encoder, self.unet):
             module.requires_grad_(False).eval()
@@ -294,7 +294,7 @@ class DecoderStage(_Conditioned):
         return ddim(self.unet, self.schedule, z_l, noise).float(), x_l
 
     def loss(self, group: str, batch: Batch, rng: torch.Generator, step: int) -> tuple[Tensor, Logs]:
-        from .losses import adaptive_weight, hinge_discriminator, hinge_generator
+        from .losses import gradient_ratio, hinge_discriminator, hinge_generator
 
         x_h = batch.x_h
         z_0, _ = self.one_step(batch, rng)
@@ -311,17 +311,22 @@ class DecoderStage(_Conditioned):
         logs = {"l1": l1.item(), "gradient": grad.item()}
         for net in (name for name, weight in self.w_lpips.items() if weight > 0):
             count = len(y) if net == "alex" else max(1, round(self.vgg_share * len(y)))
-            distance = self.lpips[net](y[:count], x_h[:count]).float().mean()
+            shown = y[:count].contiguous(memory_format=torch.channels_last)
+            distance = self.lpips[net](shown, x_h[:count]).float().mean()
             total = total + self.w_lpips[net] * distance
             logs[f"lpips_{net}"] = distance.item()
-        if self.w_gan > 0 and step >= self.disc_start:
-            gan = hinge_generator(self.discriminator(y).float())
-            last = self.decoder.get_submodule("conv_out").get_parameter("weight")
-            weight = adaptive_weight(total, gan, last)
-            total = total + self.w_gan * weight * gan
-            logs.update(gan=gan.item(), gan_weight=float(weight))
         logs["psnr_db"] = -10 * ((y.detach().clamp(-1, 1) - x_h).square().mean() / 4).log10().item()
-        return total, logs
+        if self.w_gan <= 0 or step < self.disc_start:
+            return total, logs
+        # Adaptive weight. Both losses reach the decoder through y alone: their gradients at y are taken once,
+        # carried to the last layer for the weight, and handed on as one linear loss with the same gradient.
+        gan = hinge_generator(self.discriminator(y).float())
+        at_y = [torch.autograd.grad(loss, y)[0] for loss in (total, gan)]
+        last = self.decoder.get_submodule("conv_out").get_parameter("weight")
+        weight = gradient_ratio(*(torch.autograd.grad(y, last, g, retain_graph=True)[0] for g in at_y))
+        linear = (y * (at_y[0] + self.w_gan * weight * at_y[1])).sum()
+        logs.update(gan=gan.item(), gan_weight=float(weight))
+        return linear - linear.detach() + total.detach() + self.w_gan * weight * gan.detach(), logs
 
     def samples(self, batch: Batch, rng: torch.Generator) -> list[Tensor]:
         z_0, x_l = self.one_step(batch, rng)
