@@ -51,11 +51,15 @@ def pillow_keeps_tiff(header: Header) -> bool:
 def deep_tiff(data: bytes, header: Header, name: str) -> Picture:
     photometric = header.tags.get(262, (_BLACK_IS_ZERO,))[0]
     is_16, is_float = header.bits == 16 and not header.is_float, header.bits == 32 and header.is_float
-    if not (is_16 or is_float) or photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
+    if (
+        not (is_16 or is_float)
+        or header.channels not in (1, 2, 3, 4)
+        or photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB)
+    ):
         kind = "float" if header.is_float else "integer"
         raise InputError(
-            f"{name}: TIFF with {header.bits}-bit {kind} samples and photometric {photometric} "
-            "is not supported; convert it to 16-bit or 32-bit float RGB or grey"
+            f"{name}: TIFF with {header.channels} channels of {header.bits}-bit {kind} samples and photometric "
+            f"{photometric} is not supported; convert it to 16-bit or 32-bit float RGB(A) or grey"
         )
     try:
         import tifffile

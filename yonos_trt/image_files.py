@@ -14,7 +14,15 @@ from typing import Any
 
 from yonos_trt.errors import ConfigError, InputError
 
-__all__ = ["SUPPORTED_SUFFIXES", "FileFormat", "SaveOptions", "atomic_path", "chosen", "format_of"]
+__all__ = [
+    "SUPPORTED_SUFFIXES",
+    "FileFormat",
+    "SaveOptions",
+    "atomic_path",
+    "cannot_write",
+    "chosen",
+    "format_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +175,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     try:
         yield part
         with open(part, "rb+") as file:
@@ -175,14 +183,15 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(part, target)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     except BaseException:
         part.unlink(missing_ok=True)
         raise
     _sync_folder(target.parent)
 
 
-def _cannot_write(path: str | os.PathLike[str], error: Exception) -> InputError:
+def cannot_write(path: str | os.PathLike[str], error: Exception) -> InputError:
+    """Say why ``path`` cannot be written, in the system's words."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return InputError(f"{os.fspath(path)}: cannot be written: {reason}")
 

@@ -30,7 +30,7 @@ class Header:
     format
         Key of ``FORMAT_SUFFIXES``.
     height_px, width_px
-        As stored, before any orientation; 0 where only the decoder knows (AVIF, BMP).
+        As stored, before any orientation; 0 where only the decoder knows (AVIF).
     bits
         Bits per sample.
     channels

@@ -51,10 +51,10 @@ def inspect(data: bytes) -> Header:
             return _gif(data)
         if data[4:8] == b"ftyp":
             return _avif(data)
+        if data[:2] == b"BM":
+            return _bmp(data)
     except (struct.error, IndexError) as error:
         raise MalformedError("the file is truncated inside a header") from error
-    if data[:2] == b"BM":
-        return Header("BMP")
     for magic, what in _FOREIGN:
         if data.startswith(magic):
             raise MalformedError(f"{what} files are not supported; convert it to PNG or TIFF first")
@@ -175,6 +175,22 @@ def _gif(data: bytes) -> Header:
     if not frames:
         raise MalformedError("the GIF holds no pixels")
     return Header("GIF", height_px, width_px, channels=1, frames=frames)
+
+
+def _bmp(data: bytes) -> Header:
+    """Size and completeness of the uncompressed kinds; the others are left to the decoder."""
+    (pixels_at,) = struct.unpack_from("<I", data, 10)
+    (header_bytes,) = struct.unpack_from("<I", data, 14)
+    if header_bytes == 12:  # OS/2
+        width_px, height_px, _, bits = struct.unpack_from("<HHHH", data, 18)
+        compression = 0
+    else:
+        width_px, height_px, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
+        height_px = abs(height_px)
+    expected = pixels_at + (width_px * bits + 31) // 32 * 4 * height_px
+    if compression in (0, 3) and expected > len(data):
+        raise MalformedError(f"the BMP is truncated: {len(data)} of {expected} bytes")
+    return Header("BMP", height_px, width_px)
 
 
 def _avif(data: bytes) -> Header:

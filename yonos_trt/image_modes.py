@@ -52,7 +52,7 @@ def planes_from_pil(image: Image.Image, name: str) -> tuple[Pixels, Kind]:
     if mode == "F":
         grey = checked_float(np.asarray(image, dtype=np.float32), name)
         return grey[..., None], Kind("L", "float32")
-    if mode == "1":
+    if mode == "1" and "transparency" not in image.info:
         return np.asarray(image.convert("L"))[..., None], Kind("1")
     if mode == "CMYK":
         profile = image.info.get("icc_profile")
@@ -67,8 +67,8 @@ def planes_from_pil(image: Image.Image, name: str) -> tuple[Pixels, Kind]:
         return rgba, Kind("P", palette_alpha="binary" if binary else "soft")
     if mode == "RGBX":
         return np.asarray(image.convert("RGB")), Kind("RGB")
-    if mode in ("L", "RGB") and "transparency" in image.info:  # one colour declared transparent
-        mode = {"L": "LA", "RGB": "RGBA"}[mode]
+    if mode in ("1", "L", "RGB") and "transparency" in image.info:  # one colour declared transparent
+        mode = "RGBA" if mode == "RGB" else "LA"
         image = image.convert(mode)
     array = np.asarray(image)
     return (array if array.ndim == 3 else array[..., None]), Kind(mode)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from PIL import Image, ImageFile
 
 __all__ = ["MAX_PIXELS", "from_pil", "read_image"]
+
+logger = logging.getLogger(__name__)
 
 Pixels = NDArray[Any]
 
@@ -97,6 +100,8 @@ def from_pil(image: Image.Image, *, name: str | None = None) -> Picture:
     try:
         if getattr(image, "is_animated", False) and image.format != "MPO":
             raise _animated(label, getattr(image, "n_frames", 2))
+        if ";16" in str(getattr(image, "tile", "")) and not image.mode.startswith("I;16"):
+            logger.warning("%s: Pillow reads this 16-bit file as 8 bits; pass the path to keep 16", label)
         image.load()
         return _from_loaded(image, label, format_=image.format, source="pil")
     except InputError:

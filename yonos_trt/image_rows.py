@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.errors import ClosedError, InputError
-from yonos_trt.image_files import SaveOptions, atomic_path, chosen, format_of
+from yonos_trt.image_files import SaveOptions, atomic_path, cannot_write, chosen, format_of
 from yonos_trt.image_modes import cmyk_from_rgb
 from yonos_trt.image_writing import as_kind, fit_kind, grown_metadata, stacked
 from yonos_trt.picture import Kind, Picture
@@ -121,16 +121,19 @@ class RowWriter:
             rows: Pixels = np.asarray(cmyk_from_rgb(piece.rgb, like.icc))
         else:
             rows = stacked(piece.rgb, piece.alpha, like.kind)
-        self._writer.write(rows)
+        try:
+            self._writer.write(rows)
+        except OSError as error:
+            raise cannot_write(self._name, error) from error
         self._rows += rgb.shape[0]
 
     def abort(self) -> None:
         """Give up and remove the unfinished file; no effect after a commit."""
         if self._open:
             self._open = False
-            stop = _Abort()
-            with contextlib.suppress(_Abort):
-                self._stack.__exit__(_Abort, stop, None)
+            stop = _AbortError()
+            with contextlib.suppress(_AbortError):
+                self._stack.__exit__(_AbortError, stop, None)
 
     def __enter__(self) -> RowWriter:
         return self
@@ -145,6 +148,9 @@ class RowWriter:
             if self._rows != self._height_px:
                 raise InputError(f"{self._name}: {self._rows} of {self._height_px} rows were written")
             self._writer.finish()
+        except OSError as failure:
+            self.abort()
+            raise cannot_write(self._name, failure) from failure
         except BaseException:
             self.abort()
             raise
@@ -152,7 +158,7 @@ class RowWriter:
         self._stack.close()
 
 
-class _Abort(Exception):
+class _AbortError(Exception):
     """Tells the context managers inside to clean up."""
 
 

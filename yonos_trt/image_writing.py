@@ -4,8 +4,10 @@ lost.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yonos_trt.errors import InputError
+from yonos_trt.errors import InputError, YonosError
 from yonos_trt.image_files import FileFormat, SaveOptions, atomic_path, chosen, format_of
 from yonos_trt.image_metadata import exif_for_size, xmp_for_size
 from yonos_trt.image_modes import pil_pixels
 from yonos_trt.picture import Kind, Picture, channels_of
-from yonos_trt.png_rows import PngRows
+from yonos_trt.png_rows import PngRows, keyword
 from yonos_trt.tiff_rows import BIG_TIFF_BYTES, TiffRows, import_tifffile
 
 __all__ = ["as_kind", "check_output", "fit_kind", "to_depth", "write_image"]
@@ -26,6 +28,9 @@ __all__ = ["as_kind", "check_output", "fit_kind", "to_depth", "write_image"]
 logger = logging.getLogger(__name__)
 
 Pixels = NDArray[Any]
+
+# A JPEG segment holds 65 533 bytes, of which XMP's own label takes 29.
+_JPEG_SEGMENT_BYTES = 65_504
 
 
 def write_image(
@@ -60,13 +65,26 @@ def write_image(
     target = format_of(path, format)
     kind = fit_kind(picture.kind, picture.height_px, picture.width_px, target, options, os.fspath(path))
     picture = as_kind(picture, kind)
-    with atomic_path(path) as part:
+    with atomic_path(path) as part, _encoding(os.fspath(path), target):
         if target.name == "PNG" and kind.dtype == "uint16":
             _save_deep_png(picture, part, options)
         elif target.name == "TIFF" and kind.dtype != "uint8" and kind.mode != "L":
             _save_deep_tiff(picture, part, options)
         else:
             _save_with_pillow(picture, part, target, options)
+
+
+@contextlib.contextmanager
+def _encoding(name: str, target: FileFormat) -> Iterator[None]:
+    """Turn what an encoder raises into InputError; OSError is the file system's and passes."""
+    try:
+        yield
+    except (YonosError, OSError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{name}: cannot be encoded as {target.name}: {' '.join(str(error).split())}"
+        ) from error
 
 
 def check_output(
@@ -163,8 +181,16 @@ def as_kind(picture: Picture, kind: Kind) -> Picture:
         rgb=to_depth(rgb, kind.dtype),
         alpha=None if alpha is None else to_depth(alpha, kind.dtype),
         kind=kind,
-        icc=None if picture.kind.mode == "CMYK" and kind.mode != "CMYK" else picture.icc,
+        icc=picture.icc if _profile_fits(picture, kind) else None,
     )
+
+
+def _profile_fits(picture: Picture, kind: Kind) -> bool:
+    """False if the pixels change from grey, RGB or CMYK to another of them and the profile does not."""
+    before, after = (
+        b"GRAY" if k.is_grey else b"CMYK" if k.mode == "CMYK" else b"RGB " for k in (picture.kind, kind)
+    )
+    return picture.icc is None or before == after or picture.icc[16:20] == after  # ICC.1:2010, 7.2.6
 
 
 def grown_metadata(picture: Picture, height_px: int, width_px: int) -> tuple[bytes | None, bytes | None]:
@@ -186,14 +212,14 @@ def _save_with_pillow(picture: Picture, part: Path, target: FileFormat, options:
     if target.name == "PNG":
         text = PngImagePlugin.PngInfo()
         for key, value in picture.text.items():
-            text.add_itxt(key, value)
+            text.add_itxt(keyword(key), value.replace("\0", ""))
         if xmp:
             text.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
         parameters = {"pnginfo": text, "compress_level": options.compression}
     elif target.name == "JPEG":
         parameters = {"quality": options.quality, "subsampling": options.subsampling}
         if "comment" in picture.text:
-            parameters["comment"] = picture.text["comment"]
+            parameters["comment"] = picture.text["comment"].encode()[:_JPEG_SEGMENT_BYTES]
     elif target.name == "WEBP":
         parameters = {"quality": options.quality, "lossless": options.lossless, "method": 4}
     elif target.name == "AVIF":
@@ -202,6 +228,9 @@ def _save_with_pillow(picture: Picture, part: Path, target: FileFormat, options:
         parameters = tiff_parameters(picture, options)
         if xmp:
             parameters["tiffinfo"] = {700: xmp}
+    if target.name == "JPEG":
+        exif = _short_enough(exif, "EXIF", picture.name)
+        xmp = _short_enough(xmp, "XMP", picture.name)
     if xmp and target.name in ("JPEG", "WEBP", "AVIF"):
         parameters["xmp"] = xmp
     for name, entry in (("icc_profile", picture.icc), ("exif", exif), ("dpi", picture.dpi)):
@@ -209,6 +238,13 @@ def _save_with_pillow(picture: Picture, part: Path, target: FileFormat, options:
             parameters[name] = entry
     with open(part, "wb") as file:
         image.save(file, format=target.name, **parameters)
+
+
+def _short_enough(block: bytes | None, what: str, name: str) -> bytes | None:
+    if block is not None and len(block) > _JPEG_SEGMENT_BYTES:
+        logger.warning("%s: %s of %d bytes does not fit into a JPEG and is left out", name, what, len(block))
+        return None
+    return block
 
 
 def tiff_parameters(picture: Picture, options: SaveOptions) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PngRows"]
+__all__ = ["PngRows", "keyword"]
 
 Pixels = NDArray[Any]
 
@@ -76,8 +76,8 @@ class PngRows:
             self._chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
         texts = {**(text or {}), **({"XML:com.adobe.xmp": xmp.decode("utf-8", "replace")} if xmp else {})}
         for key, value in texts.items():
-            keyword = key.encode("latin-1", "replace").replace(b"\0", b"")[:79] or b"Comment"
-            self._chunk(b"iTXt", keyword + b"\0\0\0\0\0" + value.encode().replace(b"\0", b""))
+            label = keyword(key).encode("latin-1")
+            self._chunk(b"iTXt", label + b"\0\0\0\0\0" + value.encode("utf-8", "replace").replace(b"\0", b""))
 
     def _chunk(self, kind: bytes, body: bytes) -> None:
         self._file.write(
@@ -124,6 +124,11 @@ class PngRows:
             out[better, 0] = number
             out[better, 1:] = difference[better]
         return out
+
+
+def keyword(key: str) -> str:
+    """A text key as PNG allows it: Latin-1, 1 to 79 characters, no zero byte."""
+    return key.encode("latin-1", "replace").decode("latin-1").replace("\0", "")[:79] or "Comment"
 
 
 def _paeth(left: Pixels, above: Pixels, corner: Pixels) -> Pixels:

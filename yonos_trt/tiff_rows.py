@@ -6,6 +6,7 @@ height from a queue of one, so that at most three bands are in memory.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ TILE_PX = 256
 _TEXT_TAGS = (270, 271, 272, 305, 306, 315, 33432)
 
 
-class _Aborted(Exception):
+class _AbortedError(Exception):
     """Ends tifffile's loop when the caller gave up."""
 
 
@@ -67,7 +68,6 @@ class TiffRows:
         self._dtype = np.dtype(kind.dtype)
         self._band: Pixels = np.empty((0, width_px, self._channels), self._dtype)
         self._bands: queue.Queue[Pixels | None] = queue.Queue(maxsize=1)
-        self._finished = False
         self._failure: BaseException | None = None
         raw_bytes = height_px * width_px * self._channels * self._dtype.itemsize
         arguments = {
@@ -83,9 +83,11 @@ class TiffRows:
             try:
                 with tifffile.TiffWriter(path, bigtiff=raw_bytes > BIG_TIFF_BYTES) as writer:
                     writer.write(self._tiles(), **arguments)
+            except _AbortedError:
+                pass
             except BaseException as error:  # handed to the caller's thread
                 self._failure = error
-                while not self._finished and self._bands.get() is not None:
+                while self._bands.get() is not None:  # keep taking, or the caller would wait for room
                     pass
 
         self._thread = threading.Thread(target=run, name="yonos-tiff", daemon=True)
@@ -105,8 +107,7 @@ class TiffRows:
         for _ in range(0, height_px, TILE_PX):
             band = self._bands.get()
             if band is None:
-                self._finished = True
-                raise _Aborted
+                raise _AbortedError
             for x in range(0, width_px, TILE_PX):
                 tile = band[:, x : x + TILE_PX]
                 missing = ((0, TILE_PX - tile.shape[0]), (0, TILE_PX - tile.shape[1]), (0, 0))
@@ -136,18 +137,19 @@ class TiffRows:
         """Write the last band and the directory, and wait for the file to be closed."""
         if self._band.shape[0]:
             self._push()
-        self._thread.join()
-        self._finished = True
+        self._stop()
         self._raise()
 
     def abort(self) -> None:
-        """Stop the thread; the file is left unfinished for the caller to remove. No effect after
-        ``finish``.
-        """
-        if not self._finished and self._thread.is_alive():
-            self._bands.put(None)
-            self._thread.join()
-        self._finished = True
+        """Stop the thread; the unfinished file is left to the caller. No effect after ``finish``."""
+        self._stop()
+
+    def _stop(self) -> None:
+        """Send the end mark and wait; safe to repeat, and whether or not the thread still listens."""
+        while self._thread.is_alive():
+            with contextlib.suppress(queue.Full):
+                self._bands.put(None, timeout=0.05)
+            self._thread.join(timeout=0.05)
 
 
 def import_tifffile() -> Any:
