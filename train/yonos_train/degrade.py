@@ -1,7 +1,7 @@
 """LR inputs from HR pictures: bicubic, averaging, and the two-stage Real-ESRGAN model.
 
-Every sample is degraded by its own random generator: the result depends on its seed and its pixels only, not on
-the batch it is in, on threads, or on the device. Output is on the 8-bit grid, as real inputs are.
+Every sample is degraded by its own random generator: the result depends on its seed and its pixels only, not
+on the batch it is in, on threads, or on the device. Output is on the 8-bit grid, as real inputs are.
 
     blur -> resize -> noise -> JPEG   (first stage, on the HR grid, the same for every scale)
     blur -> resize -> noise -> JPEG   (second stage, ends on the LR grid; a sinc filter before or after JPEG)
@@ -113,7 +113,8 @@ class Degradation:
     kind
         ``bicubic``: antialiased, as MATLAB and Pillow do; ``average``: mean of s x s blocks;
         ``realesrgan``: the full two-stage model; ``mild``: the same at about half strength;
-        ``light``: bicubic with a little blur, noise and JPEG; ``mixed``: one of the three named by ``mix`` for each sample.
+        ``light``: bicubic with a little blur, noise and JPEG; ``mixed``: one of the three named by ``mix``
+        for each sample.
     first, second
         The stages of ``realesrgan`` and ``mild``; None takes the preset of ``kind``.
     final_sinc

@@ -1,0 +1,114 @@
+"""Time-aware distillation (TAD-SR) for a variance-preserving, v-predicting teacher.
+
+s = student's one step from z_1;  r = teacher's deterministic sample from the SAME z_1, several steps
+L_reg  = mean (s - r)^2
+L_hfsd = mean g s,  g = stopgrad(eps_teacher(s_t) - eps_teacher(r_t)),  one Gaussian noise for s_t and r_t
+L_gan  = hinge loss of a discriminator that judges noised latents and knows t
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ..schedule import Denoiser, Schedule, ddim, eps_from_v
+from .base import STUDENT, Latents, Logs, Objective, choose, finite_logs, gaussian, noised, one_step, predict
+from .latent_gan import LatentDiscriminator, discriminator_loss, generator_loss
+
+
+class TadSr(Objective):
+    """TAD-SR; a weight of 0 switches its part off.
+
+    Parameters
+    ----------
+    reg, hfsd, gan
+        Weights of the three parts; the defaults are the paper's for SD.
+    teacher_steps
+        DDIM steps of the reference.
+    t_last, t_step
+        The times of L_hfsd and L_gan are ``t_step, 2 t_step, ..., t_last``: the paper's 20, 40, ..., 880 of
+        1000.
+    channels
+        Latent channels C.
+    """
+
+    needs_teacher = True
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        teacher: nn.Module | None = None,
+        *,
+        channels: int,
+        reg: float = 0.2,
+        hfsd: float = 1.0,
+        gan: float = 0.2,
+        teacher_steps: int = 8,
+        t_last: float = 0.88,
+        t_step: float = 0.02,
+    ) -> None:
+        super().__init__(schedule, teacher)
+        if min(reg, hfsd, gan) < 0 or reg + hfsd + gan <= 0:
+            raise ValueError(f"TadSr: weights must be >= 0 and not all 0; got {reg}, {hfsd}, {gan}.")
+        if teacher_steps < 1 or not 0 < t_step <= t_last <= 1:
+            raise ValueError(
+                "TadSr: needs teacher_steps >= 1 and 0 < t_step <= t_last <= 1; "
+                f"got {teacher_steps}, {t_step}, {t_last}."
+            )
+        self.reg, self.hfsd, self.gan, self.teacher_steps = reg, hfsd, gan, teacher_steps
+        self.times = t_step * torch.arange(1, round(t_last / t_step) + 1)
+        if gan > 0:
+            assert teacher is not None
+            self.discriminator = LatentDiscriminator(teacher, channels)
+            self.groups = {"discriminator": {"discriminator": self.discriminator}}
+
+    @torch.no_grad()
+    def prepare(self, latents: Latents, rng: torch.Generator, group: str = STUDENT) -> Latents:
+        noise = gaussian(latents.z_h, rng)
+        if group != STUDENT or self.reg + self.hfsd == 0:
+            return replace(latents, noise=noise)
+        teacher: Denoiser = self.teacher  # type: ignore[assignment]
+        reference = ddim(teacher, self.schedule, latents.z_l, noise, steps=self.teacher_steps).float()
+        return replace(latents, noise=noise, reference=reference)
+
+    def loss(
+        self, student: Denoiser, latents: Latents, rng: torch.Generator, *, group: str = STUDENT
+    ) -> tuple[Tensor, Logs]:
+        assert latents.noise is not None, "prepare comes first"
+        eps = gaussian(latents.z_h, rng)
+        t = choose(self.times, len(eps), rng).to(eps)
+        if group == "discriminator":
+            with torch.no_grad():
+                s = one_step(student, self.schedule, latents.noise, latents.z_l)
+                real, fake = (noised(self.schedule, z, eps, t) for z in (latents.z_h, s))
+            value = discriminator_loss(
+                self.discriminator(real, latents.z_l, t), self.discriminator(fake, latents.z_l, t)
+            )
+            return value, finite_logs({"disc": value})
+
+        s, r = one_step(student, self.schedule, latents.noise, latents.z_l), latents.reference
+        s_t = noised(self.schedule, s, eps, t)
+        parts: dict[str, Tensor] = {}
+        total = s.new_zeros(())
+        if r is not None and self.reg > 0:
+            parts["reg"] = (s - r).square().mean()
+            total = total + self.reg * parts["reg"]
+        if r is not None and self.hfsd > 0:
+            parts["hfsd"] = (self.score_difference(s_t.detach(), latents, r, eps, t) * s).mean()
+            total = total + self.hfsd * parts["hfsd"]
+        if self.gan > 0:
+            parts["gan"] = generator_loss(self.discriminator(s_t, latents.z_l, t))
+            total = total + self.gan * parts["gan"]
+        return total, finite_logs(parts)
+
+    @torch.no_grad()
+    def score_difference(self, s_t: Tensor, latents: Latents, r: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Return ``eps_teacher(s_t) - eps_teacher(r_t)``; the teacher's bias cancels."""
+        teacher: Denoiser = self.teacher  # type: ignore[assignment]
+        r_t = noised(self.schedule, r, eps, t)
+        eps_s, eps_r = (
+            eps_from_v(self.schedule, z_t, predict(teacher, z_t, latents.z_l, t), t) for z_t in (s_t, r_t)
+        )
+        return eps_s - eps_r
