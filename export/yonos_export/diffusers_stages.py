@@ -50,7 +50,7 @@ class Constant(nn.Module):
 
 
 class ConstantContext:
-    """Cross-attention whose keys and values, ``(1, heads, L, D)``, come from one prompt that never changes."""
+    """Cross-attention to one prompt that never changes; its keys and values are ``(1, heads, L, D)``."""
 
     def __init__(self, key: Tensor, value: Tensor) -> None:
         self.key, self.value = key, value
@@ -193,16 +193,19 @@ def load_diffusers_stages(folder: Path) -> StageSet:
         diffusers is not installed.
     """
     try:
-        from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+        import diffusers
     except ImportError as error:
         raise MissingExtraError(
             "exporting a diffusers folder", package="diffusers", extra="export", reason=str(error)
         ) from error
     facts = _read_facts(folder)
+    library: Any = diffusers
     try:
-        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", local_files_only=True)
-        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", local_files_only=True)
-        scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
+        unet = library.UNet2DConditionModel.from_pretrained(folder, subfolder="unet", local_files_only=True)
+        vae = library.AutoencoderKL.from_pretrained(folder, subfolder="vae", local_files_only=True)
+        scheduler = library.DDIMScheduler.from_pretrained(
+            folder, subfolder="scheduler", local_files_only=True
+        )
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder} cannot be loaded as a diffusers folder: {error}") from error
     return stages_from_diffusers(unet, vae, scheduler, _read_context(folder), facts, name=folder.name)

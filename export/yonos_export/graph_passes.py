@@ -12,6 +12,7 @@ import ast
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
@@ -33,7 +34,7 @@ def add_const(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Valu
     free, k = name, 1
     while free in graph.initializers:
         free, k = f"{name}_{k}", k + 1
-    value = ir.Value(name=free, const_value=ir.tensor(np.ascontiguousarray(array), name=free))
+    value = ir.Value(name=free, const_value=ir.tensor(np.asarray(array, order="C"), name=free))
     assert value.const_value is not None
     value.shape = ir.Shape(list(array.shape))
     value.dtype = value.const_value.dtype
@@ -82,7 +83,7 @@ def fold_constants(model: ir.Model) -> int:
         graph.remove(node, safe=True)
         folded += 1
     if folded:
-        ir.passes.common.RemoveUnusedNodesPass()(model)
+        passes.RemoveUnusedNodesPass()(model)
     return folded
 
 
@@ -165,7 +166,7 @@ def fold_affine(model: ir.Model) -> int:
             folded += 1
             break
     if folded:
-        ir.passes.common.RemoveUnusedNodesPass()(model)
+        passes.RemoveUnusedNodesPass()(model)
     return folded
 
 
@@ -232,7 +233,7 @@ def canonical_names(
         for j, source in enumerate(node.inputs):
             if source is not None and str(source.name).startswith("__const"):
                 source.name = f"{node.name}.in{j}"
-    ir.passes.common.ClearMetadataAndDocStringPass()(model)
+    passes.ClearMetadataAndDocStringPass()(model)
     for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
         value.metadata_props.clear()
         value.meta.clear()

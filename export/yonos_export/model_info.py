@@ -97,7 +97,7 @@ class ModelInfo:
         )
 
     def stage(self, name: str) -> Stage:
-        """Return the manifest's stage without artifacts; tensors are float32 whatever the graph computes in."""
+        """Return the manifest's stage without artifacts; its tensors are always float32."""
         inputs, outputs = STAGE_TENSORS[name]
         return Stage(
             inputs=tuple(Tensor(name=n, shape=self.letters(name, n)) for n in inputs),
