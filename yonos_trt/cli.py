@@ -1,0 +1,342 @@
+"""The `yonos` command line, one to one with the API.
+
+Results go to stdout, progress and errors to stderr. Exit codes: 0 ok, 1 some files failed, 2 usage, 3 engine,
+4 no device, 5 memory, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+import yonos_trt
+from yonos_trt import errors
+
+__all__ = ["cli", "exit_code", "main"]
+
+# Commands that live in modules of their own and are imported when they are called.
+LAZY_COMMANDS = {"bench": "yonos_trt.bench_cli", "video": "yonos_trt.video_cli"}
+
+_INTERRUPTED = 130
+_EXIT_CODES: tuple[tuple[tuple[type[BaseException], ...], int], ...] = (
+    ((errors.ConfigError,), 2),
+    ((errors.OutOfMemoryError, MemoryError), 5),
+    ((errors.EngineDeviceError, errors.CudaError), 4),
+    (
+        (
+            errors.ManifestError,
+            errors.EngineNotFoundError,
+            errors.EngineIntegrityError,
+            errors.EngineVersionError,
+            errors.ProfileError,
+            errors.BuildError,
+            errors.MissingExtraError,
+        ),
+        3,
+    ),
+    ((errors.YonosError,), 1),
+)
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the exit code for an error that ends the program."""
+    for kinds, code in _EXIT_CODES:
+        if isinstance(error, kinds):
+            return code
+    return _INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+
+
+class _Group(click.Group):
+    """Turn our errors and Ctrl-C into exit codes, and import some commands on demand."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        there = [n for n, module in LAZY_COMMANDS.items() if importlib.util.find_spec(module) is not None]
+        return sorted([*super().list_commands(ctx), *there])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = LAZY_COMMANDS.get(cmd_name)
+        if module is None or importlib.util.find_spec(module) is None:
+            return super().get_command(ctx, cmd_name)
+        command = getattr(importlib.import_module(module), cmd_name)
+        return command if isinstance(command, click.Command) else None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (errors.YonosError, MemoryError) as error:
+            click.echo(f"error: {error or 'out of memory'}", err=True)
+            ctx.exit(exit_code(error))
+        except KeyboardInterrupt:
+            click.echo("interrupted; no unfinished file was left", err=True)
+            ctx.exit(_INTERRUPTED)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(yonos_trt.__version__, prog_name="yonos")
+def cli() -> None:
+    """One-step diffusion super-resolution: pictures and videos, on GPUs and CPUs."""
+
+
+# ---------------------------------------------------------------------------------------------------------
+# yonos upscale
+
+
+@cli.command()
+@click.argument("more", nargs=-1, type=click.Path(path_type=Path), metavar="[INPUT]...")
+@click.option(
+    "-i",
+    "--input",
+    "inputs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="IN",
+    help="File or folder; may be given several times.",
+)
+@click.option("-o", "--output", metavar="OUT", help="File or folder; default: beside each input.")
+@click.option(
+    "-m",
+    "--model",
+    "engine_dir",
+    type=click.Path(path_type=Path),
+    metavar="ENGINE_DIR",
+    help="Engine directory; default: the shipped lite model.",
+)
+@click.option("-s", "--scale", type=int, help="Enlargement; picks the shipped model.  [default: 4]")
+@click.option("-t", "--tile", "tile_px", type=int, metavar="PX", help="Tile side in output pixels.")
+@click.option("--overlap", "overlap_px", type=int, metavar="PX", help="Overlap of neighbouring tiles.")
+@click.option("--batch", type=int, metavar="N", help="Tiles per batch.")
+@click.option(
+    "-g",
+    "--gpu",
+    "device",
+    type=int,
+    default=0,
+    show_default=True,
+    help="CUDA device number; -1 runs on the CPU.",
+)
+@click.option("-j", "--lanes", type=int, metavar="N", help="Tile batches worked on at the same time.")
+@click.option("--threads", type=int, metavar="N", help="Host threads; default: all usable CPUs.")
+@click.option(
+    "--runtime",
+    type=click.Choice(["auto", "onnx", "tensorrt", "tensorrt-rtx"]),
+    default="auto",
+    show_default=True,
+    help="What runs the networks.",
+)
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="Which artifacts to use.")
+@click.option(
+    "--memory-limit",
+    "memory_limit_mb",
+    type=int,
+    metavar="MIB",
+    help="Bound on the working memory; tiles shrink to fit.",
+)
+@click.option(
+    "-f",
+    "--format",
+    type=click.Choice(["png", "jpg", "webp", "tiff", "avif"]),
+    help="Output format; default: as the input, or as the output's suffix says.",
+)
+@click.option(
+    "--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="For jpg, webp and avif."
+)
+@click.option("--suffix", default="_x{scale}", show_default=True, help="Added to derived output names.")
+@click.option("--overwrite", "existing", flag_value="overwrite", help="Replace outputs that exist.")
+@click.option("--skip-existing", "existing", flag_value="skip", help="Leave out inputs whose output exists.")
+@click.option("--recursive", is_flag=True, help="Go into sub-folders and keep the tree.")
+@click.option(
+    "--alpha",
+    type=click.Choice(["bicubic", "model", "drop"]),
+    default="bicubic",
+    show_default=True,
+    help="How transparency grows.",
+)
+@click.option(
+    "--color-fix",
+    type=click.Choice(["wavelet", "adain", "none"]),
+    default="wavelet",
+    show_default=True,
+    help="Keep the colours of the input.",
+)
+@click.option(
+    "--stream",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Write rows as they are finished (png, tiff).",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Names the noise field.")
+@click.option(
+    "--progress",
+    type=click.Choice(["auto", "bar", "json", "none"]),
+    default="auto",
+    show_default=True,
+    help="What to show on stderr.",
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be done as JSON and stop.")
+@click.option("-v", "--verbose", count=True, help="Log more; twice for everything.")
+@click.option("-q", "--quiet", is_flag=True, help="Log and print errors only.")
+def upscale(
+    more: tuple[Path, ...],
+    inputs: tuple[Path, ...],
+    output: str | None,
+    existing: str | None,
+    recursive: bool,
+    suffix: str,
+    format: str | None,
+    quality: int,
+    alpha: str,
+    stream: Any,
+    progress: str,
+    dry_run: bool,
+    verbose: int,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Upscale pictures: files, lists of files, folders.
+
+    \b
+    yonos upscale -i photo.jpg                        writes photo_x4.jpg
+    yonos upscale -i photo.jpg -o big.png -s 2
+    yonos upscale -i photos/ -o big/ --recursive --skip-existing
+    """
+    from yonos_trt.images import SaveOptions
+    from yonos_trt.jobs import Job, plan_jobs, run_jobs
+    from yonos_trt.progress import make_progress, set_up_logging
+    from yonos_trt.sr import SR
+
+    paths = (*inputs, *more)
+    if not paths:
+        raise click.UsageError("no input; name files or folders with -i")
+    set_up_logging(verbose, quiet=quiet, mode=progress)
+    if options["device"] < 0:
+        options |= {"device": 0, "runtime": "onnx"}
+    sr = SR(options.pop("engine_dir"), **options)
+    jobs = plan_jobs(paths, output, scale=sr.scale, suffix=suffix, format=format, recursive=recursive)
+    save = SaveOptions(
+        quality=quality, drop_alpha=alpha == "drop", palette="rgb" if stream == "always" else "adaptive"
+    )
+    if dry_run:
+        _print_dry_run(
+            sr, jobs, options | {"alpha": alpha, "stream": stream, "save": dataclasses.asdict(save)}
+        )
+        return
+    reporter = make_progress(progress)
+
+    def work(job: Job) -> None:
+        sr.upscale_file(
+            job.source,
+            job.target,
+            stream=stream,
+            alpha=alpha,
+            format=format,
+            options=save,
+            on_tiles=reporter.step,
+        )
+        if not quiet:
+            click.echo(str(job.target))
+
+    with _terminable(), sr:
+        outcome = run_jobs(jobs, work, reporter, existing=existing or "refuse")
+    if outcome.failed and len(jobs) > 1 and progress != "json":
+        click.echo(f"{len(outcome.failed)} of {len(jobs)} failed:", err=True)
+        for job, _ in outcome.failed:
+            click.echo(f"  {job.source}", err=True)
+    if outcome.exit_code:
+        click.get_current_context().exit(outcome.exit_code)
+
+
+def _print_dry_run(sr: Any, jobs: Any, options: dict[str, Any]) -> None:
+    document = {
+        "engine_dir": str(sr.engine_dir),
+        "scale": sr.scale,
+        "options": options,
+        "jobs": [{"source": str(j.source), "target": str(j.target)} for j in jobs],
+    }
+    click.echo(json.dumps(document, indent=2))
+
+
+class _terminable:
+    """Treat SIGTERM as Ctrl-C while the body runs, so that it leaves no unfinished file either."""
+
+    def __enter__(self) -> None:
+        self._old = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(signal.SIGTERM, self._old)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# yonos info, yonos doctor
+
+
+@cli.command()
+@click.argument("engine_dir", required=False, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--verify/--no-verify", default=True, help="Hash every file.")
+def info(engine_dir: Path | None, as_json: bool, verify: bool) -> None:
+    """Describe an engine directory (default: the shipped x4 model) and check its files."""
+    from yonos_trt.manifest import load_manifest
+    from yonos_trt.sr import SR
+
+    sr = SR(engine_dir)
+    if verify:
+        load_manifest(sr.engine_dir, verify=True)
+    facts = sr.info()
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    tiles = facts["tiles"]
+    click.echo(f"model       {facts['model']}, x{facts['scale']}, in {facts['engine_dir']}")
+    click.echo(f"weights     {facts['weights_sha256']}")
+    click.echo(
+        f"latent      {facts['latent']['channels']} channels, 1/{facts['latent']['factor']} of the output"
+    )
+    click.echo(
+        f"tiles       {tiles['smallest_px']} to {tiles['largest_px']} px, default {tiles['default_px']}, "
+        f"multiple of {tiles['multiple_px']}, overlap {tiles['overlap_px']}, encoder input {tiles['encoder_input']}"
+    )
+    for stage, artifacts in facts["artifacts"].items():
+        for a in artifacts:
+            size = a["bytes"] / 2**20
+            click.echo(f"{stage:<11} {a['runtime']} {a['precision']}  {a['file']}  {size:.1f} MiB")
+    for precision, psnr in facts["end_to_end_psnr_db"].items():
+        click.echo(
+            f"parity      {precision}: {'exact' if psnr is None else f'{psnr:.1f} dB'} against the reference"
+        )
+    for x in facts["licences"]:
+        click.echo(f"licence     {x['part']}: {x['licence']}{'  ' + x['source'] if x['source'] else ''}")
+    click.echo(f"files       {'complete, all hashes right' if verify else 'sizes right, hashes not checked'}")
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> None:
+    """Say what this machine can run; works and ends on machines without driver or GPU."""
+    from yonos_trt.doctor import examine, lines
+
+    facts = examine()
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+    else:
+        for line in lines(facts):
+            click.echo(line)
+    if not facts["onnxruntime"]["version"]:
+        click.get_current_context().exit(3)
+
+
+def main() -> None:
+    """Run the command line; entry point of the console script."""
+    cli()
+
+
+if __name__ == "__main__":
+    sys.exit(cli())

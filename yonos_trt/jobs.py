@@ -1,0 +1,205 @@
+"""Runs over many files: which files, where their results go, and what happens when one fails."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from yonos_trt.errors import ConfigError, InputError, NumericError, OutOfMemoryError, ProfileError, YonosError
+from yonos_trt.images import READABLE_SUFFIXES, SUPPORTED_SUFFIXES
+from yonos_trt.progress import Progress
+
+__all__ = ["Job", "Outcome", "plan_jobs", "run_jobs"]
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_SUFFIX = "_x{scale}"
+# Suffixes that are read but not written -> what is written instead; anything else becomes PNG.
+_WRITTEN_AS = {".jpe": ".jpg", ".jfif": ".jpg", ".mpo": ".jpg", ".btf": ".tiff", ".tf8": ".tiff"}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One file to read and one to write."""
+
+    source: Path
+    target: Path
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a run."""
+
+    done: list[Job] = field(default_factory=list)
+    skipped: list[Job] = field(default_factory=list)
+    failed: list[tuple[Job, BaseException]] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 if nothing failed, 5 if memory was the only reason, else 1."""
+        if not self.failed:
+            return 0
+        memory = all(isinstance(error, (OutOfMemoryError, MemoryError)) for _, error in self.failed)
+        return 5 if memory else 1
+
+
+def plan_jobs(
+    inputs: Sequence[Path],
+    output: str | None,
+    *,
+    scale: int,
+    suffix: str = DEFAULT_SUFFIX,
+    format: str | None = None,
+    recursive: bool = False,
+) -> list[Job]:
+    """Decide source and target of every file.
+
+    Parameters
+    ----------
+    inputs
+        Files and folders. Of a folder, the files with a picture's suffix; of sub-folders too if `recursive`.
+    output
+        A file for one input file; otherwise a folder, made if needed, in which the tree of a folder input is
+        kept. None: beside each source.
+    scale
+        Stands for ``{scale}`` in `suffix`.
+    suffix
+        Added to the stem when the target's name is derived.
+    format
+        Format of the targets; None: as the source where that can be written, else PNG.
+
+    Raises
+    ------
+    ConfigError
+        No files, a file as output of many, two files with the same target, or a bad `suffix`.
+    """
+    try:
+        addition = suffix.format(scale=scale)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ConfigError(f"the suffix {suffix!r} cannot be filled in; only {{scale}} is replaced") from error
+    if os.sep in addition:
+        raise ConfigError(f"the suffix {suffix!r} contains {os.sep!r}, expected part of a file name")
+    found = list(_find(inputs, recursive=recursive))
+    if not found:
+        raise ConfigError(
+            f"no pictures in {', '.join(map(str, inputs))}; expected files with one of the suffixes "
+            f"{' '.join(READABLE_SUFFIXES)}{'' if recursive else ' (sub-folders: --recursive)'}"
+        )
+    single = len(inputs) == 1 and not inputs[0].is_dir()
+    jobs = []
+    for source, relative in found:
+        name = f"{source.stem}{addition}{_suffix_for(source, format)}"
+        if output is None:
+            target = source.with_name(name)
+        elif single and not _is_folder(output):
+            target = Path(output)
+        else:
+            target = Path(output) / relative.parent / name
+        jobs.append(Job(source, target))
+    if output is not None and not single and Path(output).is_file():
+        raise ConfigError(f"the output {output} is a file, but there are several inputs; name a folder")
+    targets: dict[Path, Path] = {}
+    for job in jobs:
+        other = targets.setdefault(job.target, job.source)
+        if other != job.source:
+            raise ConfigError(
+                f"{other} and {job.source} would both be written to {job.target}; "
+                "run them one by one, or without -f"
+            )
+    return jobs
+
+
+def _find(inputs: Sequence[Path], *, recursive: bool) -> Iterator[tuple[Path, Path]]:
+    """Yield (path, path below its input folder), sorted within each folder, none twice."""
+    seen: set[Path] = set()
+    for given in inputs:
+        if given.is_dir():
+            files = given.rglob("*") if recursive else given.glob("*")
+            paths = sorted(p for p in files if p.suffix.lower() in READABLE_SUFFIXES and not p.is_dir())
+            pairs = [(p, p.relative_to(given)) for p in paths]
+        else:
+            pairs = [(given, Path(given.name))]
+        for path, relative in pairs:
+            if path not in seen:
+                seen.add(path)
+                yield path, relative
+
+
+def _suffix_for(source: Path, format: str | None) -> str:
+    if format is not None:
+        return f".{format.lower().lstrip('.')}"
+    suffix = source.suffix.lower()
+    return source.suffix if suffix in SUPPORTED_SUFFIXES else _WRITTEN_AS.get(suffix, ".png")
+
+
+def _is_folder(output: str) -> bool:
+    return output.endswith(os.sep) or Path(output).is_dir() or not Path(output).suffix
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    work: Callable[[Job], object],
+    progress: Progress,
+    *,
+    existing: str = "refuse",
+) -> Outcome:
+    """Call `work` for every job; a file that fails is recorded and the others go on.
+
+    Parameters
+    ----------
+    jobs, work
+        `work` writes the target, all or nothing.
+    progress
+        Is told about every job; `work` reports the steps itself.
+    existing
+        What to do where the target is there already: "refuse" (a failure), "overwrite" or "skip".
+
+    Raises
+    ------
+    YonosError
+        Errors of the engines, the device or the options, which would meet every other file as well.
+    """
+    outcome = Outcome()
+    for index, job in enumerate(jobs):
+        name = str(job.source)
+        if job.target.exists() and existing == "skip":
+            outcome.skipped.append(job)
+            progress.skip(name, f"{job.target} exists")
+            continue
+        progress.start(name, index, len(jobs))
+        start = time.perf_counter()
+        try:
+            _check_target(job, existing)
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+            work(job)
+        except (InputError, NumericError, ProfileError, OutOfMemoryError, MemoryError, OSError) as error:
+            outcome.failed.append((job, error))
+            progress.fail(name, _named(name, error))
+        else:
+            outcome.done.append(job)
+            progress.finish(name, target=str(job.target), seconds=round(time.perf_counter() - start, 3))
+    progress.end(done=len(outcome.done), skipped=len(outcome.skipped), failed=len(outcome.failed))
+    return outcome
+
+
+def _check_target(job: Job, existing: str) -> None:
+    if not job.target.exists():
+        return
+    if job.source.exists() and job.target.samefile(job.source):
+        raise InputError(f"{job.source}: the result would replace its own source; name another output")
+    if existing != "overwrite":
+        raise InputError(
+            f"{job.source}: {job.target} exists; replace it with --overwrite or leave it with --skip-existing"
+        )
+
+
+def _named(name: str, error: BaseException) -> BaseException:
+    """Return an error whose text names the file."""
+    if name in str(error):
+        return error
+    text = f"{name}: {str(error) or type(error).__name__}"
+    return YonosError(text) if not isinstance(error, InputError) else InputError(text)
