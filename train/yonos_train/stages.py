@@ -24,7 +24,8 @@ from .data import Batch
 from .degrade import Degradation, Kind, degrade, degrade_pair
 from .losses import Network, gradient_l1
 from .model import Bundle, BundleConfig, Encoder, set_latent_stats
-from .schedule import Schedule, add_noise, ddim, v_target
+from .objectives import STUDENT, Latents, make_objective
+from .schedule import Schedule, ddim
 
 Logs = dict[str, float]
 NETWORKS: tuple[Network, ...] = ("alex", "vgg")
@@ -56,6 +57,8 @@ class StageConfig:
         AdamW's learning rate (cosine to 2 % of it), linear warm-up, decay, gradient-norm clip, EMA decay.
     degradation
         Name for :mod:`yonos_train.degrade`.
+    objective
+        Name in :mod:`yonos_train.objectives` (diffusion stages; None: by whether there is a teacher).
     loss
         Loss weights and switches of the stage.
     """
@@ -76,6 +79,7 @@ class StageConfig:
     clip: float = 1.0
     ema: float = 0.999
     degradation: Kind = "mixed"
+    objective: str | None = None
     loss: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -197,18 +201,11 @@ def quantise(x: Tensor) -> Tensor:
     return ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
-def draw_t(count: int, rng: torch.Generator, *, one_probability: float) -> Tensor:
-    """Draw t ``(N,)``: exactly 1 with ``one_probability`` (the one step that is used), else uniform in [0,
-    1]."""
-    t, one = torch.rand(count, generator=rng), torch.rand(count, generator=rng) < one_probability
-    return torch.where(one, torch.ones(()), t)
-
-
 class DiffusionStage(_Conditioned):
-    """Train the U-Net: raw v loss without a teacher, scale distillation (YONOS-SR, Algorithm 1) with one.
+    """Train the U-Net on one of :mod:`yonos_train.objectives`.
 
-    The paper weights the x0 error by ``1 / sigma_t^2``; that is the v error, so the loss below is a plain
-    MSE on v.
+    Without ``config.objective``: raw diffusion where the stage has no teacher, scale distillation (YONOS-SR,
+    Algorithm 1) where it has one. ``config.loss`` holds the objective's options.
     """
 
     def __init__(
@@ -222,28 +219,25 @@ class DiffusionStage(_Conditioned):
         )
         self.schedule = bundle.schedule
         self.teacher, self.teacher_scale = teacher, teacher_scale
-        self.one_probability = float(config.loss.get("one_probability", 0.5))
-        self.truth = float(
-            config.loss.get("truth", 0.0)
-        )  # share of the raw v target mixed into the distillation target
-        self.groups = {"unet": {"unet": self.unet}}
+        self.objective = make_objective(
+            config.objective or ("raw" if teacher is None else "scale_distillation"),
+            self.schedule,
+            channels=bundle.config.architecture.latent_channels,
+            teacher=teacher,
+            **config.loss,
+        )
+        for modules in self.objective.groups.values():
+            vars(self).update(modules)  # as attributes, which the loop moves to its device
+        self.groups = {**self.objective.groups, STUDENT: {"unet": self.unet}}
 
     def loss(self, group: str, batch: Batch, rng: torch.Generator, step: int) -> tuple[Tensor, Logs]:
-        x_h = batch.x_h
+        x_h, needs_previous = batch.x_h, self.objective.needs_previous
         with torch.no_grad():
-            x_l, x_prev = self.lr_images(batch, previous=self.teacher_scale)
+            x_l, x_prev = self.lr_images(batch, previous=self.teacher_scale if needs_previous else None)
             z_h, z_l = self.encoder(x_h).float(), self.latent(x_l, x_h)
-            eps = torch.randn(z_h.shape, generator=rng).to(z_h)
-            t = draw_t(len(z_h), rng, one_probability=self.one_probability).to(z_h)
-            z_t = add_noise(self.schedule, z_h, eps, t)
-            target = v_target(self.schedule, z_h, eps, t)
-            if self.teacher is not None:
-                assert x_prev is not None
-                guided = self.teacher(torch.cat([z_t, self.latent(x_prev, x_h)], dim=1), t).float()
-                target = self.truth * target + (1 - self.truth) * guided
-        error = (self.unet(torch.cat([z_t, z_l], dim=1), t).float() - target).square().mean(dim=(1, 2, 3))
-        at_one = error[t >= 1].mean().item() if bool((t >= 1).any()) else float("nan")
-        return error.mean(), {"v_mse": error.mean().item(), "v_mse_t1": at_one}
+            latents = Latents(z_h, z_l, None if x_prev is None else self.latent(x_prev, x_h))
+        latents = self.objective.prepare(latents, rng, group)
+        return self.objective.loss(self.unet, latents, rng, group=group)
 
     def samples(self, batch: Batch, rng: torch.Generator) -> list[Tensor]:
         x_l, _ = self.lr_images(batch)
