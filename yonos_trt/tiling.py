@@ -242,14 +242,15 @@ def reflect(positions: Index, size: int) -> Index:
     return np.where(wrapped < size, wrapped, 2 * size - 1 - wrapped)
 
 
-def _white(dtype: np.dtype[Any]) -> float:
+def white(dtype: np.dtype[Any]) -> float:
+    """Return the value that stands for white in pictures of this dtype."""
     if dtype not in LARGEST_VALUE:
         raise ValueError(f"picture must be uint8, uint16 or float32, got {dtype}")
     return LARGEST_VALUE[dtype]
 
 
 def _normalisation(dtype: np.dtype[Any]) -> np.float32:
-    return np.float32(2) / np.float32(_white(dtype))
+    return np.float32(2) / np.float32(white(dtype))
 
 
 def _check_picture(image: Image) -> None:
@@ -429,10 +430,10 @@ def finalize(
     ``dtype`` (rows, width, 3).
     """
     kind = np.dtype(dtype)
-    half = np.float32(_white(kind) / 2)
+    half = np.float32(white(kind) / 2)
     value = acc if delta is None else acc + delta
     value = (value + np.float32(1)) * half
-    value = np.fmin(np.fmax(value, np.float32(0)), np.float32(_white(kind)))
+    value = np.fmin(np.fmax(value, np.float32(0)), np.float32(white(kind)))
     if kind != np.float32:
         value = np.rint(value)
     if out is None:

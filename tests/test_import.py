@@ -1,0 +1,65 @@
+"""Importing is free: the standard library and NumPy only."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import yonos_trt
+from yonos_trt import errors
+
+# Modules of the data path that must not load anything else either.
+LIGHT = [
+    "yonos_trt",
+    "yonos_trt.errors",
+    "yonos_trt.tiling",
+    "yonos_trt.noise",
+    "yonos_trt.color",
+    "yonos_trt.backend",
+    "yonos_trt.pipeline",
+]
+ALLOWED = {"numpy", "yonos_trt", "_distutils_hack"}
+# What an editable install or the test runner's path files put there before the first line runs is not ours.
+PROBE = """
+import json, sys
+before = set(sys.modules)
+sys.path[:0] = json.loads(sys.argv[1])
+__import__(sys.argv[2])
+print(json.dumps(sorted({name.partition(".")[0] for name in set(sys.modules) - before})))
+"""
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_import_loads_only_the_standard_library_and_numpy(module: str) -> None:
+    root = str(Path(yonos_trt.__file__).parents[1])
+    run = subprocess.run(
+        [sys.executable, "-c", PROBE, json.dumps([root]), module], capture_output=True, text=True, check=True
+    )
+    loaded = set(json.loads(run.stdout))
+    assert "yonos_trt" in loaded
+    foreign = loaded - ALLOWED - set(sys.stdlib_module_names)
+    assert not foreign, f"import {module} loads {sorted(foreign)}"
+
+
+def test_public_names_are_the_ones_listed() -> None:
+    assert set(yonos_trt.__all__) <= set(dir(yonos_trt))
+    assert yonos_trt.ConfigError is errors.ConfigError
+    assert set(errors.__all__) <= set(yonos_trt.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = yonos_trt.nothing
+
+
+@pytest.mark.parametrize("name", yonos_trt.__all__)
+def test_every_public_name_resolves(name: str) -> None:
+    assert getattr(yonos_trt, name) is not None
+
+
+def test_version_is_that_of_the_project_file_and_the_changelog_knows_it() -> None:
+    root = Path(__file__).resolve().parents[1]
+    assert f'version = "{yonos_trt.__version__}"' in (root / "pyproject.toml").read_text()
+    changelog = (root / "CHANGELOG.md").read_text()
+    assert "## [Unreleased]" in changelog or f"## [{yonos_trt.__version__}]" in changelog
