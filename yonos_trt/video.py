@@ -1,0 +1,361 @@
+"""Upscale a video file or a y4m pipe: decode, upscale and encode overlap, and nothing of the file is lost.
+
+::
+
+    VideoReader.frames() -> prefetch -> upscale -> prefetch -> FrameEncoder -> segments -> mux_video
+    (its own thread)                    (its own)              (the caller's)
+
+This module only joins the stages. ``upscale`` is any callable from an RGB array to one ``scale`` times as
+large, for example ``SR().upscale``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from numpy.typing import NDArray
+
+from .errors import ConfigError, InputError
+from .prefetch import stream
+from .video_encode import EncoderSettings, FrameEncoder, OutputFormat, make_frame, output_format
+from .video_info import VideoInfo
+from .video_mux import MuxReport, container_of, mux_video
+from .video_read import Frame, VideoReader, frame_planes
+from .video_segments import Job
+from .video_y4m import Y4mWriter
+
+__all__ = ["Progress", "Upscale", "VideoOptions", "VideoReport", "upscale_video"]
+
+log = logging.getLogger(__name__)
+
+Upscale = Callable[[NDArray[Any]], NDArray[Any]]
+#: called with frames done so far and frames in all (None: not known)
+Progress = Callable[[int, "int | None"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class VideoOptions:
+    """What `upscale_video` may be told; the command line has the same names."""
+
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    start_s: float | None = None  # take frames from this time on, in seconds since the file's start
+    end_s: float | None = None  # and before this time
+    copy_audio: bool = True
+    copy_subtitles: bool = True
+    overwrite: bool = False  # replace an existing output and unfinished work
+    resume: bool = False  # go on with unfinished work
+    on_error: str = "stop"  # "stop" or "repeat": what a frame that cannot be decoded is
+    force: bool = False  # go on where something of the input cannot be kept
+    chroma_siting: str = "auto"  # place of the chroma samples, a key of video_color.SITINGS
+    segment_frames: int = 48  # key frames are at most this far apart, and this much work is lost by a kill
+    max_in_flight: int = 4  # frames in memory between decoder and encoder
+
+    def __post_init__(self) -> None:
+        if self.segment_frames < 1:
+            raise ConfigError(f"segment_frames must be at least 1, got {self.segment_frames}")
+
+
+@dataclass(slots=True)
+class VideoReport:
+    """What was done, for the summary and for programs."""
+
+    frames: int = 0
+    frames_resumed: int = 0  # of these, frames that an earlier run had finished
+    repeated_s: list[float] = field(default_factory=list)  # times at which a neighbour is shown
+    mux: MuxReport | None = None  # None: written to a pipe
+    seconds: dict[str, float] = field(default_factory=dict)  # busy time of the stages, and "wall"
+
+
+class _Stopwatch:
+    """Adds up how long each stage works (not how long it waits for the others)."""
+
+    def __init__(self) -> None:
+        self.seconds = {"decode": 0.0, "upscale": 0.0, "encode": 0.0}
+        self.begin = time.perf_counter()
+
+    def each(self, stage: str, items: Iterator[Frame]) -> Iterator[Frame]:
+        while True:
+            begin = time.perf_counter()
+            item = next(items, None)
+            self.seconds[stage] += time.perf_counter() - begin
+            if item is None:
+                return
+            yield item
+
+
+def _expected_frames(info: VideoInfo, options: VideoOptions) -> int | None:
+    if info.frames_declared is None or options.start_s is not None or options.end_s is not None:
+        return None
+    return info.frames_declared
+
+
+def _identity(
+    source: str | Path, form: OutputFormat, options: VideoOptions, upscaler_id: str
+) -> dict[str, Any]:
+    """Describe all that the segments' bits depend on."""
+    path = Path(source)
+    stat = path.stat()
+    return {
+        "input": [path.name, stat.st_size, stat.st_mtime_ns],
+        "upscaler": upscaler_id,
+        "encoder": [form.vcodec, form.pix_fmt, [list(o) for o in form.options]],
+        "size": [form.height_px, form.width_px],
+        "interval": [options.start_s, options.end_s],
+        "decoding": [options.on_error, options.chroma_siting],
+        "segment_frames": options.segment_frames,
+    }
+
+
+def _upscaled(
+    reader: VideoReader, upscale: Upscale, options: VideoOptions, watch: _Stopwatch, skip: int
+) -> Any:
+    def one(frame: Frame) -> Frame:
+        if frame.rgb is None:
+            return frame
+        begin = time.perf_counter()
+        result = replace(frame, rgb=upscale(frame.rgb))
+        watch.seconds["upscale"] += time.perf_counter() - begin
+        return result
+
+    frames = watch.each("decode", reader.frames(skip=skip))
+    return stream(frames, one, max_in_flight=options.max_in_flight)
+
+
+def upscale_video(
+    source: str | Path | BinaryIO,
+    target: str | Path | BinaryIO,
+    upscale: Upscale,
+    *,
+    scale: int,
+    upscaler_id: str = "",
+    options: VideoOptions | None = None,
+    progress: Progress | None = None,
+) -> VideoReport:
+    """Upscale every frame of a video and keep everything else of it.
+
+    Parameters
+    ----------
+    source
+        Path, or a binary stream with y4m.
+    target
+        Path (``.mkv``, ``.mp4``, ``.mov``, ``.webm``), or a binary stream for y4m. A file appears under its
+        name only when it is complete and was read back.
+    upscale
+        RGB (H, W, 3) uint8 or uint16 -> (scale H, scale W, 3) of the same type; called from one thread.
+    scale
+        Upscaling factor of ``upscale``.
+    upscaler_id
+        Says which model and settings ``upscale`` uses; a resume with another one is refused.
+    options
+        See `VideoOptions`.
+    progress
+        Called after every frame, from the calling thread.
+
+    Returns
+    -------
+    VideoReport
+        What was done.
+
+    Raises
+    ------
+    InputError
+        The input cannot be used as a whole, or the output cannot be written; finished segments are kept.
+    ConfigError
+        Options contradict each other or the input.
+    """
+    options = options or VideoOptions()
+    if isinstance(target, (str, Path)):
+        return _to_file(source, Path(target), upscale, scale, upscaler_id, options, progress)
+    return _to_pipe(source, target, upscale, scale, options, progress)
+
+
+def _to_pipe(
+    source: str | Path | BinaryIO,
+    sink: BinaryIO,
+    upscale: Upscale,
+    scale: int,
+    options: VideoOptions,
+    progress: Progress | None,
+) -> VideoReport:
+    if options.resume:
+        raise ConfigError("--resume needs an output file; a pipe cannot be resumed")
+    watch, report = _Stopwatch(), VideoReport()
+    with VideoReader(
+        source,
+        start_s=options.start_s,
+        end_s=options.end_s,
+        on_error=options.on_error,
+        force=options.force,
+        siting=options.chroma_siting,
+    ) as reader:
+        raw = replace(options.encoder, vcodec="rawvideo", crf=None, preset=None, options=())
+        form = output_format(raw, reader.info, scale=scale, force=options.force)
+        writer = Y4mWriter(sink, form)
+        total = _expected_frames(reader.info, options)
+        with _upscaled(reader, upscale, options, watch, 0) as frames:
+            for frame in frames:
+                begin = time.perf_counter()
+                picture = make_frame(frame.rgb, form, frame.pts)
+                writer.write(frame_planes(picture, form.layout), frame.pts)
+                watch.seconds["encode"] += time.perf_counter() - begin
+                report.frames += 1
+                if progress is not None:
+                    progress(report.frames, total)
+        report.repeated_s = list(reader.repeated_s)
+    report.seconds = {**watch.seconds, "wall": time.perf_counter() - watch.begin}
+    return report
+
+
+def _to_file(
+    source: str | Path | BinaryIO,
+    target: Path,
+    upscale: Upscale,
+    scale: int,
+    upscaler_id: str,
+    options: VideoOptions,
+    progress: Progress | None,
+) -> VideoReport:
+    container_of(target)
+    path = Path(source) if isinstance(source, (str, Path)) else None
+    if options.resume and path is None:
+        raise ConfigError("--resume needs an input file; a pipe cannot be read again")
+    if path is not None and target.exists() and path.exists() and target.samefile(path):
+        raise ConfigError(f"{target} is the input itself; choose another -o")
+    finished = target.exists() and not options.overwrite
+    if finished and not options.resume:
+        raise ConfigError(f"{target} exists; pass --overwrite to replace it")
+    watch, report = _Stopwatch(), VideoReport()
+    plan = {"audio": options.copy_audio, "subtitles": options.copy_subtitles, "force": options.force}
+    with VideoReader(
+        source,
+        start_s=options.start_s,
+        end_s=options.end_s,
+        on_error=options.on_error,
+        force=options.force,
+        siting=options.chroma_siting,
+    ) as reader:
+        form = output_format(options.encoder, reader.info, scale=scale, force=options.force)
+        identity: dict[str, Any] = {"input": None, "upscaler": upscaler_id}
+        if path is not None:
+            identity = _identity(path, form, options, upscaler_id)
+            reader.check_copies(container_of(target), **plan)
+        job = Job(target, identity, resume=options.resume, overwrite=options.overwrite or path is None)
+        try:
+            if finished:
+                log.info("%s is already complete", target)
+                report.frames = report.frames_resumed = job.frames
+                job.remove()
+                return report
+            report.frames_resumed = job.frames
+            _encode_segments(reader, upscale, form, job, options, watch, report, progress)
+            if not job.segments:
+                raise InputError(
+                    f"{reader.name} has no frame between {options.start_s} and {options.end_s} s; nothing "
+                    f"was written"
+                )
+            report.frames = job.frames
+            report.repeated_s = [t for segment in job.segments for t in segment.repeated_s]
+            begin = time.perf_counter()
+            report.mux = mux_video(
+                target,
+                path,
+                reader.info,
+                form,
+                job.segments,
+                plan,
+                start_s=options.start_s,
+                end_s=options.end_s,
+            )
+            watch.seconds["mux"] = time.perf_counter() - begin
+            job.remove()
+        finally:
+            job.close()
+    report.seconds = {**watch.seconds, "wall": time.perf_counter() - watch.begin}
+    return report
+
+
+def _encode_segments(
+    reader: VideoReader,
+    upscale: Upscale,
+    form: OutputFormat,
+    job: Job,
+    options: VideoOptions,
+    watch: _Stopwatch,
+    report: VideoReport,
+    progress: Progress | None,
+) -> None:
+    """Run the three stages until every frame is in a finished segment of the job."""
+    done_times = [t for segment in job.segments for t in sorted(r.pts for r in segment.packets)]
+    total = _expected_frames(reader.info, options)
+    segment: _OpenSegment | None = None
+    try:
+        with _upscaled(reader, upscale, options, watch, len(done_times)) as frames:
+            for frame in frames:
+                if frame.index < len(done_times):
+                    if frame.pts != done_times[frame.index]:
+                        raise InputError(
+                            f"{reader.name} is not the file the finished segments were made from (frame "
+                            f"{frame.index} "
+                            f"differs in time); start again with --overwrite without --resume"
+                        )
+                    continue
+                begin = time.perf_counter()
+                if segment is None:
+                    segment = _OpenSegment(job, form)
+                segment.add(frame, reader.info)
+                if segment.frames == options.segment_frames:
+                    segment.finish()
+                    segment = None
+                watch.seconds["encode"] += time.perf_counter() - begin
+                if progress is not None:
+                    progress(frame.index + 1, total)
+        if segment is not None:
+            begin = time.perf_counter()
+            segment.finish()
+            segment = None
+            watch.seconds["encode"] += time.perf_counter() - begin
+    finally:
+        if segment is not None:
+            segment.writer.abort()
+    if job.frames < len(done_times):
+        raise InputError(
+            f"{reader.name} has fewer frames than the finished segments; start again with --overwrite"
+        )
+
+
+class _OpenSegment:
+    """A segment being written: its own encoder, its own file."""
+
+    def __init__(self, job: Job, form: OutputFormat) -> None:
+        self.job = job
+        self.encoder = FrameEncoder(form)
+        self.writer = job.begin()
+        self.frames = 0
+        self.repeated_s: list[float] = []
+        self.last_duration = 0
+
+    def add(self, frame: Frame, info: VideoInfo) -> None:
+        assert frame.rgb is not None, "only frames of finished segments come without a picture"
+        for packet in self.encoder.encode(frame.rgb, frame.pts):
+            self._store(packet)
+        self.frames += 1
+        self.last_duration = frame.duration
+        if frame.repeated:
+            self.repeated_s.append(round(info.seconds(frame.pts), 6))
+
+    def _store(self, packet: Any) -> None:
+        self.writer.add(packet.pts, packet.is_keyframe, bytes(packet))
+
+    def finish(self) -> None:
+        for packet in self.encoder.finish():
+            self._store(packet)
+        self.job.segments.append(
+            self.writer.finish(
+                extradata=self.encoder.extradata, last_duration=self.last_duration, repeated_s=self.repeated_s
+            )
+        )
