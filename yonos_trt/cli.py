@@ -302,7 +302,7 @@ def info(engine_dir: Path | None, as_json: bool, verify: bool) -> None:
     )
     click.echo(
         f"tiles       {tiles['smallest_px']} to {tiles['largest_px']} px, default {tiles['default_px']}, "
-        f"multiple of {tiles['multiple_px']}, overlap {tiles['overlap_px']}, encoder input {tiles['encoder_input']}"
+        f"multiple of {tiles['multiple_px']}, overlap {tiles['overlap_px']}, input {tiles['encoder_input']}"
     )
     for stage, artifacts in facts["artifacts"].items():
         for a in artifacts:

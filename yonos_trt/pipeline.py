@@ -184,7 +184,11 @@ def _check(image: Array, backend: Backend, plan: TilePlan) -> None:
 
 def _finite(stage: str, value: Any, batch: TileBatch) -> Any:
     """Return `value`; NaN and infinity survive a sum, so one pass without a temporary finds them."""
-    if isinstance(value, np.ndarray) and not np.isfinite(np.sum(value, dtype=np.float32)):
+    if not isinstance(value, np.ndarray):
+        return value
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.sum(value, dtype=np.float32)
+    if not np.isfinite(total):
         for i in range(batch.live):
             if not np.isfinite(value[i]).all():
                 tile = batch.first + i

@@ -328,7 +328,7 @@ class SR:
         ConfigError
             ``color_fix="adain"`` or ``alpha="model"``, which need the whole picture, together with streaming.
         """
-        from yonos_trt.images import read_image, write_image
+        from yonos_trt.images import check_output, read_image, write_image
 
         _check_alpha(alpha)
         if stream not in ("auto", "always", "never"):
@@ -338,6 +338,8 @@ class SR:
         picture = read_image(source)
         if alpha == "drop":
             picture = picture.without_alpha()
+        height, width = picture.height_px * self.scale, picture.width_px * self.scale
+        check_output(picture.kind, height, width, target, format=format, options=options)
         if stream == "always" or (stream == "auto" and not self._result_fits(picture, target, format)):
             self._stream(picture, target, alpha, format, options, on_tiles)
         else:
