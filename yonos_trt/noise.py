@@ -67,8 +67,7 @@ def log(u: Float) -> Float:
     for term in (1 / 7, 1 / 5, 1 / 3):
         p = p * z + np.float32(term)
     ln_m = np.float32(2) * s + np.float32(2) * s * (z * p)
-    ln_u: Float = e.astype(np.float32) * _LN_2 + ln_m
-    return ln_u
+    return (e.astype(np.float32) * _LN_2 + ln_m).astype(np.float32, copy=False)
 
 
 def cos_sin_turn(u: Float) -> tuple[Float, Float]:
