@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.errors import InputError
+from yonos_trt.tiling import bicubic_taps
 
 __all__ = ["fill_hidden", "unpremultiply", "upscale_alpha"]
 
 Pixels = NDArray[Any]
 
-# Keys' kernel has a support of 2 LR pixels each side; one more keeps a slice's own border out of reach.
-_MARGIN_LR_PX = 3
+_TAPS = 4
+_BLOCK_ROWS = 64  # bounds the temporary memory
 
 
 def fill_hidden(rgb: Pixels, alpha: Pixels) -> Pixels:
@@ -80,7 +81,7 @@ def unpremultiply(rgb: Pixels, alpha: Pixels) -> Pixels:
 
 
 def upscale_alpha(alpha: Pixels, scale: int, *, y0_px: int = 0, y1_px: int | None = None) -> Pixels:
-    """Upscale alpha by bicubic interpolation (Keys a = -0.5, borders renormalised), all of it or some rows.
+    """Upscale alpha by bicubic interpolation (Keys a = -0.5, borders renormalised): all rows or some.
 
     Parameters
     ----------
@@ -89,25 +90,31 @@ def upscale_alpha(alpha: Pixels, scale: int, *, y0_px: int = 0, y1_px: int | Non
     scale
         Integer factor.
     y0_px, y1_px
-        Output rows wanted, ``0 <= y0_px < y1_px <= H * scale``; blocks of rows put together equal the whole.
+        Output rows wanted, ``0 <= y0_px < y1_px <= H * scale``; blocks put together
+        are the whole, bit for bit.
 
     Returns
     -------
     ndarray
         (y1_px - y0_px, W * scale), same dtype, clipped to its range. Works on the rows it needs only.
     """
-    from PIL import Image
-
     height, width = alpha.shape
     y1_px = height * scale if y1_px is None else y1_px
     if not 0 <= y0_px < y1_px <= height * scale:
         raise InputError(f"alpha rows [{y0_px}, {y1_px}) lie outside the picture's {height * scale} rows")
-    top = max(y0_px // scale - _MARGIN_LR_PX, 0)
-    bottom = min(-(-y1_px // scale) + _MARGIN_LR_PX, height)
-    part = Image.fromarray(alpha[top:bottom].astype(np.float32))
-    box = (0.0, y0_px / scale - top, float(width), y1_px / scale - top)
-    grown = np.asarray(part.resize((width * scale, y1_px - y0_px), Image.Resampling.BICUBIC, box=box))
-    if alpha.dtype == np.float32:
-        return np.asarray(np.clip(grown, 0, 1))
-    limit = np.iinfo(alpha.dtype).max
-    return np.asarray(np.clip(np.rint(grown), 0, limit).astype(alpha.dtype))
+    limit = 1 if alpha.dtype == np.float32 else np.iinfo(alpha.dtype).max
+    index_y, weight_y = bicubic_taps(np.arange(y0_px, y1_px), height, scale)
+    index_x, weight_x = bicubic_taps(np.arange(width * scale), width, scale)
+    out = np.empty((y1_px - y0_px, width * scale), alpha.dtype)
+    for first in range(0, len(out), _BLOCK_ROWS):
+        part = slice(first, first + _BLOCK_ROWS)
+        rows = np.zeros((len(out[part]), width), np.float32)
+        grown = np.zeros(out[part].shape, np.float32)
+        for k in range(_TAPS):
+            rows += weight_y[part, k, None] * alpha[index_y[part, k]]
+        for k in range(_TAPS):
+            grown += weight_x[:, k] * rows[:, index_x[:, k]]
+        if alpha.dtype != np.float32:
+            grown = np.rint(grown)
+        out[part] = np.clip(grown, 0, limit)
+    return out

@@ -58,7 +58,7 @@ def deep_tiff(data: bytes, header: Header, name: str) -> Picture:
     ):
         kind = "float" if header.is_float else "integer"
         raise InputError(
-            f"{name}: TIFF with {header.channels} channels of {header.bits}-bit {kind} samples and photometric "
+            f"{name}: TIFF with {header.channels} channels of {header.bits}-bit {kind}, photometric "
             f"{photometric} is not supported; convert it to 16-bit or 32-bit float RGB(A) or grey"
         )
     try:
