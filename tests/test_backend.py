@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from yonos_trt.backend import HostCanvas, NumpyBackend, batches, host_kernels
 from yonos_trt.manifest import identity_manifest
-from yonos_trt.tiling import plan_tiles, rows_final_after_band
+from yonos_trt.tiling import TilePlan, plan_tiles, rows_final_after_band
 
 
-def plan(height: int, width: int, *, tile: int = 64, overlap: int = 16, batch: int = 1):  # type: ignore[no-untyped-def]
+def plan(height: int, width: int, *, tile: int = 64, overlap: int = 16, batch: int = 1) -> TilePlan:
     return plan_tiles(
         height, width, tile_px=tile, overlap_px=overlap, multiple_px=16, smallest_px=32, batch=batch
     )

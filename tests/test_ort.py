@@ -1,0 +1,165 @@
+"""ONNX Runtime: what opens, what is refused, and that its results do not depend on the schedule."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import edit_manifest, make_engine_dir, picture, psnr_db
+
+from yonos_trt import manifest as m
+from yonos_trt.errors import (
+    ClosedError,
+    ConfigError,
+    EngineIntegrityError,
+    EngineNotFoundError,
+    ManifestError,
+    NumericError,
+)
+from yonos_trt.ort import OrtBackend
+from yonos_trt.pipeline import upscale_array
+from yonos_trt.planning import plan_picture
+
+
+@pytest.fixture(scope="module")
+def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_engine_dir(tmp_path_factory.mktemp("ort") / "engine")
+
+
+@pytest.fixture
+def copy(engine_dir: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(engine_dir, tmp_path / "engine"))
+
+
+def run(engine_dir: Path, image: Any, *, batch: int = 1, seed: int = 0, **options: Any) -> Any:
+    backend = OrtBackend(engine_dir, **options)
+    plan = plan_picture(backend.manifest, *image.shape[:2], batch=batch)
+    return upscale_array(image, backend, plan=plan.tiles, seed=seed)
+
+
+@pytest.mark.parametrize("encoder_input", ["upsampled", "lr"])
+@pytest.mark.parametrize("scale", [2, 4])
+@pytest.mark.parametrize("size", [(1, 1), (1, 37), (41, 1), (2, 3), (13, 17), (53, 31)])
+def test_any_size_gives_exactly_scale_times_the_size(
+    tmp_path: Path, encoder_input: str, scale: int, size: tuple[int, int]
+) -> None:
+    directory = make_engine_dir(tmp_path / "engine", scale=scale, encoder_input=encoder_input)
+    image = picture(*size)
+    out = run(directory, image)
+    assert out.shape == (scale * size[0], scale * size[1], 3)
+    down = out.reshape(size[0], scale, size[1], scale, 3).mean(axis=(1, 3))
+    assert np.abs(down - image).mean() < 12  # it is the picture, not something else
+
+
+def test_the_result_is_the_same_for_any_lanes_and_runs(engine_dir: Path) -> None:
+    image = picture(61, 67)
+    results = [run(engine_dir, image, lanes=lanes, batch=2, threads=2) for lanes in (1, 2, 4, 2)]
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0], other)
+
+
+def test_batch_sizes_agree_to_60_db(engine_dir: Path) -> None:
+    image = picture(61, 67)
+    one = run(engine_dir, image, batch=1)
+    for batch in (2, 3, 8):
+        assert psnr_db(one, run(engine_dir, image, batch=batch)) >= 60
+
+
+def test_the_number_of_threads_does_not_change_the_picture_visibly(engine_dir: Path) -> None:
+    image = picture(40, 40)
+    assert psnr_db(run(engine_dir, image, threads=1), run(engine_dir, image, threads=2)) >= 60
+
+
+def test_native_and_numpy_kernels_agree_to_60_db(engine_dir: Path) -> None:
+    image = picture(40, 40)
+    assert psnr_db(run(engine_dir, image, kernels="numpy"), run(engine_dir, image)) >= 60
+
+
+def test_sessions_may_be_used_from_several_threads(engine_dir: Path) -> None:
+    backend = OrtBackend(engine_dir, lanes=4)
+    tiles = [np.full((1, 3, 32, 32), k / 10, np.float32) for k in range(8)]
+    alone = [backend.encode(t, lane=0) for t in tiles]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda t: backend.encode(t, lane=1), tiles))
+    for a, b in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_closed_backend_says_so(engine_dir: Path) -> None:
+    backend = OrtBackend(engine_dir)
+    backend.close()
+    backend.close()
+    with pytest.raises(ClosedError, match="closed"):
+        backend.encode(np.zeros((1, 3, 32, 32), np.float32), lane=0)
+
+
+def test_an_unknown_provider_lists_what_there_is(engine_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="CPUExecutionProvider"):
+        OrtBackend(engine_dir, providers=["NoSuchProvider"])
+
+
+def test_a_precision_that_is_not_there_names_the_export_command(engine_dir: Path) -> None:
+    with pytest.raises(EngineNotFoundError, match=r"has: onnx fp32.*yonos-export .*--fp16 --onnx-only"):
+        OrtBackend(engine_dir, precision="fp16")
+
+
+def test_an_altered_graph_is_not_opened(copy: Path) -> None:
+    path = copy / "decoder.onnx"
+    raw = bytearray(path.read_bytes())
+    raw[-20] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(EngineIntegrityError, match="altered"):
+        OrtBackend(copy)
+
+
+def _register(directory: Path, stage: str) -> None:
+    """Make the manifest agree with the file that is there now."""
+
+    def change(document: dict[str, Any]) -> None:
+        record = m.file_record(directory / f"{stage}.onnx")
+        document["stages"][stage]["artifacts"][0] |= {"sha256": record.sha256, "bytes": record.bytes}
+
+    edit_manifest(directory, change)
+
+
+def test_a_file_that_is_not_onnx_is_refused_even_with_the_right_hash(copy: Path) -> None:
+    (copy / "step.onnx").write_bytes(b"this is no graph")
+    _register(copy, "step")
+    with pytest.raises(EngineIntegrityError, match=r"cannot open .*step\.onnx"):
+        OrtBackend(copy)
+
+
+def test_a_graph_with_other_tensor_names_is_refused(tmp_path: Path) -> None:
+    directory = make_engine_dir(tmp_path / "engine", names={"z_l": "latent"})
+    with pytest.raises(ManifestError, match=r"\['latent'\], the manifest says \['z_l'\]"):
+        OrtBackend(directory)
+
+
+def test_a_graph_with_other_channels_is_refused(copy: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["model"]["latent_channels"] = 5
+        for stage in document["stages"].values():
+            for tensor in (*stage["inputs"], *stage["outputs"]):
+                if tensor["name"] != "image":
+                    tensor["shape"][1] = 5
+
+    edit_manifest(copy, change)
+    with pytest.raises(ManifestError, match=r"expected \(N, 5, h, w\)"):
+        OrtBackend(copy)
+
+
+def test_a_graph_that_yields_nan_names_its_stage(tmp_path: Path) -> None:
+    for stage, word in (("encoder", "encode"), ("step", "step"), ("decoder", "decode")):
+        directory = make_engine_dir(tmp_path / stage, nan_stage=stage)
+        with pytest.raises(NumericError) as caught:
+            run(directory, picture(20, 20))
+        assert (caught.value.stage, caught.value.tile) == (word, 0)
+
+
+def test_a_shape_the_graph_cannot_take_is_an_error_of_ours(engine_dir: Path) -> None:
+    with pytest.raises(EngineIntegrityError, match=r"failed in the encoder on \[\(1, 3, 31, 31\)\]"):
+        OrtBackend(engine_dir).encode(np.zeros((1, 3, 31, 31), np.float32), lane=0)
