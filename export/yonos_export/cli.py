@@ -61,7 +61,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--batch", type=int, default=1, show_default=True, help="Tiles per batch: best and largest.")
 @click.option("--workspace", "workspace_mb", type=int, metavar="MIB", help="Scratch memory of the builder.")
 @click.option("--builder-optimization-level", type=int, metavar="0-5", help="0 builds fast, 5 runs fast.")
-@click.option("--timing-cache", type=click.Path(path_type=Path, dir_okay=False), help="Kernel times, kept.")
+@click.option("--timing-cache", type=_FOLDER, help="TensorRT: folder that keeps measured kernel times.")
 @click.option(
     "--hardware-compatibility",
     type=click.Choice(["none", "ampere-plus", "same-compute-capability"]),
@@ -77,6 +77,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
     metavar="X.Y",
     help="TensorRT-RTX: GPUs to build for, such as 8.6; may be repeated. Without: any.",
 )
+@click.option("--refit", is_flag=True, help="Let the weights of the engine be replaced later.")
 @click.option("--strip-weights", is_flag=True, help="Leave the weights out of the engine.")
 @click.option(
     "--fp32-islands",

@@ -86,13 +86,16 @@ class ExportConfig:
     builder_optimization_level
         0 (fast build) to 5 (fast engine). None: TensorRT's default.
     timing_cache
-        File with measured kernel times, read and updated. TensorRT-RTX has none and ignores it.
+        Folder with measured kernel times, one file per GPU and version, read and updated. TensorRT-RTX
+        measures nothing at build time and ignores it.
     hardware_compatibility
         ``tensorrt`` only: run on other GPUs than the one of the build.
     version_compatible
         ``tensorrt`` only: run on later TensorRT versions of the same major version.
     compute_capabilities
         ``tensorrt-rtx`` only: such as ``("8.6", "8.9")``; empty: any supported GPU, kernels chosen at load.
+    refit
+        Let the weights of the engine be replaced later.
     strip_weights
         Leave the weights out of the engine; they come from the graph beside it when the engine is loaded.
     fp32_islands
@@ -131,6 +134,7 @@ class ExportConfig:
     hardware_compatibility: Hardware = "none"
     version_compatible: bool = False
     compute_capabilities: tuple[str, ...] = ()
+    refit: bool = False
     strip_weights: bool = False
     fp32_islands: tuple[str, ...] = ()
     auto_islands: bool = True
@@ -167,7 +171,13 @@ class ExportConfig:
             if shape is not None and (len(shape) != 2 or min(shape) < 1):
                 raise ConfigError(f"{name} is {shape}, expected a tile's (height, width) in output px")
         if self.runtime == "onnx":
-            for name in ("timing_cache", "compute_capabilities", "strip_weights", "version_compatible"):
+            for name in (
+                "timing_cache",
+                "compute_capabilities",
+                "refit",
+                "strip_weights",
+                "version_compatible",
+            ):
                 if getattr(self, name):
                     raise ConfigError(f"{name} belongs to engines; add --runtime tensorrt or tensorrt-rtx")
         if self.runtime != "tensorrt" and (self.version_compatible or self.hardware_compatibility != "none"):

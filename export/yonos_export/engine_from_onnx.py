@@ -1,0 +1,396 @@
+"""TensorRT engines from ONNX graphs: one builder for ``tensorrt`` (10.13 to 11) and ``tensorrt_rtx``.
+
+The graph says which precision every node has; networks are always strongly typed, and no precision flag
+exists. TensorRT-RTX builds without a GPU; TensorRT measures its kernels on the GPU the engine is for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock
+
+from yonos_export.build_errors import explain, from_parser
+from yonos_export.config import ExportConfig, Hardware
+from yonos_export.model_info import ModelInfo
+from yonos_trt.errors import BuildError, ConfigError, EngineDeviceError, MissingExtraError
+from yonos_trt.manifest import STAGE_TENSORS, Profile, ShapeRange
+
+log = logging.getLogger(__name__)
+
+EngineRuntime = Literal["tensorrt", "tensorrt-rtx"]
+MODULES = {"tensorrt": ("tensorrt", "tensorrt"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
+# From 10.13 on every precision is in the graph; 12 has not been seen.
+TENSORRT_FROM, TENSORRT_BELOW = (10, 13), (12,)
+Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+Progress = Callable[[float], None]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What to build
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How to build; the fields of `ExportConfig` that concern engines, with the same meaning."""
+
+    runtime: EngineRuntime
+    workspace_mb: int | None = None
+    builder_optimization_level: int | None = None
+    timing_cache: Path | None = None
+    hardware_compatibility: Hardware = "none"
+    version_compatible: bool = False
+    compute_capabilities: tuple[str, ...] = ()
+    refit: bool = False
+    strip_weights: bool = False
+
+
+def options_from_config(config: ExportConfig) -> EngineOptions:
+    """Pick the builder's options out of an export config."""
+    if config.runtime == "onnx":
+        raise ConfigError("runtime is 'onnx', which has no engines; expected 'tensorrt' or 'tensorrt-rtx'")
+    return EngineOptions(
+        runtime=config.runtime,
+        workspace_mb=config.workspace_mb,
+        builder_optimization_level=config.builder_optimization_level,
+        timing_cache=config.timing_cache,
+        hardware_compatibility=config.hardware_compatibility,
+        version_compatible=config.version_compatible,
+        compute_capabilities=config.compute_capabilities,
+        refit=config.refit,
+        strip_weights=config.strip_weights,
+    )
+
+
+def profile_shapes(info: ModelInfo, config: ExportConfig) -> dict[str, Shapes]:
+    """Return stage -> input -> (min, opt, max) shape for the tiles and batches of a config.
+
+    Raises
+    ------
+    ConfigError
+        A tile is not a multiple of what the model takes, or min, opt and max are not in order.
+    """
+    tiles = {
+        "min_shape": config.min_shape or (info.smallest_px,) * 2,
+        "opt_shape": config.opt_shape or (info.default_px,) * 2,
+        "max_shape": config.max_shape or (info.largest_px,) * 2,
+    }
+    for name, tile in tiles.items():
+        if any(side % info.multiple_px or side < info.smallest_px for side in tile):
+            raise ConfigError(
+                f"{name} is {tile[0]}x{tile[1]}; this model takes tile sides that are multiples of "
+                f"{info.multiple_px} px, from {info.smallest_px} px on"
+            )
+    low, best, high = tiles.values()
+    if not all(a <= b <= c for a, b, c in zip(low, best, high, strict=True)):
+        words = " <= ".join(f"{h}x{w}" for h, w in tiles.values())
+        raise ConfigError(f"min_shape <= opt_shape <= max_shape does not hold: {words}")
+    return {
+        stage: {
+            name: (
+                info.shape(stage, name, batch=1, tile_px=low),
+                info.shape(stage, name, batch=config.batch, tile_px=best),
+                info.shape(stage, name, batch=config.batch, tile_px=high),
+            )
+            for name in inputs
+        }
+        for stage, (inputs, _) in STAGE_TENSORS.items()
+    }
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """An engine on disk and what the manifest says about it."""
+
+    path: Path
+    profile: Profile
+    tensorrt_version: str
+    compute_capability: tuple[str, ...]
+    gpu: str | None
+    seconds: float
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The module and the machine
+
+
+def load_module(runtime: EngineRuntime) -> Any:
+    """Import TensorRT or TensorRT-RTX and check its version.
+
+    Raises
+    ------
+    MissingExtraError
+        It is not installed; names the pip command.
+    BuildError
+        It is of a version this builder does not know.
+    """
+    name, extra = MODULES[runtime]
+    try:
+        module = importlib.import_module(name)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise MissingExtraError(
+            f"building engines for the runtime {runtime!r}", package=name, extra=extra, reason=str(error)
+        ) from error
+    return check_version(runtime, module)
+
+
+def check_version(runtime: EngineRuntime, module: Any) -> Any:
+    """Return the module if its version is one this builder knows."""
+    version = tuple(int(part) for part in re.findall(r"\d+", str(module.__version__)))
+    if runtime == "tensorrt" and not TENSORRT_FROM <= version < TENSORRT_BELOW:
+        raise BuildError(
+            f"tensorrt {module.__version__} is installed, expected at least 10.13 and below 12; install it "
+            "with: pip install 'yonos-trt[tensorrt]'"
+        )
+    return module
+
+
+def _gpu() -> tuple[str | None, tuple[str, ...]]:
+    """Name and compute capability of GPU 0; (None, ()) where there is none."""
+    from yonos_trt.driver import probe_driver
+
+    devices = probe_driver().devices
+    return (devices[0].name, (devices[0].compute_capability,)) if devices else (None, ())
+
+
+def require_gpu(runtime: EngineRuntime) -> None:
+    """Refuse a TensorRT build on a machine without GPU before any work is done.
+
+    Raises
+    ------
+    EngineDeviceError
+        There is no usable GPU.
+    """
+    if runtime == "tensorrt" and _gpu()[0] is None:
+        raise EngineDeviceError(
+            "runtime 'tensorrt' measures its kernels on the GPU while it builds, and no GPU can be used "
+            "here; build on the target machine, or use --runtime tensorrt-rtx, which builds anywhere"
+        )
+
+
+class _Log:
+    """Everything the builder says: (severity, text)."""
+
+    def __init__(self, module: Any) -> None:
+        self.lines: list[tuple[int, str]] = []
+        lines, severity = self.lines, module.ILogger.Severity
+
+        class Logger(module.ILogger):  # type: ignore[misc]
+            def __init__(self) -> None:
+                module.ILogger.__init__(self)
+
+            def log(self, level: Any, text: str) -> None:
+                if level in (severity.INTERNAL_ERROR, severity.ERROR):
+                    lines.append((logging.ERROR, text.strip()))
+                elif level == severity.WARNING:
+                    lines.append((logging.WARNING, text.strip()))
+                    log.info("%s", text.strip())
+
+        self.logger = Logger()
+
+    def errors(self) -> list[str]:
+        return [text for level, text in self.lines if level == logging.ERROR]
+
+
+def _monitor(module: Any, stop: threading.Event, progress: Progress) -> Any:
+    """Make a progress monitor: reports the outermost phase, and says no to going on once `stop` is set."""
+
+    class Monitor(module.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            module.IProgressMonitor.__init__(self)
+            self._lock = threading.Lock()
+            self._root: tuple[str, int] | None = None
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            with self._lock:
+                if self._root is None:
+                    self._root = (phase, max(steps, 1))
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            with self._lock:
+                root = self._root
+            if root is not None and phase == root[0]:
+                progress(min((step + 1) / root[1], 1.0))
+            return not stop.is_set()
+
+        def phase_finish(self, phase: str) -> None:
+            with self._lock:
+                if self._root is not None and phase == self._root[0]:
+                    self._root = None
+
+    return Monitor()
+
+
+@contextmanager
+def _interruptible(stop: threading.Event) -> Iterator[None]:
+    """Turn Ctrl-C into `stop` while the builder runs: an exception must not cross its C++ frames."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: stop.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The builder
+
+
+def build_engine(
+    graph: Path,
+    engine: Path,
+    shapes: Mapping[str, Sequence[tuple[int, ...]]],
+    options: EngineOptions,
+    *,
+    stage: str,
+    module: Any = None,
+    stop: threading.Event | None = None,
+    progress: Progress | None = None,
+) -> BuiltEngine:
+    """Build one engine.
+
+    Parameters
+    ----------
+    graph
+        ONNX graph; the engine computes every node in the precision it has there.
+    engine
+        File to write; it appears complete or not at all.
+    shapes
+        Input -> (min, opt, max) shape: one profile.
+    options
+        How to build.
+    stage
+        Name for messages.
+    module
+        TensorRT itself, instead of importing it.
+    stop
+        Cancels the build when set; Ctrl-C sets it too.
+    progress
+        Called with the fraction done, from the builder's threads.
+
+    Raises
+    ------
+    BuildError
+        The build fails; names the cause and the fix.
+    MissingExtraError
+        The module is not installed.
+    KeyboardInterrupt
+        The build was cancelled.
+    """
+    module = load_module(options.runtime) if module is None else check_version(options.runtime, module)
+    stop = stop or threading.Event()
+    said, started = _Log(module), time.perf_counter()
+    gpu, capability = (None, ()) if options.runtime == "tensorrt-rtx" else _gpu()
+    try:
+        builder = module.Builder(said.logger)
+    except (TypeError, RuntimeError) as error:  # pybind11 turns a null pointer into a TypeError
+        raise explain(stage, [*said.errors(), str(error)], options) from error
+    network = builder.create_network(1 << int(module.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = module.OnnxParser(network, said.logger)
+    if not parser.parse_from_file(str(graph)):
+        raise from_parser(
+            stage, graph, [parser.get_error(i) for i in range(parser.num_errors)], said.errors()
+        )
+    config = builder.create_builder_config()
+    _configure(module, config, options)
+    profile = builder.create_optimization_profile()
+    for name, (low, best, high) in shapes.items():
+        profile.set_shape(name, low, best, high)
+    config.add_optimization_profile(profile)
+    cache = _timing_cache_file(options, str(module.__version__), capability)
+    with _timing_cache(module, config, cache):
+        config.progress_monitor = _monitor(module, stop, progress or (lambda done: None))
+        with _interruptible(stop):
+            plan = builder.build_serialized_network(network, config)
+        if stop.is_set():
+            raise KeyboardInterrupt
+        if plan is None:
+            raise explain(stage, said.errors(), options)
+    part = engine.with_name(engine.name + ".part")
+    part.write_bytes(memoryview(plan))
+    part.replace(engine)
+    seconds = time.perf_counter() - started
+    log.info("%s: %.1f MB in %.1f s", engine.name, engine.stat().st_size / 1e6, seconds)
+    ranges = {name: ShapeRange(min=low, opt=best, max=high) for name, (low, best, high) in shapes.items()}
+    return BuiltEngine(
+        path=engine,
+        profile=Profile(inputs=ranges),
+        tensorrt_version=str(module.__version__),
+        compute_capability=options.compute_capabilities or capability,
+        gpu=gpu,
+        seconds=seconds,
+    )
+
+
+def _configure(module: Any, config: Any, options: EngineOptions) -> None:
+    """Apply the options; those of the other runtime were refused by `ExportConfig`."""
+    if options.workspace_mb is not None:
+        config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
+    if options.builder_optimization_level is not None:
+        config.builder_optimization_level = options.builder_optimization_level
+    if options.version_compatible:
+        config.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
+    if options.refit:
+        config.set_flag(module.BuilderFlag.REFIT)
+    if options.strip_weights:
+        config.set_flag(module.BuilderFlag.STRIP_PLAN)
+    if options.hardware_compatibility != "none":
+        level = options.hardware_compatibility.replace("-", "_").upper()
+        config.hardware_compatibility_level = getattr(module.HardwareCompatibilityLevel, level)
+    if options.compute_capabilities:
+        config.num_compute_capabilities = len(options.compute_capabilities)
+        for k, text in enumerate(options.compute_capabilities):
+            name = f"SM{text.replace('.', '')}"
+            known = sorted(n for n in dir(module.ComputeCapability) if re.fullmatch(r"SM\d+", n))
+            if name not in known:
+                have = ", ".join(f"{n[2:-1]}.{n[-1]}" for n in known)
+                raise ConfigError(
+                    f"compute_capabilities: {text!r} is not one {options.runtime} {module.__version__} "
+                    f"builds for; it knows {have}; without the option the engine runs on all of them"
+                )
+            if not config.set_compute_capability(getattr(module.ComputeCapability, name), k):
+                raise BuildError(f"{options.runtime} refused the compute capability {text}")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Timing cache
+
+
+def _timing_cache_file(options: EngineOptions, version: str, capability: tuple[str, ...]) -> Path | None:
+    """Name the cache of this GPU and version; TensorRT-RTX measures nothing at build time and has none."""
+    if options.timing_cache is None or options.runtime == "tensorrt-rtx":
+        return None
+    return options.timing_cache / f"tensorrt-{version}-sm{'+'.join(capability) or 'unknown'}.timing"
+
+
+@contextmanager
+def _timing_cache(module: Any, config: Any, path: Path | None) -> Iterator[None]:
+    """Let the builder start from the cache file and write back what it has learnt; a bad file is left out."""
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(path.name + ".lock")):
+        raw = path.read_bytes() if path.is_file() else b""
+        cache = config.create_timing_cache(raw)
+        if cache is None or not config.set_timing_cache(cache, False):
+            log.warning("the timing cache %s is of another GPU or version; it is written anew", path)
+            config.set_timing_cache(config.create_timing_cache(b""), False)
+        yield
+        learnt = config.get_timing_cache()
+        if learnt is not None:
+            part = path.with_name(path.name + ".part")
+            part.write_bytes(memoryview(learnt.serialize()))
+            part.replace(path)
