@@ -1,0 +1,358 @@
+"""The `yonos` command line: names, exit codes, runs over folders, interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from helpers import make_engine_dir, picture
+from PIL import Image
+
+from yonos_trt import errors
+from yonos_trt.cli import LAZY_COMMANDS, cli, exit_code
+from yonos_trt.images import read_image
+from yonos_trt.sr import SR
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_engine_dir(tmp_path_factory.mktemp("cli") / "engine")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    Image.fromarray(picture(20, 30)).save(folder / "a.png")
+    Image.fromarray(picture(11, 13)).save(folder / "sub" / "b.jpg")
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+def run(*arguments: Any) -> Result:
+    return CliRunner().invoke(cli, [str(a) for a in arguments])
+
+
+def upscale(engine_dir: Path, *arguments: Any) -> Result:
+    return run("upscale", "-m", engine_dir, "--threads", 1, *arguments)
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Names and codes
+
+
+@pytest.mark.parametrize("command", ["upscale", "info", "doctor"])
+def test_help_is_what_was_agreed(command: str) -> None:
+    result = CliRunner().invoke(cli, [command, "--help"], terminal_width=100)
+    assert result.exit_code == 0
+    golden = GOLDEN / f"{command}.txt"
+    if os.environ.get("YONOS_UPDATE_GOLDEN") == "1":
+        golden.write_text(result.output)
+    assert result.output == golden.read_text()
+
+
+def test_the_commands_are_these() -> None:
+    result = run("--help")
+    names = [line.split()[0] for line in result.output.split("Commands:")[1].splitlines() if line.strip()]
+    assert set(names) - set(LAZY_COMMANDS) == {"upscale", "info", "doctor"}
+
+
+def test_a_lazy_command_that_is_not_there_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LAZY_COMMANDS, "video", "yonos_trt.no_such_module")
+    assert "video" not in run("--help").output.split("Commands:")[1]
+    assert run("video").exit_code == 2
+
+
+def test_upscale_options_are_fields_of_sr() -> None:
+    import inspect
+
+    options = {p.name for p in cli.commands["upscale"].params}
+    assert {"engine_dir", *inspect.signature(SR).parameters} - {"providers"} <= options
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.InputError("x"), 1),
+        (errors.ConfigError("x"), 2),
+        (errors.ManifestError("x"), 3),
+        (errors.EngineNotFoundError("x"), 3),
+        (errors.EngineIntegrityError("x"), 3),
+        (errors.EngineVersionError("x"), 3),
+        (errors.MissingExtraError("x", package="p", extra="e"), 3),
+        (errors.EngineDeviceError("x"), 4),
+        (errors.CudaError("x"), 4),
+        (errors.OutOfMemoryError("x"), 5),
+        (MemoryError(), 5),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes(error: BaseException, code: int) -> None:
+    assert exit_code(error) == code
+
+
+# ---------------------------------------------------------------------------------------------------------
+# yonos upscale
+
+
+def test_one_file_into_one_file(engine_dir: Path, photos: Path, tmp_path: Path) -> None:
+    result = upscale(engine_dir, "-i", photos / "a.png", "-o", tmp_path / "big.png")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, f"{tmp_path / 'big.png'}\n", "")
+    with SR(engine_dir) as sr:
+        wanted = sr.upscale(picture(20, 30))
+    np.testing.assert_array_equal(read_image(tmp_path / "big.png").rgb, wanted)
+
+
+def test_without_output_the_result_lies_beside_the_source(engine_dir: Path, photos: Path) -> None:
+    assert upscale(engine_dir, "-i", photos / "a.png", "-q").exit_code == 0
+    assert upscale(engine_dir, photos / "a.png", "--suffix", "_big{scale}", "-f", "webp").exit_code == 0
+    assert tree(photos) == ["a.png", "a_big4.webp", "a_x4.png", "notes.txt", "sub/b.jpg"]
+
+
+def test_a_list_of_files_goes_into_a_folder(engine_dir: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert upscale(engine_dir, photos / "a.png", photos / "sub" / "b.jpg", "-o", out).exit_code == 0
+    assert tree(out) == ["a_x4.png", "b_x4.jpg"]
+
+
+def test_a_folder_takes_pictures_only_and_recursive_keeps_the_tree(
+    engine_dir: Path, photos: Path, tmp_path: Path
+) -> None:
+    assert upscale(engine_dir, "-i", photos, "-o", tmp_path / "flat").exit_code == 0
+    assert tree(tmp_path / "flat") == ["a_x4.png"]
+    assert upscale(engine_dir, "-i", photos, "-o", tmp_path / "deep", "--recursive").exit_code == 0
+    assert tree(tmp_path / "deep") == ["a_x4.png", "sub/b_x4.jpg"]
+
+
+def test_bad_files_are_listed_and_the_others_done(engine_dir: Path, photos: Path, tmp_path: Path) -> None:
+    (photos / "0empty.png").write_bytes(b"")
+    (photos / "text.jpg").write_text("hello")
+    (photos / "cut.png").write_bytes((photos / "a.png").read_bytes()[:300])
+    (photos / "folder.png").mkdir()
+    result = upscale(engine_dir, "-i", photos, "-o", tmp_path / "out", "--recursive")
+    assert result.exit_code == 1
+    assert tree(tmp_path / "out") == ["a_x4.png", "sub/b_x4.jpg"]
+    for name in ("0empty.png", "text.jpg", "cut.png"):
+        assert f"error: {photos / name}: " in result.stderr
+    assert result.stderr.splitlines()[-4:] == [
+        "3 of 5 failed:",
+        *(f"  {photos / name}" for name in ("0empty.png", "cut.png", "text.jpg")),
+    ]
+
+
+def test_an_existing_result_is_refused_skipped_or_replaced_as_asked(engine_dir: Path, photos: Path) -> None:
+    target = photos / "a_x4.png"
+    target.write_bytes(b"old")
+    refused = upscale(engine_dir, "-i", photos / "a.png")
+    assert refused.exit_code == 1
+    assert "--overwrite" in refused.stderr
+    assert "--skip-existing" in refused.stderr
+    assert upscale(engine_dir, "-i", photos / "a.png", "--skip-existing").exit_code == 0
+    assert target.read_bytes() == b"old"
+    assert upscale(engine_dir, "-i", photos / "a.png", "--overwrite").exit_code == 0
+    assert read_image(target).rgb.shape == (80, 120, 3)
+
+
+def test_a_source_is_never_replaced_by_its_result(engine_dir: Path, photos: Path) -> None:
+    before = (photos / "a.png").read_bytes()
+    result = upscale(engine_dir, "-i", photos / "a.png", "-o", photos / "a.png", "--overwrite")
+    assert result.exit_code == 1
+    assert "its own source" in result.stderr
+    assert (photos / "a.png").read_bytes() == before
+
+
+def test_two_sources_of_one_target_are_refused(engine_dir: Path, photos: Path) -> None:
+    Image.fromarray(picture(8, 8)).save(photos / "a.jpg")
+    result = upscale(engine_dir, "-i", photos, "-f", "png")
+    assert result.exit_code == 2
+    assert "would both be written" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ((), 2, "no input"),
+        (("-i", "{empty}"), 2, "no pictures in"),
+        (("-i", "{a}", "-o", "x.xyz"), 1, "cannot write suffix '.xyz'"),
+        (("-i", "{a}", "-s", "3"), 2, "enlarges by 4"),
+        (("-i", "{a}", "-t", "7"), 2, "tile_px is 7"),
+        (("-i", "{a}", "--suffix", "{name}"), 2, "only {scale} is replaced"),
+        (("-i", "{a}", "--seed", "-1"), 2, "seed is -1"),
+        (("-i", "{a}", "--runtime", "tensorrt"), 3, "yonos-export"),
+        (("-i", "{a}", "--precision", "fp16", "--runtime", "onnx"), 3, "--fp16"),
+        (("-i", "{absent}"), 1, "No such file"),
+        (("-i", "{a}", "--memory-limit", "1"), 2, "memory limit"),
+    ],
+)
+def test_wrong_use_says_what_and_how(
+    engine_dir: Path, photos: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"a": photos / "a.png", "empty": tmp_path / "empty", "absent": photos / "absent.png"}
+    filled = [a.format(**places) if a.strip("{}") in places else a for a in arguments]
+    result = upscale(engine_dir, *filled)
+    assert result.exit_code == code, result.output
+    assert words in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_damaged_engine_directory_ends_with_code_3(engine_dir: Path, photos: Path, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(engine_dir, tmp_path / "engine"))
+    (directory / "step.onnx").write_bytes(b"x")
+    result = upscale(directory, "-i", photos, "-o", tmp_path / "out")
+    assert result.exit_code == 3
+    assert "truncated" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_progress_json_writes_one_object_per_line_and_nothing_else(
+    engine_dir: Path, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "bad.png").write_text("x")
+    result = upscale(engine_dir, "-i", photos, "-o", tmp_path / "out", "--progress", "json", "-v")
+    events = [json.loads(line) for line in result.stderr.splitlines()]
+    kinds = [e["event"] for e in events if e["event"] != "log"]
+    assert kinds == ["start", *["step"] * kinds.count("step"), "finish", "start", "fail", "end"]
+    steps = [e for e in events if e["event"] == "step"]
+    assert steps[-1]["done"] == steps[-1]["total"] == len(steps)
+    end = {"event": "end", "elapsed_s": 0, "done": 1, "skipped": 0, "failed": 1}
+    assert events[-1] | {"elapsed_s": 0} == end
+    assert [e for e in events if e["event"] == "log"]  # -v
+
+
+def test_the_bar_goes_to_stderr(engine_dir: Path, photos: Path, tmp_path: Path) -> None:
+    result = upscale(engine_dir, "-i", photos, "-o", tmp_path / "out", "--progress", "bar")
+    assert result.exit_code == 0
+    assert result.stdout == f"{tmp_path / 'out' / 'a_x4.png'}\n"
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(engine_dir: Path, photos: Path, tmp_path: Path) -> None:
+    result = upscale(engine_dir, "-i", photos, "-o", tmp_path / "out", "--recursive", "-j", 3, "--dry-run")
+    document = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert document["options"]["lanes"] == 3
+    assert [j["target"] for j in document["jobs"]] == [
+        str(tmp_path / "out" / "a_x4.png"),
+        str(tmp_path / "out" / "sub" / "b_x4.jpg"),
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+def test_alpha_into_a_format_without_it_is_refused_unless_dropped(engine_dir: Path, tmp_path: Path) -> None:
+    Image.fromarray(picture(8, 8, channels=4)).save(tmp_path / "a.png")
+    refused = upscale(engine_dir, "-i", tmp_path / "a.png", "-f", "jpg")
+    assert refused.exit_code == 1
+    assert "--alpha drop" in refused.stderr
+    assert upscale(engine_dir, "-i", tmp_path / "a.png", "-f", "jpg", "--alpha", "drop").exit_code == 0
+    assert read_image(tmp_path / "a_x4.jpg").kind.mode == "RGB"
+
+
+def test_the_cpu_may_be_named_as_gpu_minus_one(engine_dir: Path, photos: Path) -> None:
+    result = upscale(engine_dir, "-i", photos / "a.png", "-g", -1, "--dry-run")
+    assert json.loads(result.stdout)["options"]["runtime"] == "onnx"
+
+
+@pytest.mark.parametrize(
+    ("number", "stream"), [(signal.SIGINT, "never"), (signal.SIGINT, "always"), (signal.SIGTERM, "always")]
+)
+def test_an_interrupted_run_leaves_no_unfinished_file(
+    engine_dir: Path, tmp_path: Path, number: signal.Signals, stream: str
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    Image.fromarray(picture(12, 12)).save(folder / "a.png")
+    Image.fromarray(picture(900, 900)).save(folder / "b.png")  # some 10 000 tiles
+    options = f"--threads 1 -t 40 --progress json --stream {stream}".split()
+    command = ["upscale", "-m", str(engine_dir), "-i", str(folder), "-o", str(out), *options]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "yonos_trt.cli", *command],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert process.stderr is not None
+    lines: list[str] = []
+    for line in process.stderr:
+        lines.append(line)
+        event = json.loads(line)
+        if event["event"] == "step" and 100 < event["done"] < event["total"]:
+            break
+    else:
+        pytest.fail("the run ended by itself: " + "".join(lines[-5:]))
+    process.send_signal(number)
+    start = time.monotonic()
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130, rest
+    assert time.monotonic() - start < 20
+    assert "interrupted" in rest
+    assert "Traceback" not in rest
+    assert tree(out) == ["a_x4.png"]
+    assert read_image(out / "a_x4.png").rgb.shape == (48, 48, 3)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# yonos info, yonos doctor
+
+
+def test_info_describes_the_directory(engine_dir: Path) -> None:
+    text = run("info", engine_dir)
+    assert text.exit_code == 0
+    for words in ("tiny-x4, x4", "onnx fp32  step.onnx", "code: Apache-2.0", "all hashes right"):
+        assert words in text.output
+    assert json.loads(run("info", engine_dir, "--json").output)["scale"] == 4
+
+
+def test_info_finds_an_altered_file(engine_dir: Path, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(engine_dir, tmp_path / "engine"))
+    raw = bytearray((directory / "step.onnx").read_bytes())
+    raw[5] ^= 1
+    (directory / "step.onnx").write_bytes(raw)
+    assert run("info", directory).exit_code == 3
+    assert run("info", directory, "--no-verify").exit_code == 0
+
+
+def test_doctor_reports_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run("doctor")
+    assert result.exit_code == 0
+    for words in (
+        "yonos-trt",
+        "CPUs",
+        "tile kernels",
+        "CPUExecutionProvider",
+        "NVIDIA driver",
+        "models",
+    ):
+        assert words in result.output
+    facts = json.loads(run("doctor", "--json").output)
+    assert facts["cpus"]["usable"] >= 1
+    assert facts["kernels"] in ("native", "numpy")
+
+
+def test_doctor_gives_up_on_a_driver_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from yonos_trt import driver
+
+    monkeypatch.setattr(driver, "_PROBE", "import time; time.sleep(60)")
+    monkeypatch.setattr(driver, "_TIMEOUT_S", 0.3)
+    found = driver.probe_driver.__wrapped__()
+    assert found.devices == ()
+    assert "did not answer" in found.problem
+    monkeypatch.setattr(driver, "_PROBE", "raise SystemExit(7)")
+    monkeypatch.setattr(driver, "_TIMEOUT_S", 20.0)
+    assert "failed" in driver.probe_driver.__wrapped__().problem

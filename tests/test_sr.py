@@ -1,0 +1,513 @@
+"""`SR`: what comes in goes out, life cycle, choice of runtime, memory, files, and the shipped model."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import edit_manifest, make_engine_dir, picture, psnr_db
+from PIL import Image
+
+import yonos_trt
+from yonos_trt import sr as sr_module
+from yonos_trt.driver import Device, Driver, probe_driver
+from yonos_trt.errors import (
+    ClosedError,
+    ConfigError,
+    EngineDeviceError,
+    EngineIntegrityError,
+    EngineNotFoundError,
+    InputError,
+    MissingExtraError,
+    NumericError,
+    OutOfMemoryError,
+)
+from yonos_trt.images import read_image
+from yonos_trt.manifest import load_manifest
+from yonos_trt.ort import OrtBackend
+from yonos_trt.planning import plan_picture
+from yonos_trt.sr import SR, UpscaledImage
+
+
+@pytest.fixture(scope="module")
+def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_engine_dir(tmp_path_factory.mktemp("sr") / "engine")
+
+
+@pytest.fixture(scope="module")
+def sr(engine_dir: Path) -> Any:
+    with SR(engine_dir, threads=1) as opened:
+        yield opened
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What comes in goes out
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("shape", [(9, 7), (9, 7, 1), (9, 7, 2), (9, 7, 3), (9, 7, 4)])
+def test_arrays_come_back_with_their_shape_and_dtype(sr: SR, dtype: Any, shape: tuple[int, ...]) -> None:
+    image = (
+        picture(9, 7, dtype=dtype, channels=4)[..., : shape[2]]
+        if len(shape) == 3
+        else picture(9, 7, dtype=dtype)[..., 0]
+    )
+    out = sr.upscale(image)
+    assert isinstance(out, np.ndarray)
+    assert out.dtype == dtype
+    assert out.shape == (36, 28, *shape[2:])
+    assert out.flags.owndata or out.base.flags.owndata
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_pil_images_come_back_in_their_mode(sr: SR, mode: str) -> None:
+    image = Image.fromarray(picture(20, 24, channels=4), "RGBA").convert("RGB").convert(mode)
+    out = sr.upscale(image)
+    assert isinstance(out, Image.Image)
+    assert (out.mode, out.size) == (mode, (96, 80))
+
+
+def test_torch_tensors_come_back_as_torch_tensors(sr: SR) -> None:
+    torch = pytest.importorskip("torch")
+    image = picture(10, 11)
+    out = sr.upscale(torch.from_numpy(image))
+    assert isinstance(out, torch.Tensor)
+    assert out.dtype == torch.uint8
+    np.testing.assert_array_equal(out.numpy(), sr.upscale(image))
+
+
+def test_a_tensor_that_cannot_be_exported_is_an_input_error(sr: SR) -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(InputError, match="DLPack"):
+        sr.upscale(torch.zeros(4, 4, 3, requires_grad=True))
+
+
+def test_an_array_on_a_device_is_refused_with_the_remedy(sr: SR) -> None:
+    class OnDevice:
+        def __dlpack__(self) -> Any:
+            raise AssertionError("must not be read")
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return (2, 0)
+
+    with pytest.raises(InputError, match=r"device type 2.*\.cpu\(\)"):
+        sr.upscale(OnDevice())
+
+
+def test_a_path_gives_a_picture_that_saves_itself(sr: SR, tmp_path: Path) -> None:
+    image = Image.fromarray(picture(12, 10))
+    image.save(tmp_path / "a.png", dpi=(72, 72))
+    for source in (tmp_path / "a.png", str(tmp_path / "a.png")):
+        out = sr.upscale(source)
+        assert isinstance(out, UpscaledImage)
+        assert (out.height_px, out.width_px) == (48, 40)
+        assert "40 x 48" in repr(out)
+    path = out.save(tmp_path / "b.png")
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), out.to_array())
+    np.testing.assert_array_equal(np.asarray(out.to_pil()), out.to_array())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_a_picture_gives_the_same_as_its_pixels(sr: SR, tmp_path: Path) -> None:
+    Image.fromarray(picture(12, 10)).save(tmp_path / "a.png")
+    got = sr.upscale(read_image(tmp_path / "a.png"))
+    np.testing.assert_array_equal(got.to_array(), sr.upscale(picture(12, 10)))
+
+
+def test_the_result_owns_its_memory_and_the_input_is_left_alone(sr: SR) -> None:
+    image = picture(16, 16)
+    before = image.copy()
+    first = sr.upscale(image)
+    kept = first.copy()
+    sr.upscale(picture(16, 16, seed=9))
+    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_array_equal(image, before)
+
+
+@pytest.mark.parametrize("thing", [None, 3, [[1, 2]], object(), b"bytes"])
+def test_other_things_are_refused_by_their_type(sr: SR, thing: Any) -> None:
+    with pytest.raises(InputError, match=f"got {type(thing).__name__}"):
+        sr.upscale(thing)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((3, 4, 5), np.uint8),
+        np.zeros((3,), np.uint8),
+        np.zeros((2, 3, 4, 3), np.uint8),
+        np.zeros((4, 4, 3), np.float64),
+        np.full((4, 4, 3), np.nan, np.float32),
+        np.full((4, 4, 3), 7.0, np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
+def test_bad_arrays_are_input_errors(sr: SR, image: Any) -> None:
+    with pytest.raises(InputError):
+        sr.upscale(image)
+
+
+def test_bad_files_name_path_and_reason(sr: SR, tmp_path: Path) -> None:
+    whole = io.BytesIO()
+    Image.fromarray(picture(40, 40)).save(whole, "PNG")
+    cases = {
+        "empty.png": b"",
+        "text.png": b"hello",
+        "cut.png": whole.getvalue()[:400],
+        "wrong.jpg": whole.getvalue(),
+    }
+    for name, raw in cases.items():
+        (tmp_path / name).write_bytes(raw)
+    (tmp_path / "folder.png").mkdir()
+    for name in (*cases, "folder.png", "absent.png"):
+        with pytest.raises(InputError, match=name):
+            sr.upscale(tmp_path / name)
+
+
+# -- Alpha
+
+
+def _cutout(hidden: int) -> Any:
+    image = np.zeros((24, 24, 4), np.uint8)
+    image[..., :3] = hidden
+    image[8:16, 8:16] = (200, 120, 40, 255)
+    return image
+
+
+def test_colour_under_transparency_does_not_bleed(sr: SR) -> None:
+    black, white = sr.upscale(_cutout(0)), sr.upscale(_cutout(255))
+    np.testing.assert_array_equal(black, white)
+
+
+def test_alpha_modes(sr: SR) -> None:
+    image = _cutout(0)
+    bicubic = sr.upscale(image, alpha="bicubic")[..., 3]
+    model = sr.upscale(image, alpha="model")[..., 3]
+    assert psnr_db(bicubic, model) > 20
+    assert (bicubic != model).any()
+    assert sr.upscale(image, alpha="drop").shape == (96, 96, 3)
+    with pytest.raises(ConfigError, match="bicubic, model, drop"):
+        sr.upscale(image, alpha="keep")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Results do not depend on how the work is cut
+
+
+def test_lanes_and_runs_are_bit_identical(engine_dir: Path) -> None:
+    image = picture(50, 61)
+    results = []
+    for lanes in (1, 2, 5, 1):
+        with SR(engine_dir, lanes=lanes, seed=4) as sr:
+            results.append(sr.upscale(image))
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0], other)
+
+
+def test_another_seed_another_picture(engine_dir: Path) -> None:
+    image = picture(30, 30)
+    assert (SR(engine_dir, seed=1).upscale(image) != SR(engine_dir, seed=2).upscale(image)).any()
+
+
+def test_calls_from_several_threads_give_the_same_results(sr: SR) -> None:
+    images = [picture(20 + k, 31, seed=k) for k in range(4)]
+    alone = [sr.upscale(image) for image in images]
+    together: list[Any] = [None] * 4
+
+    def work(k: int) -> None:
+        together[k] = sr.upscale(images[k])
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for a, b in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Life cycle
+
+
+def test_construction_reads_the_manifest_only(engine_dir: Path, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(engine_dir, tmp_path / "engine"))
+    raw = bytearray((directory / "step.onnx").read_bytes())
+    raw[10] ^= 1
+    (directory / "step.onnx").write_bytes(raw)
+    sr = SR(directory)
+    assert sr.info()["backend"] is None
+    with pytest.raises(EngineIntegrityError, match="altered"):
+        sr.open()
+
+
+def test_close_may_be_called_twice_and_use_after_it_raises(engine_dir: Path) -> None:
+    sr = SR(engine_dir)
+    sr.upscale(picture(4, 4))
+    assert sr.info()["backend"] == "OrtBackend"
+    sr.close()
+    sr.close()
+    with pytest.raises(ClosedError, match="closed"):
+        sr.upscale(picture(4, 4))
+    with pytest.raises(ClosedError, match="closed"), sr:
+        pass
+
+
+def test_with_opens_and_closes(engine_dir: Path) -> None:
+    with SR(engine_dir) as sr:
+        assert sr.info()["backend"] == "OrtBackend"
+    with pytest.raises(ClosedError):
+        sr.upscale("a.png")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"runtime": "cuda"}, "auto, onnx, tensorrt, tensorrt-rtx"),
+        ({"color_fix": "yes"}, "wavelet, adain, none"),
+        ({"seed": -1}, "seed"),
+        ({"lanes": 0}, "lanes is 0"),
+        ({"threads": 0}, "threads is 0"),
+        ({"device": -1}, "device is -1"),
+        ({"memory_limit_mb": 0}, "memory_limit_mb"),
+        ({"precision": "int8"}, "fp32, fp16, bf16"),
+        ({"tile_px": 65}, "multiple of 8 from 16 to 512"),
+        ({"tile_px": 1024}, "multiple of 8 from 16 to 512"),
+        ({"overlap_px": 40}, "at most half"),
+        ({"batch": 0}, "batch"),
+        ({"scale": 2}, "enlarges by 4"),
+    ],
+)
+def test_bad_options_are_refused_at_construction(
+    engine_dir: Path, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        SR(engine_dir, **options)
+
+
+def test_a_directory_that_is_no_engine_directory_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(EngineNotFoundError, match="yonos-export"):
+        SR(tmp_path)
+
+
+def test_a_scale_that_is_not_shipped_lists_what_is() -> None:
+    with pytest.raises(EngineNotFoundError, match="no shipped model enlarges by 7"):
+        SR(scale=7)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Runtimes
+
+
+def test_auto_takes_onnx_where_there_is_no_engine(sr: SR) -> None:
+    assert sr.info()["backend"] == OrtBackend.__name__
+
+
+def _with_engines(engine_dir: Path, target: Path) -> Path:
+    directory = Path(shutil.copytree(engine_dir, target))
+
+    def change(document: dict[str, Any]) -> None:
+        for stage in document["stages"].values():
+            stage["artifacts"].append(
+                stage["artifacts"][0] | {"runtime": "tensorrt-rtx", "precision": "fp16"}
+            )
+
+    edit_manifest(directory, change)
+    return directory
+
+
+@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
+def test_a_named_runtime_without_artifacts_names_the_command_that_builds_them(
+    engine_dir: Path, runtime: str
+) -> None:
+    with pytest.raises(EngineNotFoundError) as caught:
+        SR(engine_dir, runtime=runtime).upscale(picture(4, 4))
+    assert f"yonos-export {engine_dir} --engine-dir {engine_dir} --fp16 --runtime {runtime}" in str(
+        caught.value
+    )
+
+
+def _no_gpu() -> Driver:
+    return Driver(None, (), "no driver library")
+
+
+def test_a_named_runtime_without_gpu_is_refused_and_auto_goes_on(
+    engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("yonos_trt.runtimes.probe_driver", _no_gpu)
+    directory = _with_engines(engine_dir, tmp_path / "engine")
+    with pytest.raises(EngineDeviceError, match=r"needs an NVIDIA GPU.*no driver library.*runtime='onnx'"):
+        SR(directory, runtime="tensorrt-rtx").open()
+    with SR(directory) as sr:
+        assert sr.info()["backend"] == "OrtBackend"
+
+
+def test_a_gpu_without_the_library_names_the_extra(
+    engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver("13.0", (Device(0, "Test GPU", "8.6", 1 << 30),), "")
+    monkeypatch.setattr("yonos_trt.runtimes.probe_driver", lambda: driver)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    directory = _with_engines(engine_dir, tmp_path / "engine")
+    with pytest.raises(MissingExtraError, match=r"yonos-trt\[rtx\]"):
+        SR(directory, runtime="tensorrt-rtx").open()
+
+
+def test_the_probe_of_the_driver_answers_on_any_machine() -> None:
+    driver = probe_driver()
+    assert bool(driver.devices) != bool(driver.problem)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Memory
+
+
+def test_plan_says_tiles_and_memory(sr: SR) -> None:
+    planned = sr.plan(100, 50)
+    assert (planned.tiles.height_px, planned.tiles.width_px) == (400, 200)
+    assert planned.peak_bytes > 0
+
+
+def test_the_memory_limit_shrinks_batch_then_lanes_then_tile(engine_dir: Path) -> None:
+    manifest = load_manifest(engine_dir)
+
+    def plan(limit: int | None, **options: Any) -> Any:
+        return plan_picture(manifest, 300, 300, lanes=3, limit_bytes=limit, **options)
+
+    plans = [plan(None)]
+    for _ in range(4):
+        plans.append(plan(plans[-1].peak_bytes - 1))
+        assert plans[-1].peak_bytes < plans[-2].peak_bytes
+    shapes = [(p.tiles.tile_h_px, p.lanes) for p in plans]
+    assert shapes == [(64, 3), (64, 2), (64, 1), (32, 1), (16, 1)]
+    with pytest.raises(ConfigError, match="leave tile, overlap and batch to the planner"):
+        plan(plans[2].peak_bytes - 1, tile_px=64)
+    with pytest.raises(ConfigError, match="the memory limit is"):
+        plan(plans[-1].peak_bytes - 1)
+
+
+def test_less_memory_gives_the_same_picture_in_smaller_tiles(engine_dir: Path) -> None:
+    # The tiny model is exact 2 latent cells (4 px) away from a tile's border; the overlap is wider.
+    image = picture(150, 150)
+    whole = SR(engine_dir).upscale(image)
+    lanes = SR(engine_dir, lanes=4).plan(150, 150)
+    limit = -(-SR(engine_dir).plan(150, 150).peak_bytes >> 20)
+    assert lanes.peak_bytes >> 20 >= limit
+    limited = SR(engine_dir, lanes=4, memory_limit_mb=limit)
+    assert limited.plan(150, 150).lanes < 4
+    np.testing.assert_array_equal(limited.upscale(image), whole)
+
+
+def test_tile_size_does_not_change_a_model_without_normalisation_visibly(engine_dir: Path) -> None:
+    image = picture(80, 80)
+    assert psnr_db(SR(engine_dir, tile_px=64).upscale(image), SR(engine_dir, tile_px=128).upscale(image)) > 55
+
+
+def test_out_of_memory_halves_the_tile_and_goes_on(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = picture(90, 90)
+    decode = OrtBackend.decode
+
+    def short_of_memory(self: Any, z_0: Any, *, lane: int) -> Any:
+        tiles = decode(self, z_0, lane=lane)
+        if tiles.shape[0] * tiles.shape[2] > 32:
+            raise OutOfMemoryError("decode", asked_bytes=tiles.nbytes)
+        return tiles
+
+    wanted = SR(engine_dir, tile_px=32).upscale(image)
+    monkeypatch.setattr(OrtBackend, "decode", short_of_memory)
+    with caplog.at_level("WARNING"):
+        got = SR(engine_dir, batch=2).upscale(image)
+    assert psnr_db(got, wanted) > 55
+    assert [r.message.rsplit("tiles of ")[1] for r in caplog.records] == [
+        "64 x 64 px, batch 1",
+        "32 x 32 px, batch 1",
+    ]
+    monkeypatch.setattr(OrtBackend, "decode", lambda self, z, lane: 1 / 0 if z is None else _raise_oom())
+    with pytest.raises(OutOfMemoryError):
+        SR(engine_dir).upscale(image)
+
+
+def _raise_oom() -> Any:
+    raise OutOfMemoryError("decode")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Files
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_a_streamed_file_holds_the_same_pixels(sr: SR, tmp_path: Path, channels: int, suffix: str) -> None:
+    if suffix == ".tiff":
+        pytest.importorskip("tifffile")
+    pixels = picture(70, 45, channels=channels)
+    Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(tmp_path / "a.png")
+    sr.upscale_file(tmp_path / "a.png", tmp_path / f"whole{suffix}", stream="never")
+    sr.upscale_file(tmp_path / "a.png", tmp_path / f"rows{suffix}", stream="always")
+    a, b = read_image(tmp_path / f"whole{suffix}"), read_image(tmp_path / f"rows{suffix}")
+    np.testing.assert_array_equal(a.rgb, b.rgb)
+    assert (a.alpha is None) == (b.alpha is None)
+    if a.alpha is not None and b.alpha is not None:
+        np.testing.assert_array_equal(a.alpha, b.alpha)
+
+
+def test_a_result_that_does_not_fit_is_streamed_or_refused(
+    sr: SR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(picture(40, 40)).save(tmp_path / "a.png")
+    monkeypatch.setattr(sr_module, "_available_bytes", lambda: 1000)
+    with pytest.raises(InputError, match=r"cannot be written row by row; formats that can: .*\.png"):
+        sr.upscale_file(tmp_path / "a.png", tmp_path / "a.jpg")
+    assert not (tmp_path / "a.jpg").exists()
+    sr.upscale_file(tmp_path / "a.png", tmp_path / "b.png")
+    monkeypatch.undo()
+    np.testing.assert_array_equal(read_image(tmp_path / "b.png").rgb, sr.upscale(picture(40, 40)))
+
+
+def test_streaming_refuses_what_needs_the_whole_picture(engine_dir: Path, tmp_path: Path) -> None:
+    Image.fromarray(picture(20, 20, channels=4)).save(tmp_path / "a.png")
+    with pytest.raises(ConfigError, match="color_fix='adain' needs the whole picture"):
+        SR(engine_dir, color_fix="adain").upscale_file(
+            tmp_path / "a.png", tmp_path / "b.png", stream="always"
+        )
+    with pytest.raises(ConfigError, match="alpha='model' needs the whole picture"):
+        SR(engine_dir).upscale_file(tmp_path / "a.png", tmp_path / "b.png", stream="always", alpha="model")
+    with pytest.raises(ConfigError, match="auto, always or never"):
+        SR(engine_dir).upscale_file(tmp_path / "a.png", tmp_path / "b.png", stream="yes")  # type: ignore[arg-type]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("stream", ["never", "always"])
+def test_a_failing_file_leaves_the_old_one_and_no_part(tmp_path: Path, stream: Any) -> None:
+    directory = make_engine_dir(tmp_path / "engine", nan_stage="decoder")
+    Image.fromarray(picture(20, 20)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"old")
+    with pytest.raises(NumericError):
+        SR(directory).upscale_file(tmp_path / "a.png", tmp_path / "b.png", stream=stream)
+    assert (tmp_path / "b.png").read_bytes() == b"old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png", "engine"]
+
+
+def test_a_target_that_cannot_be_written_is_refused_before_the_work(
+    sr: SR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(picture(20, 20, channels=4)).save(tmp_path / "a.png")
+    monkeypatch.setattr(OrtBackend, "encode", lambda *_, **__: pytest.fail("work was started"))
+    for target in ("b.xyz", "b.jpg", "absent/b.png"):
+        with pytest.raises(InputError):
+            sr.upscale_file(tmp_path / "a.png", tmp_path / target)
+
+
+def test_importing_the_package_and_naming_sr_needs_no_third_party_but_numpy_and_msgspec() -> None:
+    assert yonos_trt.SR is SR
+    assert "torch" not in vars(sys.modules["yonos_trt.sr"])
+    assert os.fspath(SR.__module__) == "yonos_trt.sr"
