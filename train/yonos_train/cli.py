@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from .evaluate_command import evaluate_command
+
 
 def parse_overrides(pairs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Parse ``stage.field=value`` pairs (value in JSON, or a bare word) into ``{stage: {field: value}}``."""
@@ -147,6 +149,9 @@ def main(
     except (DataError, TrainingError, ValueError, FileNotFoundError) as error:
         click.echo(f"yonos-train: {error}", err=True)
         sys.exit(1)
+
+
+main.add_command(evaluate_command, "eval")
 
 
 if __name__ == "__main__":
