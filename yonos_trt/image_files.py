@@ -57,7 +57,8 @@ class FileFormat:
 
 _FORMATS = {
     "PNG": FileFormat("PNG", ("1", "L", "LA", "P", "RGB", "RGBA"), ("uint8", "uint16"), 2**31 - 1, True),
-    "JPEG": FileFormat("JPEG", ("L", "RGB", "CMYK", "YCbCr"), ("uint8",), 65_535, False),
+    # 65 535 by the format, 65 500 by libjpeg
+    "JPEG": FileFormat("JPEG", ("L", "RGB", "CMYK", "YCbCr"), ("uint8",), 65_500, False),
     "WEBP": FileFormat("WEBP", ("RGB", "RGBA"), ("uint8",), 16_383, False),
     "TIFF": FileFormat(
         "TIFF", ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"), ("uint8", "uint16", "float32"), 2**31 - 1, True

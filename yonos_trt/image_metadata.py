@@ -43,7 +43,14 @@ def orientation_of(image: Image.Image) -> int:
     """EXIF orientation of a PIL image, 1 if it has none or an invalid one. Call after ``load()``: Pillow has
     turned a TIFF by then and removed the tag."""
     try:
-        value = image.getexif().get(ORIENTATION, 1)
+        if (
+            image.format == "AVIF"
+        ):  # its own rotation, which Pillow puts into the EXIF; XMP must not add another
+            exif = type(image.getexif())()
+            exif.load(image.info.get("exif", b""))
+            value = exif.get(ORIENTATION, 1)
+        else:
+            value = image.getexif().get(ORIENTATION, 1)
     except Exception as error:  # broken EXIF must not cost the picture
         logger.warning("EXIF cannot be read and is treated as absent: %s", error)
         return 1
@@ -68,15 +75,17 @@ def upright_exif(source: Image.Image | bytes, *, is_tiff: bool = False) -> bytes
             return None
         new = PILImage.Exif()
         new.endian = old.endian
+        nested = False
         for tag, value in old.items():
             if tag in (EXIF_IFD, GPS_IFD):
-                new.get_ifd(tag).update(old.get_ifd(tag))
+                if directory := old.get_ifd(tag):  # an empty one would be written as a broken offset
+                    new.get_ifd(tag).update(directory)
+                    nested = True
             elif not is_tiff or tag in _DESCRIPTIVE:
                 new[tag] = value
         if ORIENTATION in new:
             new[ORIENTATION] = 1
-        new_ifds = [tag for tag in (EXIF_IFD, GPS_IFD) if new.get_ifd(tag)]
-        return new.tobytes() if len(new) or new_ifds else None
+        return new.tobytes() if len(new) or nested else None
     except Exception as error:
         logger.warning("EXIF cannot be read and is dropped: %s", error)
         return None
@@ -88,7 +97,7 @@ def exif_for_size(exif: bytes, height_px: int, width_px: int) -> bytes:
 
     block = PILImage.Exif()
     block.load(exif)
-    inner = block.get_ifd(EXIF_IFD)
+    inner = block.get_ifd(EXIF_IFD) if EXIF_IFD in block else {}
     for directory, tags in (
         (inner, (PIXEL_X_DIMENSION, PIXEL_Y_DIMENSION)),
         (block, (IMAGE_WIDTH, IMAGE_LENGTH)),

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.errors import InputError, MissingExtraError
@@ -171,7 +172,12 @@ def _decode(data: bytes, header: Header, name: str, max_pixels: int | None) -> P
         image.load()  # text and EXIF may stand behind the pixels
         return _finish(pixels, Kind(mode, "uint16"), image, name, format_="PNG", source="file")
     image.load()
-    return _from_loaded(image, name, format_=header.format, source="file")
+    picture = _from_loaded(image, name, format_=header.format, source="file")
+    if header.format == "TIFF" and header.bits > 8 and header.tags.get(262) == (0,):
+        # Pillow turns "white is zero" round for 8 bits only.
+        white = np.float32(1) if header.is_float else np.uint16(65535)
+        return picture.with_pixels(white - picture.rgb)
+    return picture
 
 
 def _open_pillow(data: bytes, format_: str) -> ImageFile.ImageFile:

@@ -21,6 +21,7 @@ from yonos_trt.image_metadata import exif_for_size, xmp_for_size
 from yonos_trt.image_modes import pil_pixels
 from yonos_trt.picture import Kind, Picture, channels_of
 from yonos_trt.png_rows import PngRows, keyword
+from yonos_trt.tiff_exif import add_exif_directories, plain_tags
 from yonos_trt.tiff_rows import BIG_TIFF_BYTES, TiffRows, import_tifffile
 
 __all__ = ["as_kind", "check_output", "fit_kind", "to_depth", "write_image"]
@@ -209,6 +210,7 @@ def _save_with_pillow(picture: Picture, part: Path, target: FileFormat, options:
     image = pil_pixels(picture)
     exif, xmp = grown_metadata(picture, picture.height_px, picture.width_px)
     parameters: dict[str, Any] = {}
+    directories: bytes | None = None
     if target.name == "PNG":
         text = PngImagePlugin.PngInfo()
         for key, value in picture.text.items():
@@ -226,8 +228,7 @@ def _save_with_pillow(picture: Picture, part: Path, target: FileFormat, options:
         parameters = {"quality": options.quality, "subsampling": options.subsampling}
     else:
         parameters = tiff_parameters(picture, options)
-        if xmp:
-            parameters["tiffinfo"] = {700: xmp}
+        directories, exif = exif, plain_tags(exif, xmp)
     if target.name == "JPEG":
         exif = _short_enough(exif, "EXIF", picture.name)
         xmp = _short_enough(xmp, "XMP", picture.name)
@@ -238,6 +239,8 @@ def _save_with_pillow(picture: Picture, part: Path, target: FileFormat, options:
             parameters[name] = entry
     with open(part, "wb") as file:
         image.save(file, format=target.name, **parameters)
+    if directories:
+        add_exif_directories(part, directories)
 
 
 def _short_enough(block: bytes | None, what: str, name: str) -> bytes | None:

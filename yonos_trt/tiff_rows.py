@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from yonos_trt.errors import MissingExtraError
 from yonos_trt.image_files import SaveOptions
-from yonos_trt.image_metadata import xmp_for_size
+from yonos_trt.image_metadata import exif_for_size, xmp_for_size
 from yonos_trt.picture import Kind, Picture
+from yonos_trt.tiff_exif import add_exif_directories
 
 __all__ = ["BIG_TIFF_BYTES", "TILE_PX", "TiffRows"]
 
@@ -63,6 +64,7 @@ class TiffRows:
     ) -> None:
         tifffile = import_tifffile()
         kind = like.kind
+        self._path, self._exif = path, like.exif
         self._channels = file_channels(kind)
         self._shape = (height_px, width_px, self._channels)
         self._dtype = np.dtype(kind.dtype)
@@ -139,6 +141,8 @@ class TiffRows:
             self._push()
         self._stop()
         self._raise()
+        if self._exif:
+            add_exif_directories(self._path, exif_for_size(self._exif, *self._shape[:2]))
 
     def abort(self) -> None:
         """Stop the thread; the unfinished file is left to the caller. No effect after ``finish``."""
