@@ -12,6 +12,7 @@ output picture that the caller holds::
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from yonos_trt.tiling import TilePlan, plan_tiles
 if TYPE_CHECKING:
     from yonos_trt.schema import EngineManifest
 
-__all__ = ["NETWORK_BYTES_PER_PX", "PicturePlan", "plan_picture", "smaller"]
+__all__ = ["NETWORK_BYTES_PER_PX", "PicturePlan", "host_peak_bytes", "plan_picture", "smaller"]
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def plan_picture(
     batch: int | None = None,
     lanes: int = 1,
     limit_bytes: int | None = None,
+    peak_bytes: Callable[[TilePlan, int], int] | None = None,
 ) -> PicturePlan:
     """Plan one picture.
 
@@ -78,6 +80,8 @@ def plan_picture(
     limit_bytes
         Upper bound of the plan's `peak_bytes`; the batch is halved first, then the lanes go, then the tile
         is halved.
+    peak_bytes
+        ``(tiles, lanes) -> bytes``, a backend's own figures; None takes the model of this module.
 
     Raises
     ------
@@ -111,7 +115,7 @@ def plan_picture(
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        return PicturePlan(cut, lanes, _peak_bytes(cut, lanes))
+        return PicturePlan(cut, lanes, (peak_bytes or host_peak_bytes)(cut, lanes))
 
     choice = (tile_px or tiles.default_px, batch if batch is not None else 1, lanes)
     while True:
@@ -134,7 +138,8 @@ def plan_picture(
             )
 
 
-def _peak_bytes(plan: TilePlan, lanes: int) -> int:
+def host_peak_bytes(plan: TilePlan, lanes: int) -> int:
+    """Return the model's bytes for a plan."""
     tile = plan.batch * plan.tile_h_px * plan.tile_w_px
     canvas = 12 * plan.tile_h_px * plan.padded_w_px
     rows = _ROW_BLOCKS * max(_BLOCK_BYTES, _ROW_BLOCK_BYTES_PER_PX * plan.width_px)
@@ -161,4 +166,4 @@ def smaller(plan: PicturePlan, manifest: EngineManifest) -> PicturePlan | None:
         smallest_px=tiles.smallest_px,
         batch=batch,
     )
-    return PicturePlan(cut, plan.lanes, _peak_bytes(cut, plan.lanes))
+    return PicturePlan(cut, plan.lanes, host_peak_bytes(cut, plan.lanes))

@@ -191,18 +191,21 @@ class SR:
     def plan(self, height_lr_px: int, width_lr_px: int) -> PicturePlan:
         """Return tiles, lanes and predicted working memory for an input of this size; opens nothing.
 
+        Once TensorRT engines are open, the prediction is of device memory and comes from their own figures.
+
         Raises
         ------
         ConfigError
             Nothing fits `memory_limit_mb`.
         """
-        lanes = self._backend.lanes if self._backend is not None else self._request.lanes or 1
+        backend = self._backend
         return plan_picture(
             self.manifest,
             height_lr_px,
             width_lr_px,
-            lanes=lanes,
+            lanes=backend.lanes if backend is not None else self._request.lanes or 1,
             limit_bytes=self._limit_bytes,
+            peak_bytes=getattr(backend, "peak_bytes", None),
             **self._wanted,
         )
 
