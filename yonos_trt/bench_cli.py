@@ -1,0 +1,211 @@
+"""``yonos bench``: the table and the JSON file of `yonos_trt.bench`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from yonos_trt.bench import CONVENTIONS, BenchConfig, measure
+from yonos_trt.errors import EngineNotFoundError
+from yonos_trt.manifest import Precision
+from yonos_trt.runtimes import RUNTIMES, shipped_models
+
+__all__ = ["bench", "table"]
+
+
+class _List(click.ParamType[Any]):
+    """Comma-separated values."""
+
+    def __init__(self, kind: type, metavar: str) -> None:
+        self.name = metavar
+        self._kind = kind
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Any, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(self._kind(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list such as {self.name}", param, ctx)
+
+
+class _Size(click.ParamType[Any]):
+    name = "HxW"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            height, width = (int(part) for part in str(value).lower().split("x"))
+        except ValueError:
+            self.fail(f"{value!r} is not a size; expected HEIGHTxWIDTH, for example 256x256", param, ctx)
+        return height, width
+
+
+@click.command()
+@click.option(
+    "-m",
+    "--model",
+    "engine_dir",
+    type=click.Path(path_type=Path),
+    metavar="ENGINE_DIR",
+    help="Engine directory; default: the shipped lite model.",
+)
+@click.option("-s", "--scale", type=int, default=4, show_default=True, help="Which shipped model.")
+@click.option(
+    "--runtime",
+    "runtimes",
+    type=_List(str, "A,B"),
+    default="auto",
+    show_default=True,
+    help=f"What runs the networks: {', '.join(RUNTIMES)}; several are timed one after the other.",
+)
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="Which artifacts to use.")
+@click.option("-t", "--tile", "tiles_px", type=_List(int, "PX,PX"), help="Tile sides in output pixels.")
+@click.option("-j", "--lanes", type=_List(int, "1,2,4"), help="Tile batches worked on at the same time.")
+@click.option("--batch", type=int, metavar="N", help="Tiles per batch.")
+@click.option("--threads", type=int, metavar="N", help="Host threads; default: all usable CPUs.")
+@click.option("-g", "--gpu", "device", type=int, default=0, show_default=True, help="CUDA device number.")
+@click.option(
+    "--size", "size_lr_px", type=_Size(), default="256x256", show_default=True, help="Input picture."
+)
+@click.option("--warm-up", type=int, default=1, show_default=True, help="Pictures before the clock starts.")
+@click.option("--iterations", type=int, default=5, show_default=True, help="Pictures at least.")
+@click.option(
+    "--duration", "duration_s", type=float, default=3.0, show_default=True, help="Seconds at least."
+)
+@click.option(
+    "--percentile",
+    "percentiles",
+    type=_List(float, "50,90,99"),
+    default="50,90,99",
+    show_default=True,
+    help="Percentiles of the latencies.",
+)
+@click.option(
+    "--include-transfers/--no-transfers",
+    "transfers",
+    default=True,
+    help="Whether the picture's row counts copies to and from the device (trtexec 10: yes, 11: no).",
+)
+@click.option(
+    "--color-fix", type=click.Choice(["wavelet", "adain", "none"]), default="wavelet", show_default=True
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the picture and of the noise.")
+@click.option(
+    "--gflop/--no-gflop", default=True, help="Count the networks' arithmetic (slow for large ones)."
+)
+@click.option(
+    "--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Write this file too."
+)
+def bench(
+    engine_dir: Path | None,
+    scale: int,
+    precision: str | None,
+    lanes: tuple[int, ...] | None,
+    tiles_px: tuple[int, ...] | None,
+    transfers: bool,
+    target: Path | None,
+    **options: Any,
+) -> None:
+    """Time every stage of the data path and whole pictures on this machine."""
+    config = BenchConfig(
+        engine_dir=engine_dir or _shipped(scale),
+        precision=cast(Precision | None, precision),
+        lanes=lanes or (None,),
+        tiles_px=tiles_px or (None,),
+        **options,
+    )
+    document = {**measure(config), "command": ["yonos", "bench", *sys.argv[2:]]}
+    if target is not None:
+        target.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    click.echo(table(document, transfers=transfers))
+
+
+def _shipped(scale: int) -> Path:
+    models = shipped_models()
+    name = f"lite-x{scale}"
+    if name not in models:
+        raise EngineNotFoundError(
+            f"no shipped model enlarges by {scale} (shipped: {', '.join(models) or 'none'}); name an engine "
+            "directory with -m"
+        )
+    return models[name]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The table
+
+
+def table(document: dict[str, Any], *, transfers: bool = True) -> str:
+    """Lay a document of `measure` out as text."""
+    machine, peaks, options = document["machine"], document["peaks"], document["options"]
+    height, width = options["size_lr_px"]
+    percentiles = [f"p{p:g}" for p in options["percentiles"]]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    lines = [
+        f"model    {document['model']['name']}, x{document['model']['scale']}, input {height} x {width} px",
+        f"machine  {machine['processor']}, {machine['cores']} cores"
+        + (f", {machine['gpu']}" if machine["gpu"] else ", no GPU")
+        + f", load {machine['load_1min']} before the run",
+        f"         {versions}",
+        f"peaks    {peaks['matmul_gflops']:.0f} GFLOP/s (float32 matrix product), "
+        f"{peaks['copy_gbytes_s']:.1f} GB/s (copy, read + written); measured in this run",
+    ]
+    for entry in document["entries"]:
+        lines += ["", _title(entry)]
+        header = "".join(f"{name + ' ms':>10}" for name in percentiles)
+        lines.append(
+            f"  {'stage':<10}{header}{'share':>8}{'1/s':>9}{'GFLOP':>9}{'GFLOP/s':>9}{'GB/s':>8}"
+            f"{'of peak':>9}"
+        )
+        lines += [_stage_line(stage, percentiles) for stage in entry["stages"]]
+        kind = "with_transfers" if transfers else "without_transfers"
+        latency = entry["picture"][kind]
+        if latency is None:
+            lines.append("  picture without transfers: not measured on this back end")
+        else:
+            cells = "".join(f"{latency[name + '_ms']:10.2f}" for name in percentiles)
+            lines.append(
+                f"  {'picture':<10}{cells}{'':8}{latency['images_s']:9.2f}   {latency['mpx_s']:.2f} Mpx/s out"
+            )
+        if entry["overhead"] is not None:
+            lines.append(f"  beside the networks: {entry['overhead']:.1%} of the picture's time")
+        memory = entry["memory"]
+        lines.append(
+            f"  memory: peak {memory['peak_rss_mib']:.0f} MiB resident, of it {memory['added_mib']:.0f} MiB "
+            f"while running and {entry['opening_mib']:.0f} MiB for opening the model"
+        )
+    lines += [f"\nnot run: {missing['runtime']}: {missing['reason']}" for missing in document["not_run"]]
+    kind = "with_transfers" if transfers else "without_transfers"
+    lines += ["", f"picture: one input in host memory to one output in host memory; {CONVENTIONS[kind]}"]
+    return "\n".join(lines)
+
+
+def _title(entry: dict[str, Any]) -> str:
+    return (
+        f"{entry['runtime']} ({entry['backend']}, {entry['precision']}), {entry['tiles']} tiles of "
+        f"{entry['tile_px']} px, overlap {entry['overlap_px']}, batch {entry['batch']}, "
+        f"{entry['lanes']} lanes, {entry['threads']} threads, {entry['pictures']} pictures"
+    )
+
+
+def _stage_line(stage: dict[str, Any], percentiles: list[str]) -> str:
+    cells = "".join(f"{stage[name + '_ms']:10.2f}" for name in percentiles)
+
+    def optional(name: str, width: int, form: str) -> str:
+        return f"{stage[name]:{width}{form}}" if name in stage else " " * width
+
+    return (
+        f"  {stage['stage']:<10}{cells}{stage['share']:8.1%}{stage['batches_s']:9.1f}"
+        f"{optional('gflop', 9, '.2f')}{optional('gflops', 9, '.0f')}{optional('gbytes_s', 8, '.1f')}"
+        f"{optional('of_peak', 9, '.0%')}"
+    ).rstrip()
