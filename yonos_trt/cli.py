@@ -126,7 +126,7 @@ def cli() -> None:
 @click.option("--threads", type=int, metavar="N", help="Host threads; default: all usable CPUs.")
 @click.option(
     "--runtime",
-    type=click.Choice(["auto", "onnx", "tensorrt", "tensorrt-rtx"]),
+    type=click.Choice(["auto", "onnx", "openvino", "tensorrt", "tensorrt-rtx"]),
     default="auto",
     show_default=True,
     help="What runs the networks.",

@@ -1,7 +1,8 @@
 """Choose what runs an engine directory, and open it.
 
 ``"auto"`` takes TensorRT engines where there are a GPU, the library and a fitting artifact, and ONNX Runtime
-on the CPU otherwise. A runtime that is named is taken or refused, never replaced silently.
+on the CPU otherwise. A runtime that is named is taken or refused, never replaced silently. "openvino" runs the
+same ONNX graphs as "onnx"; it has to be named, since on some CPUs it computes in bfloat16.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ __all__ = ["RUNTIMES", "Request", "RuntimeName", "models_dir", "open_backend", "
 
 _log = logging.getLogger(__name__)
 
-RuntimeName = Literal["auto", "onnx", "tensorrt", "tensorrt-rtx"]
+RuntimeName = Literal["auto", "onnx", "openvino", "tensorrt", "tensorrt-rtx"]
 RUNTIMES: tuple[str, ...] = get_args(RuntimeName)
 _MODULES = {"tensorrt": ("tensorrt", "tensorrt"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
 
@@ -49,7 +50,8 @@ class Request:
     threads : int or None
         Host threads; None: all usable CPUs.
     precision : str or None
-        "fp32", "fp16", "bf16"; None: fp32 first on the CPU, fp16 first with TensorRT.
+        "fp32", "fp16", "bf16"; None: fp32 first on the CPU, fp16 first with TensorRT, bf16 with OpenVINO
+        where the CPU has it.
     providers : sequence of str
         Execution providers of ONNX Runtime.
     memory_limit_bytes : int or None
@@ -93,6 +95,8 @@ def open_backend(engine_dir: Path, manifest: EngineManifest, request: Request) -
     """
     if request.runtime == "onnx":
         return _open_onnx(engine_dir, manifest, request)
+    if request.runtime == "openvino":
+        return _open_openvino(engine_dir, manifest, request)
     if request.runtime != "auto":
         return _open_tensorrt(engine_dir, manifest, request, request.runtime)
     for runtime in ("tensorrt", "tensorrt-rtx"):
@@ -113,6 +117,18 @@ def _open_onnx(engine_dir: Path, manifest: EngineManifest, request: Request) -> 
         manifest,
         precision=request.precision,
         providers=request.providers,
+        threads=request.threads,
+        lanes=request.lanes or 1,
+    )
+
+
+def _open_openvino(engine_dir: Path, manifest: EngineManifest, request: Request) -> Backend:
+    from yonos_trt.ov import OpenVinoBackend
+
+    return OpenVinoBackend(
+        engine_dir,
+        manifest,
+        precision=request.precision,
         threads=request.threads,
         lanes=request.lanes or 1,
     )

@@ -1,0 +1,141 @@
+"""OpenVINO: agrees with ONNX Runtime, is deterministic over lanes, refuses what it cannot do."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import edit_manifest, make_engine_dir, picture, psnr_db
+
+import yonos_trt
+from yonos_trt.errors import (
+    ClosedError,
+    ConfigError,
+    EngineIntegrityError,
+    ManifestError,
+    MissingExtraError,
+    NumericError,
+)
+from yonos_trt.ort import OrtBackend
+from yonos_trt.ov import OpenVinoBackend
+from yonos_trt.pipeline import upscale_array
+from yonos_trt.planning import plan_picture
+
+openvino = pytest.importorskip(
+    "openvino", reason="openvino is not installed: pip install 'yonos-trt[openvino]'"
+)
+
+
+def capabilities() -> list[str]:
+    return [str(c) for c in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
+
+
+@pytest.fixture(scope="module")
+def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_engine_dir(tmp_path_factory.mktemp("ov") / "engine")
+
+
+def run(backend: Any, image: Any, *, batch: int = 1) -> Any:
+    plan = plan_picture(backend.manifest, *image.shape[:2], batch=batch)
+    try:
+        return upscale_array(image, backend, plan=plan.tiles, seed=3)
+    finally:
+        backend.close()
+
+
+@pytest.mark.parametrize("encoder_input", ["upsampled", "lr"])
+def test_fp32_agrees_with_onnx_runtime(tmp_path: Path, encoder_input: str) -> None:
+    directory = make_engine_dir(tmp_path / "engine", encoder_input=encoder_input)
+    image = picture(53, 71)
+    ours = run(OpenVinoBackend(directory, precision="fp32", threads=1), image)
+    theirs = run(OrtBackend(directory, threads=1), image)
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
+    assert psnr_db(ours, theirs) > 60
+
+
+def test_bf16_stays_close_and_is_the_default_where_the_cpu_has_it(engine_dir: Path) -> None:
+    image = picture(53, 71)
+    backend = OpenVinoBackend(engine_dir, threads=1)
+    assert backend.precision == ("bf16" if "BF16" in capabilities() else "fp32")
+    assert psnr_db(run(backend, image), run(OrtBackend(engine_dir, threads=1), image)) > 40
+
+
+def test_the_result_is_the_same_for_any_lanes_and_batch_padding(engine_dir: Path) -> None:
+    image = picture(61, 67)
+    results = [
+        run(OpenVinoBackend(engine_dir, precision="fp32", threads=2, lanes=lanes), image, batch=2)
+        for lanes in (1, 2, 3)
+    ]
+    for other in results[1:]:
+        assert np.array_equal(results[0], other)
+
+
+def test_sr_runs_it_by_name_and_never_by_itself(engine_dir: Path) -> None:
+    image = picture(21, 33)
+    with yonos_trt.SR(engine_dir, runtime="openvino") as sr:
+        assert sr.info()["backend"] == "OpenVinoBackend"
+        assert sr.upscale(image).shape == (84, 132, 3)
+    with yonos_trt.SR(engine_dir) as sr:
+        assert sr.info()["backend"] == "OrtBackend"
+
+
+def test_precision_the_cpu_lacks_is_refused(engine_dir: Path) -> None:
+    able = capabilities()
+    lacking = [ours for ours, theirs in (("fp16", "FP16"), ("bf16", "BF16")) if theirs not in able]
+    for precision in lacking:
+        with pytest.raises(ConfigError, match="computes in"):
+            OpenVinoBackend(engine_dir, precision=precision)
+    assert "FP32" in able
+
+
+def test_missing_package_names_the_extra(engine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    importlib.invalidate_caches()
+    with pytest.raises(MissingExtraError, match=r"yonos-trt\[openvino\]"):
+        OpenVinoBackend(engine_dir)
+
+
+def test_closed_backend_says_so(engine_dir: Path) -> None:
+    backend = OpenVinoBackend(engine_dir, threads=1)
+    backend.close()
+    backend.close()
+    with pytest.raises(ClosedError):
+        backend.encode(np.zeros((1, 3, 32, 32), np.float32), lane=0)
+
+
+def test_damaged_graph_and_foreign_tensors_are_refused(engine_dir: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(engine_dir, tmp_path / "damaged"))
+    raw = (copy / "step.onnx").read_bytes()
+    (copy / "step.onnx").write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(EngineIntegrityError):
+        OpenVinoBackend(copy)
+    foreign = make_engine_dir(tmp_path / "foreign", names={"z_0": "other"})
+    with pytest.raises(ManifestError, match="other"):
+        OpenVinoBackend(foreign)
+
+
+def test_nonsense_graph_with_a_right_hash_cannot_be_compiled(engine_dir: Path, tmp_path: Path) -> None:
+    import hashlib
+
+    copy = Path(shutil.copytree(engine_dir, tmp_path / "nonsense"))
+    raw = b"this is no graph" * 64
+    (copy / "decoder.onnx").write_bytes(raw)
+
+    def change(document: dict[str, Any]) -> None:
+        artifact = document["stages"]["decoder"]["artifacts"][0]
+        artifact |= {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
+
+    edit_manifest(copy, change)
+    with pytest.raises(EngineIntegrityError, match="cannot compile"):
+        OpenVinoBackend(copy)
+
+
+def test_nan_is_found_with_stage_and_tile(tmp_path: Path) -> None:
+    directory = make_engine_dir(tmp_path / "engine", nan_stage="step")
+    with pytest.raises(NumericError, match="'step'"):
+        run(OpenVinoBackend(directory, precision="fp32", threads=1), picture(16, 16))
