@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
-from .errors import ClosedError, ConfigError
+from yonos_trt.errors import ClosedError, ConfigError
 
 __all__ = ["Prefetch", "frame_index", "prefetch", "stream"]
 

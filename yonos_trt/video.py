@@ -20,14 +20,14 @@ from typing import Any, BinaryIO
 
 from numpy.typing import NDArray
 
-from .errors import ConfigError, InputError
-from .prefetch import stream
-from .video_encode import EncoderSettings, FrameEncoder, OutputFormat, make_frame, output_format
-from .video_info import VideoInfo
-from .video_mux import MuxReport, container_of, mux_video
-from .video_read import Frame, VideoReader, frame_planes
-from .video_segments import Job
-from .video_y4m import Y4mWriter
+from yonos_trt.errors import ConfigError, InputError
+from yonos_trt.prefetch import stream
+from yonos_trt.video_encode import EncoderSettings, FrameEncoder, OutputFormat, make_frame, output_format
+from yonos_trt.video_info import VideoInfo, frame_planes
+from yonos_trt.video_mux import MuxReport, container_of, mux_video
+from yonos_trt.video_read import Frame, VideoReader
+from yonos_trt.video_segments import Job
+from yonos_trt.video_y4m import Y4mWriter
 
 __all__ = ["Progress", "Upscale", "VideoOptions", "VideoReport", "upscale_video"]
 

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ConfigError, InputError
+from yonos_trt.errors import ConfigError, InputError
 
 __all__ = ["MATRICES", "SITINGS", "Coding", "Layout", "layout_of", "planes_to_rgb", "rgb_to_planes"]
 

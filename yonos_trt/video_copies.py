@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from .errors import ConfigError
-from .video_info import require_av
+from yonos_trt.errors import ConfigError
+from yonos_trt.video_info import require_av
 
 __all__ = [
     "CopyPlan",
@@ -128,12 +128,12 @@ def copied_packets(source: Any, plan: CopyPlan, window: Window) -> Iterator[tupl
         yield begin, index, packet
 
 
-def lowest_time(source: Any, plan: CopyPlan, window: Window) -> Fraction:
-    """Return the lowest time near the start of the copied streams (0 if none is below)."""
-    lowest = Fraction(0)
+def lowest_time(source: Any, plan: CopyPlan, window: Window) -> Fraction | None:
+    """Return the lowest time in the first second of the copied streams, in seconds; None: no packets."""
+    lowest: Fraction | None = None
     for begin, _, _ in copied_packets(source, plan, window):
-        lowest = min(lowest, begin)
-        if begin > 1:
+        lowest = begin if lowest is None else min(lowest, begin)
+        if begin > lowest + 1:
             break
     return lowest
 

@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from .errors import ConfigError, InputError
-from .video_color import LAYOUTS, REPACKED, Coding, Layout, layout_of, rgb_to_planes
-from .video_info import FULL, LIMITED, MATRIX_RGB, UNSPECIFIED, ColorTags, HdrMetadata, VideoInfo, require_av
-from .video_read import frame_planes
+from yonos_trt.errors import ConfigError, InputError
+from yonos_trt.video_color import LAYOUTS, REPACKED, Coding, Layout, layout_of, rgb_to_planes
+from yonos_trt.video_info import (
+    FULL,
+    LIMITED,
+    MATRIX_RGB,
+    UNSPECIFIED,
+    ColorTags,
+    HdrMetadata,
+    VideoInfo,
+    frame_planes,
+    require_av,
+)
 
 if TYPE_CHECKING:
     from av.packet import Packet

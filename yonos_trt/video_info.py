@@ -7,21 +7,41 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputError, MissingExtraError
-from .video_color import ALIASES, Coding, Layout, layout_of
+import numpy as np
+from numpy.typing import NDArray
+
+from yonos_trt.errors import InputError, MissingExtraError
+from yonos_trt.video_color import ALIASES, Coding, Layout, layout_of
 
 if TYPE_CHECKING:
     import av
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-__all__ = ["ColorTags", "HdrMetadata", "VideoInfo", "color_tags", "inspect", "open_input", "require_av"]
+__all__ = [
+    "ColorTags",
+    "HdrMetadata",
+    "VideoInfo",
+    "color_tags",
+    "color_tags_of_frame",
+    "decide_coding",
+    "exact_seconds",
+    "frame_planes",
+    "inspect",
+    "open_input",
+    "require_av",
+]
 
 UNSPECIFIED = 2  # H.273: primaries, transfer and matrix
 MATRIX_RGB = 0
 FULL, LIMITED = 2, 1  # FFmpeg's colour range numbers; 0 is "not said"
 TRANSFER_PQ, TRANSFER_HLG = 16, 18  # H.273 numbers of the two HDR transfer functions
 HD_LINES = 720  # untagged video from this height on is taken as BT.709, below as BT.601: what players assume
+
+
+def exact_seconds(seconds: float) -> Fraction:
+    """Return the time a user means by a decimal number: 0.2 is one fifth, not the nearest binary fraction."""
+    return Fraction(seconds).limit_denominator(1_000_000)
 
 
 def require_av() -> Any:
@@ -97,6 +117,16 @@ class VideoInfo:
         return float((pts - self.start_time) * self.time_base)
 
 
+def frame_planes(frame: VideoFrame, layout: Layout) -> list[NDArray[Any]]:
+    """Return writable views (rows, columns) of a frame's planes; they live as long as the frame does."""
+    views = []
+    for plane in frame.planes:
+        stride = plane.line_size // np.dtype(layout.dtype).itemsize
+        view = np.frombuffer(memoryview(plane), layout.dtype).reshape(-1, stride)
+        views.append(view[: plane.height, : plane.width])
+    return views
+
+
 def _side_data(frame: VideoFrame) -> dict[str, bytes]:
     entries: Any = frame.side_data
     return {entry.type.name: bytes(entry) for entry in entries}
@@ -134,7 +164,16 @@ def _hdr_metadata(side: dict[str, bytes]) -> HdrMetadata | None:
     return HdrMetadata(mastering, light) if mastering or light else None
 
 
-def _coding(tags: ColorTags, layout: Layout, pix_fmt: str, codec: str, height_px: int, siting: str) -> Coding:
+def color_tags_of_frame(frame: Any) -> ColorTags:
+    """Return the tags a frame carries by itself."""
+    return ColorTags(
+        int(frame.color_range), int(frame.color_primaries), int(frame.color_trc), int(frame.colorspace)
+    )
+
+
+def decide_coding(
+    tags: ColorTags, layout: Layout, pix_fmt: str, codec: str, height_px: int, siting: str
+) -> Coding:
     """Decide how to read the samples; the tag wins, and what is missing follows the stated conventions."""
     if layout.kind == "rgb" or (tags.matrix == MATRIX_RGB and layout.kind == "gray"):
         matrix = 1
@@ -188,7 +227,7 @@ def inspect(
             tags.transfer if tags.transfer != UNSPECIFIED else container_tags.transfer,
             tags.matrix if tags.matrix != UNSPECIFIED else container_tags.matrix,
         )
-        coding = _coding(tags, layout, pix_fmt, context.name, frame.height, siting)
+        coding = decide_coding(tags, layout, pix_fmt, context.name, frame.height, siting)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     side = _side_data(frame)

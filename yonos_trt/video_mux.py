@@ -18,8 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, InputError
-from .video_copies import (
+from yonos_trt.errors import ConfigError, InputError
+from yonos_trt.video_copies import (
     CopyPlan,
     Window,
     add_copied_streams,
@@ -28,10 +28,10 @@ from .video_copies import (
     lowest_time,
     plan_copies,
 )
-from .video_encode import OutputFormat, configure
-from .video_info import VideoInfo, open_input, require_av
-from .video_read import main_video_stream
-from .video_segments import Segment
+from yonos_trt.video_encode import OutputFormat, configure
+from yonos_trt.video_info import VideoInfo, exact_seconds, open_input, require_av
+from yonos_trt.video_read import main_video_stream
+from yonos_trt.video_segments import Segment
 
 __all__ = ["CONTAINERS", "CopiedStream", "MuxReport", "container_of", "mux_video"]
 
@@ -41,6 +41,8 @@ CONTAINERS = {".mkv": "matroska", ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", "
 
 #: Written by every muxer for its own file; the source's values would be wrong in ours.
 OWN_METADATA = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration"}
+#: MP4 timed text: muxers add and drop such samples as the gaps between texts need them.
+EMPTY_TEXT = b"\0\0"
 #: Per-stream statistics some muxers leave as tags; they describe the old video stream.
 STATISTICS = ("BPS", "DURATION", "NUMBER_OF_", "_STATISTICS_")
 
@@ -187,15 +189,16 @@ def mux_video(
         report.left_out = plan.left_out
         clock = info.start_time * info.time_base
         window = (
-            clock + Fraction(start_s) if start_s is not None else None,
-            clock + Fraction(end_s) if end_s is not None else None,
+            clock + exact_seconds(start_s) if start_s is not None else None,
+            clock + exact_seconds(end_s) if end_s is not None else None,
         )
         shift = -window[0] if window[0] is not None else Fraction(0)
         options = {}
         if container == "matroska" and source is not None:
             # Matroska has no negative times: move everything by the same whole milliseconds
-            lowest = lowest_time(source, plan, window) + shift
-            shift += Fraction(max(0, math.ceil(-lowest * 1000)), 1000)
+            lowest = lowest_time(source, plan, window)
+            if lowest is not None and lowest + shift < 0:
+                shift += Fraction(math.ceil(-(lowest + shift) * 1000), 1000)
             source.close()
             source = stack.enter_context(open_input(str(source_path), name=str(source_path)))
         if container in ("matroska", "webm"):
@@ -234,7 +237,9 @@ class _Written:
     packets: int = 0
     digest: Any = field(default_factory=hashlib.sha256)
 
-    def add(self, payload: Any) -> None:
+    def add(self, payload: bytes) -> None:
+        if payload == EMPTY_TEXT:
+            return
         self.packets += 1
         self.digest.update(payload)
 

@@ -17,18 +17,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ConfigError, InputError
-from .video_color import REPACKED, Layout, planes_to_rgb
-from .video_info import color_tags, inspect, open_input, require_av
+from yonos_trt.errors import ConfigError, InputError
+from yonos_trt.video_color import REPACKED, planes_to_rgb
+from yonos_trt.video_info import color_tags, exact_seconds, frame_planes, inspect, open_input, require_av
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-__all__ = ["Frame", "VideoReader", "frame_planes", "main_video_stream"]
+__all__ = ["Frame", "VideoReader", "main_video_stream"]
 
 log = logging.getLogger(__name__)
 
@@ -68,16 +67,6 @@ class _Tally:
         if self.pending and self.pending[0] == pts:
             heapq.heappop(self.pending)
         return lost if self.enabled else []
-
-
-def frame_planes(frame: VideoFrame, layout: Layout) -> list[NDArray[Any]]:
-    """Return writable views (rows, columns) of a frame's planes; they live as long as the frame does."""
-    views = []
-    for plane in frame.planes:
-        stride = plane.line_size // np.dtype(layout.dtype).itemsize
-        view = np.frombuffer(memoryview(plane), layout.dtype).reshape(-1, stride)
-        views.append(view[: plane.height, : plane.width])
-    return views
 
 
 def main_video_stream(container: Any, name: str) -> VideoStream:
@@ -151,7 +140,7 @@ class VideoReader:
             clock = Fraction(self._container.start_time or 0, av.time_base)
             base = self._stream.time_base or Fraction(1, 90000)
             if start_s and not piped:
-                offset = math.floor((clock + Fraction(start_s)) / base)
+                offset = math.floor((clock + exact_seconds(start_s)) / base)
                 with contextlib.suppress(*self._error_types):
                     self._container.seek(offset, stream=self._stream, backward=True)
             self._decoded = self._decode()
@@ -184,7 +173,7 @@ class VideoReader:
         ConfigError
             See `video_copies.plan_copies`.
         """
-        from .video_copies import plan_copies
+        from yonos_trt.video_copies import plan_copies
 
         plan_copies(self._container, self._stream.index, container, **plan)
 
@@ -298,8 +287,8 @@ class VideoReader:
     def _inside(self, pts: int) -> bool:
         start_s, end_s = self._interval_s
         time_s = Fraction(pts - self.info.start_time) * self.info.time_base
-        return (start_s is None or time_s >= Fraction(start_s)) and (
-            end_s is None or time_s < Fraction(end_s)
+        return (start_s is None or time_s >= exact_seconds(start_s)) and (
+            end_s is None or time_s < exact_seconds(end_s)
         )
 
     def frames(self, *, skip: int = 0) -> Iterator[Frame]:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from .errors import ConfigError, InputError
+from yonos_trt.errors import ConfigError, InputError
 
 __all__ = ["Job", "PacketRecord", "Segment", "SegmentWriter", "read_segment"]
 
@@ -234,6 +234,8 @@ class Job:
             found = json.loads(record.read_text()) if record.exists() else None
         except (OSError, ValueError):
             found = {}
+        if found is not None and not self.path_of(0).exists():
+            found = None  # begun, but nothing finished
         if found is not None and not resume:
             if not overwrite:
                 self._unlock()
@@ -290,7 +292,9 @@ class Job:
             self._handle = None
 
     def close(self) -> None:
-        """Let go of the folder, which stays. Idempotent."""
+        """Let go of the folder, which stays if there is a finished segment in it. Idempotent."""
+        if self._handle is not None and not self.path_of(0).exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
         self._unlock()
 
     def remove(self) -> None:

@@ -8,10 +8,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ConfigError, InputError
-from .video_color import Layout
-from .video_encode import OutputFormat
-from .video_info import FULL
+from yonos_trt.errors import ConfigError, InputError
+from yonos_trt.video_color import Layout
+from yonos_trt.video_encode import OutputFormat
+from yonos_trt.video_info import FULL
 
 __all__ = ["Y4mWriter"]
 
