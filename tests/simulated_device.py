@@ -122,7 +122,7 @@ class SimulatedDriver:
         self._asked: dict[int, int] = {}
         self._reached: dict[int, int] = {}
         self._event_clocks: dict[int, Counter[int]] = {}
-        self._capture: tuple[int, list[Op]] | None = None
+        self._captures: dict[int, tuple[int, list[Op]]] = {}
         self._graphs: dict[int, list[Op]] = {}
 
     # --- what tests look at -------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ class SimulatedDriver:
 
     def _called(self, name: str, *, capturable: bool = True) -> None:
         self.calls[name] += 1
-        if self._capture is not None and not capturable:
+        if not capturable and threading.get_ident() in (thread for thread, _ in self._captures.values()):
             raise DeviceFault(f"{name} inside a capture")
         self._advance()
 
@@ -189,8 +189,8 @@ class SimulatedDriver:
             if stream == 0:
                 raise DeviceFault(f"{name} on the default stream")
             op = Op(name, stream, run, tuple(reads), tuple(writes))
-            if self._capture is not None and self._capture[0] == stream:
-                self._capture[1].append(op)
+            if stream in self._captures:
+                self._captures[stream][1].append(op)
             else:
                 self._queue(op)
 
@@ -386,7 +386,10 @@ class SimulatedDriver:
     def event_query(self, event: int) -> bool:
         with self.lock:
             self._called("event_query")
-            return self._reached.get(event, 0) >= self._asked[event]
+            reached = self._reached.get(event, 0) >= self._asked[event]
+            if reached and event in self._event_clocks:
+                self._clocks[HOST] |= self._event_clocks[event]
+            return reached
 
     def event_synchronize(self, event: int) -> None:
         with self.lock:
@@ -402,24 +405,26 @@ class SimulatedDriver:
 
     # --- graphs -------------------------------------------------------------------------------------------
 
+    def capturing(self) -> bool:
+        return bool(self._captures)
+
     def capture_begin(self, stream: int) -> None:
         with self.lock:
             self._called("capture_begin", capturable=False)
-            self._capture = (stream, [])
+            self._captures[stream] = (threading.get_ident(), [])
 
     def capture_end(self, stream: int) -> int:
         with self.lock:
             self.calls["capture_end"] += 1
-            if self._capture is None or self._capture[0] != stream:
+            if stream not in self._captures:
                 raise DeviceFault("capture_end without capture_begin")
             self._next += 1
-            self._graphs[self._next] = self._capture[1]
-            self._capture = None
+            self._graphs[self._next] = self._captures.pop(stream)[1]
             return self._next
 
     def capture_abort(self, stream: int) -> None:
         with self.lock:
-            self._capture = None
+            self._captures.pop(stream, None)
 
     def graph_launch(self, graph: int, stream: int) -> None:
         with self.lock:

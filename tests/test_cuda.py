@@ -348,7 +348,7 @@ def test_a_failed_capture_falls_back_to_plain_calls(where: str, caplog: pytest.L
     graphs = Graphs(driver)
 
     def enqueue() -> None:
-        if where == "enqueue" and driver._capture is not None:
+        if where == "enqueue" and driver.capturing():
             raise CudaError("the engine cannot be captured")
         work()
 
@@ -373,7 +373,7 @@ def test_other_errors_inside_a_capture_end_it_and_come_out() -> None:
 
     with pytest.raises(ZeroDivisionError):
         graphs.run("key", stream, broken)
-    assert driver._capture is None
+    assert not driver.capturing()
 
 
 def test_graphs_can_be_switched_off() -> None:

@@ -152,6 +152,9 @@ class Graphs:
         self._graphs: dict[Hashable, int | None] = {}
         self.enabled = enabled
 
+    def __len__(self) -> int:
+        return len(self._graphs)
+
     def run(self, key: Hashable, stream: int, enqueue: Callable[[], None]) -> None:
         """Do what `enqueue` asks of `stream`, which must be all it does, by graph where possible."""
         if not self.enabled:

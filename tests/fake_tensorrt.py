@@ -1,0 +1,510 @@
+"""Stand-ins for the TensorRT modules and the tile kernels that work on a `SimulatedDriver`'s memory.
+
+An engine "plan" of the fake is a real header followed by JSON. What its stages compute is given as NumPy
+functions, so the same functions in a `NumpyBackend` tell what the picture has to be, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from simulated_device import SimulatedDriver, Span
+
+from yonos_trt import noise, tiling
+from yonos_trt.cuda_kernels import DevicePicture
+from yonos_trt.manifest import (
+    STAGE_TENSORS,
+    Artifact,
+    EngineManifest,
+    Precision,
+    Profile,
+    Runtime,
+    ShapeRange,
+    Stage,
+    Stages,
+    Tensor,
+    identity_manifest,
+    save_manifest,
+)
+
+VERSION = "10.13.2.6"
+RTX_VERSION = "1.7.1.116"
+SCRATCH_BYTES_PER_PX = {"encoder": 3, "step": 40, "decoder": 7}
+
+Function = Callable[..., np.ndarray]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Networks: small functions of the right shapes whose every output depends on its inputs
+
+
+def encode(image: np.ndarray, *, factor: int = 4, channels: int = 4, scale: int = 1) -> np.ndarray:
+    f = factor // scale
+    _, _, h, w = image.shape
+    pooled = image[:, :, : h // f * f : f, : w // f * f : f] if f else image
+    mix = np.arange(1, channels * 3 + 1, dtype=np.float32).reshape(channels, 3) / np.float32(17)
+    out = mix[:, 0, None, None] * pooled[:, None, 0]
+    for c in (1, 2):
+        out = out + mix[:, c, None, None] * pooled[:, None, c]
+    return out.astype(np.float32)
+
+
+def step(noise_field: np.ndarray, z_l: np.ndarray) -> np.ndarray:
+    return (z_l * np.float32(0.75) + noise_field * np.float32(0.125)).astype(np.float32)
+
+
+def decode(z_0: np.ndarray, *, factor: int = 4) -> np.ndarray:
+    grown = z_0[:, :3].repeat(factor, axis=2).repeat(factor, axis=3)
+    return (grown * np.float32(0.5) + grown[:, ::-1] * np.float32(0.25)).astype(np.float32)
+
+
+FUNCTIONS: dict[str, Function] = {"encoder": encode, "step": step, "decoder": decode}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Engine directories
+
+
+def fake_plan(spec: Mapping[str, Any], *, version: str = VERSION, rtx: bool = False) -> bytes:
+    body = json.dumps(spec).encode()
+    header = bytearray(64)
+    struct.pack_into("<I", header, 0, 0x74727476 if rtx else 0x74727466)
+    struct.pack_into("<Q", header, 16, 64 + len(body))
+    header[24:28] = bytes(int(x) for x in version.split("."))
+    return bytes(header) + body
+
+
+def write_engines(
+    root: Path,
+    *,
+    precisions: tuple[Precision, ...] = ("fp16",),
+    runtime: Runtime = "tensorrt",
+    version: str | None = None,
+    capability: tuple[str, ...] = ("8.6",),
+    largest: tuple[int, int] = (4, 4096),
+    encoder_input: str = "upsampled",
+    io_dtype: Mapping[str, str] | None = None,
+    manifest_changes: Mapping[str, Any] | None = None,
+    artifact_changes: Mapping[str, Any] | None = None,
+) -> EngineManifest:
+    """Write a directory whose engines only `FakeTensorRT` can load; returns its manifest."""
+    root.mkdir(parents=True, exist_ok=True)
+    version = version or (RTX_VERSION if runtime == "tensorrt-rtx" else VERSION)
+    manifest = identity_manifest(encoder_input=encoder_input, **(manifest_changes or {}))
+    batch, px = largest
+    stages = {}
+    for name, (inputs, outputs) in STAGE_TENSORS.items():
+        artifacts = []
+        for precision in precisions:
+            dtype = (io_dtype or {"fp16": "HALF", "bf16": "HALF", "fp32": "FLOAT"})[precision]
+            ranges = {
+                tensor: ShapeRange(
+                    min=(1, 3 if tensor == "image" else 4, 1, 1),
+                    opt=(1, 3 if tensor == "image" else 4, 64, 64),
+                    max=(batch, 3 if tensor == "image" else 4, px, px),
+                )
+                for tensor in inputs
+            }
+            spec = {
+                "stage": name,
+                "precision": precision,
+                "dtypes": dict.fromkeys((*inputs, *outputs), dtype),
+                "inputs": inputs,
+                "outputs": outputs,
+                "profiles": [{k: [list(v.min), list(v.opt), list(v.max)] for k, v in ranges.items()}],
+            }
+            raw = fake_plan(spec, version=version, rtx=runtime == "tensorrt-rtx")
+            file = f"{name}.{precision}.{runtime}.engine"
+            (root / file).write_bytes(raw)
+            fields: dict[str, Any] = {
+                "runtime": runtime,
+                "precision": precision,
+                "file": file,
+                "sha256": hashlib.sha256(raw).hexdigest(),
+                "bytes": len(raw),
+                "profiles": (Profile(inputs=ranges),),
+                "tensorrt_version": version,
+                "compute_capability": capability,
+                **(artifact_changes or {}),
+            }
+            artifacts.append(Artifact(**fields))
+
+        def tensor(tensor_name: str) -> Tensor:
+            return Tensor(name=tensor_name, shape=("N", 3 if tensor_name == "image" else 4, "H", "W"))
+
+        stages[name] = Stage(
+            inputs=tuple(map(tensor, inputs)),
+            outputs=tuple(map(tensor, outputs)),
+            artifacts=tuple(artifacts),
+        )
+    manifest = EngineManifest(
+        schema_version=manifest.schema_version,
+        model=manifest.model,
+        tiles=manifest.tiles,
+        stages=Stages(**stages),
+    )
+    save_manifest(root, manifest)
+    return manifest
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The module
+
+
+class _Enum:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def _enum(*names: str) -> SimpleNamespace:
+    return SimpleNamespace(**{name: _Enum(name) for name in names})
+
+
+class FakeTensorRT:
+    """What `yonos_trt.trt_engines` takes for the module ``tensorrt`` (or ``tensorrt_rtx``)."""
+
+    TensorIOMode = _enum("INPUT", "OUTPUT")
+    DataType = _enum("FLOAT", "HALF", "BF16")
+    ExecutionContextAllocationStrategy = _enum("STATIC", "USER_MANAGED")
+    DynamicShapesKernelSpecializationStrategy = _enum("LAZY", "EAGER", "NONE")
+    CudaGraphStrategy = _enum("DISABLED", "WHOLE_GRAPH_CAPTURE")
+    EngineValidity = _enum("VALID", "SUBOPTIMAL", "INVALID")
+
+    class ILogger:
+        Severity = _enum("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
+
+    def __init__(
+        self,
+        driver: SimulatedDriver,
+        functions: Mapping[str, Function] = FUNCTIONS,
+        *,
+        fp32_functions: Mapping[str, Function] | None = None,
+        version: str | None = None,
+        rtx: bool = False,
+        capturable: bool = True,
+        validity: str = "VALID",
+    ) -> None:
+        self.driver, self.rtx = driver, rtx
+        self.functions = {"fp16": functions, "bf16": functions, "fp32": fp32_functions or functions}
+        self.__version__ = version or (RTX_VERSION if rtx else VERSION)
+        self.capturable, self.validity = capturable, validity
+        self.contexts = 0
+        self.deserialized = 0
+        self.caches: list[bytes] = []
+        self.refuse_to_run = False
+        self.Runtime = lambda logger: FakeRuntime(self, logger)
+
+
+class FakeRuntime:
+    def __init__(self, module: FakeTensorRT, logger: Any) -> None:
+        self.module, self.logger = module, logger
+        if module.rtx:
+            self.get_engine_validity = lambda raw: (getattr(module.EngineValidity, module.validity), 7)
+        self.engine_host_code_allowed = False
+
+    def deserialize_cuda_engine(self, raw: bytes) -> FakeEngine | None:
+        self.module.deserialized += 1
+        try:
+            spec = json.loads(raw[64:])
+        except ValueError:
+            self.logger.log(self.logger.Severity.ERROR, "the fake cannot read this plan")
+            return None
+        return FakeEngine(self.module, spec, self.logger)
+
+
+class FakeEngine:
+    def __init__(self, module: FakeTensorRT, spec: dict[str, Any], logger: Any) -> None:
+        self.module, self.spec, self.logger = module, spec, logger
+        self.names = [*spec["inputs"], *spec["outputs"]]
+        self.num_io_tensors = len(self.names)
+        self.num_optimization_profiles = len(spec["profiles"])
+        if module.rtx:
+            self.create_runtime_config = lambda: FakeConfig(module)
+
+    def get_tensor_name(self, index: int) -> str:
+        return self.names[index]
+
+    def get_tensor_mode(self, name: str) -> _Enum:
+        modes = self.module.TensorIOMode
+        return modes.INPUT if name in self.spec["inputs"] else modes.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> _Enum:
+        return getattr(self.module.DataType, self.spec["dtypes"][name])
+
+    def get_tensor_profile_shape(self, name: str, index: int) -> list[list[int]]:
+        return self.spec["profiles"][index][name]
+
+    def create_execution_context(self, how: Any) -> FakeContext:
+        if self.module.rtx:
+            assert isinstance(how, FakeConfig)
+            assert how.strategy is self.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        else:
+            assert how is self.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        self.module.contexts += 1
+        return FakeContext(self)
+
+
+class FakeConfig:
+    def __init__(self, module: FakeTensorRT) -> None:
+        self.module = module
+        self.strategy: Any = None
+        self.cache: Any = None
+        self.dynamic_shapes_kernel_specialization_strategy: Any = None
+        self.cuda_graph_strategy: Any = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> Any:
+        def take(raw: bytes) -> None:
+            if not raw.startswith(b"kernels"):
+                raise RuntimeError("not a cache")
+            self.module.caches.append(raw)
+
+        return SimpleNamespace(deserialize=take, serialize=lambda: b"kernels of this run")
+
+    def set_runtime_cache(self, cache: Any) -> None:
+        self.cache = cache
+
+
+class FakeContext:
+    """Checks that everything a run needs was set, then queues it on the simulated device."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine, self.module = engine, engine.module
+        self.profile: int | None = None
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.addresses: dict[str, int] = {}
+        self.scratch: tuple[int, int] = (0, 0)
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        assert stream
+        self.profile = index
+        return True
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shapes[name] = tuple(shape)
+        return True
+
+    def _needed(self) -> int:
+        spec = self.engine.spec
+        n, _, h, w = self.shapes[spec["inputs"][0]]
+        return SCRATCH_BYTES_PER_PX[spec["stage"]] * n * h * w
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        assert self.profile is not None
+        assert set(self.shapes) == set(self.engine.spec["inputs"])
+        return self._needed()
+
+    def set_device_memory(self, address: int, nbytes: int) -> None:
+        self.scratch = (address, nbytes)
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        self.addresses[name] = address
+        return name in self.engine.names
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self.module.capturable
+
+    def execute_async_v3(self, stream: int) -> bool:
+        spec, driver = self.engine.spec, self.module.driver
+        if self.module.refuse_to_run:
+            logger = self.engine.logger
+            logger.log(logger.Severity.ERROR, "the fake was told to fail")
+            return False
+        assert self.scratch[1] >= self._needed(), "too little activation memory"
+        stage, precision = spec["stage"], spec["precision"]
+        function = self.module.functions[precision][stage]
+        dtypes = {n: np.dtype({"HALF": "f2", "FLOAT": "f4"}[d]) for n, d in spec["dtypes"].items()}
+        addresses, shapes, scratch = dict(self.addresses), dict(self.shapes), self.scratch
+        inputs = [(n, addresses[n], shapes[n]) for n in spec["inputs"]]
+        output = spec["outputs"][0]
+        # One dry run on zeros tells the shape of the output.
+        shape = function(*(np.zeros(s, np.float32) for _, _, s in inputs)).shape
+
+        def run() -> None:
+            given = [driver.array_at(a, s, dtypes[n]).astype(np.float32) for n, a, s in inputs]
+            driver.bytes_at(*scratch)[:] = 0x5A
+            result = function(*given)
+            driver.array_at(addresses[output], shape, dtypes[output])[:] = result.astype(dtypes[output])
+
+        def span(address: int, size: tuple[int, ...], name: str) -> Span:
+            return address, int(np.prod(size)) * dtypes[name].itemsize
+
+        driver.enqueue(
+            f"{stage} {precision}",
+            stream,
+            run,
+            reads=[span(a, s, n) for n, a, s in inputs],
+            writes=[span(addresses[output], shape, output), scratch],
+        )
+        return True
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The tile kernels
+
+
+class FakeKernels:
+    """`yonos_trt.cuda_kernels.TileKernels` by the NumPy twins."""
+
+    def __init__(self, driver: SimulatedDriver) -> None:
+        self.driver = driver
+
+    def _origins(self, origins: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        both = self.driver.array_at(origins, (2, count), np.int64)
+        return both[0], both[1]
+
+    def gather(
+        self,
+        picture: DevicePicture,
+        origins: int,
+        out: int,
+        *,
+        count: int,
+        tile_h_px: int,
+        tile_w_px: int,
+        scale: int,
+        lr: bool,
+        half: bool,
+        stream: int,
+    ) -> None:
+        dtype = np.dtype(picture.dtype)
+        s = scale if lr else 1
+        shape = (count, 3, tile_h_px // s, tile_w_px // s)
+        target = np.dtype("f2" if half else "f4")
+
+        def run() -> None:
+            raw = self.driver.bytes_at(picture.address, picture.height * picture.pitch_bytes)
+            rows = raw.reshape(picture.height, picture.pitch_bytes)[:, : picture.width * 3 * dtype.itemsize]
+            image = np.ascontiguousarray(rows).view(dtype).reshape(picture.height, picture.width, 3)
+            ys, xs = self._origins(origins, count)
+            cut = tiling.gather_lr if lr else tiling.gather
+            tiles = cut(image, ys, xs, tile_h_px=tile_h_px, tile_w_px=tile_w_px, scale=scale)
+            self.driver.array_at(out, shape, target)[:] = tiles.astype(target)
+
+        self.driver.enqueue(
+            "gather",
+            stream,
+            run,
+            reads=[(picture.address, picture.height * picture.pitch_bytes), (origins, 16 * count)],
+            writes=[(out, int(np.prod(shape)) * target.itemsize)],
+        )
+
+    def noise(
+        self,
+        seed: int,
+        origins: int,
+        out: int,
+        *,
+        count: int,
+        channels: int,
+        factor: int,
+        h_lat: int,
+        w_lat: int,
+        half: bool,
+        stream: int,
+    ) -> None:
+        target = np.dtype("f2" if half else "f4")
+        shape = (count, channels, h_lat, w_lat)
+
+        def run() -> None:
+            ys, xs = self._origins(origins, count)
+            tiles = noise.tiles(seed, ys // factor, xs // factor, channels=channels, h_lat=h_lat, w_lat=w_lat)
+            self.driver.array_at(out, shape, target)[:] = tiles.astype(target)
+
+        self.driver.enqueue(
+            "noise",
+            stream,
+            run,
+            reads=[(origins, 16 * count)],
+            writes=[(out, int(np.prod(shape)) * target.itemsize)],
+        )
+
+    def check(self, tiles: int, flags: int, *, count: int, items: int, half: bool, stream: int) -> None:
+        dtype = np.dtype("f2" if half else "f4")
+
+        def run() -> None:
+            values = self.driver.array_at(tiles, (count, items), dtype)
+            self.driver.array_at(flags, (count,), np.int32)[:] = ~np.isfinite(values).all(axis=1)
+
+        self.driver.enqueue(
+            "check",
+            stream,
+            run,
+            reads=[(tiles, count * items * dtype.itemsize)],
+            writes=[(flags, 4 * count)],
+        )
+
+    def blend(
+        self,
+        canvas: int,
+        tiles: int,
+        rows: int,
+        columns: int,
+        weights_y: int,
+        weights_x: int,
+        skip: int,
+        *,
+        count: int,
+        tile_h_px: int,
+        tile_w_px: int,
+        canvas_h_px: int,
+        canvas_w_px: int,
+        half: bool,
+        stream: int,
+    ) -> None:
+        dtype = np.dtype("f2" if half else "f4")
+        shape, canvas_shape = (count, 3, tile_h_px, tile_w_px), (canvas_h_px, canvas_w_px, 3)
+
+        def run() -> None:
+            at = self.driver.array_at
+            acc = at(canvas, canvas_shape, np.float32)
+            wanted = np.flatnonzero(at(skip, (count,), np.int32) == 0)
+            for i in wanted:
+                tiling.blend(
+                    acc,
+                    at(tiles, shape, dtype)[i : i + 1].astype(np.float32),
+                    at(rows, (count,), np.int64)[i : i + 1],
+                    at(columns, (count,), np.int64)[i : i + 1],
+                    at(weights_y, (count, tile_h_px), np.float32)[i : i + 1],
+                    at(weights_x, (count, tile_w_px), np.float32)[i : i + 1],
+                )
+
+        nbytes = int(np.prod(canvas_shape)) * 4
+        self.driver.enqueue(
+            "blend",
+            stream,
+            run,
+            reads=[
+                (canvas, nbytes),
+                (tiles, int(np.prod(shape)) * dtype.itemsize),
+                (rows, 8 * count),
+                (columns, 8 * count),
+                (weights_y, 4 * count * tile_h_px),
+                (weights_x, 4 * count * tile_w_px),
+                (skip, 4 * count),
+            ],
+            writes=[(canvas, nbytes)],
+        )
+
+    def finalize(self, acc: int, delta: int, out: int, *, dtype: str, values: int, stream: int) -> None:
+        kind = np.dtype(dtype)
+
+        def run() -> None:
+            at = self.driver.array_at
+            extra = at(delta, (values,), np.float32) if delta else None
+            at(out, (values,), kind)[:] = tiling.finalize(at(acc, (values,), np.float32), kind, delta=extra)
+
+        reads = [(acc, 4 * values), *([(delta, 4 * values)] if delta else [])]
+        self.driver.enqueue("finalize", stream, run, reads=reads, writes=[(out, values * kind.itemsize)])

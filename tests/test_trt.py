@@ -1,0 +1,575 @@
+"""`TrtBackend` on a simulated device: the right picture in every interleaving, no hidden copies or waits."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_tensorrt import FUNCTIONS, FakeKernels, FakeTensorRT, Function, decode, encode, step, write_engines
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulated_device import Race, SimulatedDriver
+
+from yonos_trt import pipeline, trt
+from yonos_trt.backend import NumpyBackend, batches
+from yonos_trt.errors import (
+    ClosedError,
+    ConfigError,
+    CudaError,
+    InputError,
+    ManifestError,
+    NumericError,
+    OutOfMemoryError,
+    ProfileError,
+)
+from yonos_trt.lanes import EDGES, LaneScheduler
+from yonos_trt.manifest import identity_manifest
+from yonos_trt.memory import CONTEXT_BYTES
+from yonos_trt.tiling import TilePlan, plan_tiles, rows_final_after_band
+from yonos_trt.trt import TrtBackend
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("engines")
+    write_engines(root / "fp32", precisions=("fp32",))
+    write_engines(root / "fp16", precisions=("fp16",))
+    write_engines(root / "both", precisions=("fp16", "fp32"))
+    write_engines(root / "lr", precisions=("fp16",), encoder_input="lr")
+    write_engines(root / "rtx", precisions=("fp16",), runtime="tensorrt-rtx")
+    write_engines(root / "small", precisions=("fp16",), largest=(2, 64))
+    return {path.name: path for path in root.iterdir()}
+
+
+def picture(h: int, w: int, dtype: Any = np.uint8, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    if np.dtype(dtype) == np.float32:
+        return rng.random((h, w, 3), np.float32)
+    return rng.integers(0, np.iinfo(dtype).max + 1, (h, w, 3)).astype(dtype)
+
+
+def plan_for(image: np.ndarray, *, tile_px: int = 64, batch: int = 1) -> TilePlan:
+    return plan_tiles(
+        image.shape[0] * 4,
+        image.shape[1] * 4,
+        tile_px=tile_px,
+        overlap_px=tile_px // 4,
+        multiple_px=16,
+        smallest_px=32,
+        batch=batch,
+    )
+
+
+def reference(
+    image: np.ndarray,
+    plan: TilePlan,
+    *,
+    half: bool = True,
+    lr: bool = False,
+    seed: int = 0,
+    functions: Mapping[str, Function] = FUNCTIONS,
+    color_fix: str = "none",
+) -> np.ndarray:
+    """The same functions and rounding in the backend that defines correct."""
+
+    def rounded(x: np.ndarray) -> np.ndarray:
+        return x.astype(np.float16).astype(np.float32) if half else x
+
+    backend = NumpyBackend(
+        identity_manifest(encoder_input="lr" if lr else "upsampled"),
+        encode=lambda t: rounded(functions["encoder"](rounded(t))),
+        step=lambda n, z: rounded(functions["step"](rounded(n), z)),
+        decode=lambda z: rounded(functions["decoder"](z)),
+    )
+    return pipeline.upscale_array(image, backend, plan=plan, seed=seed, color_fix=color_fix)
+
+
+def open_backend(
+    engine_dir: Path,
+    driver: SimulatedDriver,
+    *,
+    lanes: int = 2,
+    graphs: bool = True,
+    runtime: Any = "tensorrt",
+    module: FakeTensorRT | None = None,
+    **options: Any,
+) -> TrtBackend:
+    return TrtBackend(
+        engine_dir,
+        runtime=runtime,
+        lanes=lanes,
+        graphs=graphs,
+        driver=driver,
+        module=module or FakeTensorRT(driver, rtx=runtime == "tensorrt-rtx"),
+        kernels=FakeKernels(driver),
+        **options,
+    )
+
+
+def upscale(backend: TrtBackend, image: np.ndarray, plan: TilePlan, **options: Any) -> np.ndarray:
+    return pipeline.upscale_array(image, backend, plan=plan, **{"color_fix": "none", **options})
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The picture
+
+
+@settings(max_examples=25)
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 60),
+    tile=st.sampled_from([32, 48, 64]),
+    batch=st.integers(1, 3),
+    lanes=st.integers(1, 3),
+    graphs=st.booleans(),
+    seed=st.sampled_from([0, 1, 2**64 - 1]),
+    eagerness=st.integers(0, 5),
+    order=st.integers(0, 2**32),
+)
+def test_every_size_lane_count_and_interleaving_gives_the_picture_of_the_numpy_backend(
+    engines: dict[str, Path],
+    height: int,
+    width: int,
+    tile: int,
+    batch: int,
+    lanes: int,
+    graphs: bool,
+    seed: int,
+    eagerness: int,
+    order: int,
+) -> None:
+    image = picture(height, width)
+    plan = plan_for(image, tile_px=tile, batch=batch)
+    driver = SimulatedDriver(random.Random(order).randrange, eagerness=eagerness)
+    backend = open_backend(engines["fp16"], driver, lanes=lanes, graphs=graphs)
+    got = upscale(backend, image, plan, seed=seed)
+    again = upscale(backend, image, plan, seed=seed)
+    backend.close()
+    assert np.array_equal(got, reference(image, plan, seed=seed))
+    assert np.array_equal(got, again)
+    assert driver.live == {"allocations": 0, "streams": 0, "events": 0, "graphs": 0}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("kind", ["fp16", "fp32", "lr", "rtx"])
+def test_all_depths_precisions_and_encoder_inputs(
+    engines: dict[str, Path], kind: str, dtype: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YONOS_CACHE_DIR", str(tmp_path))
+    image = picture(21, 37, dtype)
+    plan = plan_for(image, batch=2)
+    functions = {**FUNCTIONS, "encoder": partial(encode, scale=4)} if kind == "lr" else FUNCTIONS
+    driver = SimulatedDriver(random.Random(1).randrange)
+    runtime = "tensorrt-rtx" if kind == "rtx" else "tensorrt"
+    module = FakeTensorRT(driver, functions, rtx=kind == "rtx")
+    backend = open_backend(engines[kind], driver, runtime=runtime, module=module)
+    got = upscale(backend, image, plan, seed=5, color_fix="wavelet")
+    backend.close()
+    expected = reference(
+        image,
+        plan,
+        half=kind != "fp32",
+        lr=kind == "lr",
+        seed=5,
+        functions=functions,
+        color_fix="wavelet",
+    )
+    assert got.dtype == dtype
+    assert np.array_equal(got, expected)
+
+
+def test_pictures_of_other_sizes_and_seeds_follow_each_other(engines: dict[str, Path]) -> None:
+    driver = SimulatedDriver(random.Random(3).randrange)
+    backend = open_backend(engines["fp16"], driver)
+    for index, (h, w) in enumerate([(30, 40), (10, 10), (30, 40), (50, 7), (30, 40)]):
+        image = picture(h, w, seed=index)
+        plan = plan_for(image)
+        got = upscale(backend, image, plan, seed=index)
+        assert np.array_equal(got, reference(image, plan, seed=index))
+    backend.close()
+
+
+def test_many_seeds_do_not_collect_graphs_without_end(engines: dict[str, Path]) -> None:
+    driver = SimulatedDriver()
+    backend = open_backend(engines["fp16"], driver, lanes=1)
+    image = picture(8, 40)
+    plan = plan_for(image, tile_px=32)
+    for seed in range(20):
+        got = upscale(backend, image, plan, seed=seed)
+        assert np.array_equal(got, reference(image, plan, seed=seed))
+        assert driver.live["graphs"] <= 18
+    assert driver.live["graphs"] > 0
+    backend.close()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What is asked of the device
+
+
+def by_hand(backend: TrtBackend, image: np.ndarray, plan: TilePlan) -> int:
+    """The pipeline's calls from one thread, so that lanes and slots come in the same order."""
+    source, canvas = backend.upload(image), backend.canvas(plan)
+    y0 = blocks = 0
+    for batch in batches(plan):
+        pending = backend.encode(backend.gather(source, plan, batch, lane=0), lane=0)
+        z_0 = backend.step(backend.noise(plan, batch, seed=0, lane=0), pending, lane=0)
+        backend.blend(canvas, backend.decode(z_0, lane=0), plan, batch)
+        if (batch.first + batch.live) % len(plan.xs) == 0:
+            y1 = rows_final_after_band(plan, batch.band)
+            backend.download(canvas, plan, y0, y1)
+            y0, blocks = y1, blocks + 1
+    return blocks
+
+
+def test_after_the_first_picture_nothing_is_allocated_copied_or_waited_for_without_need(
+    engines: dict[str, Path],
+) -> None:
+    driver = SimulatedDriver(random.Random(0).randrange)
+    backend = open_backend(engines["fp16"], driver)
+    image = picture(40, 60)
+    plan = plan_for(image, batch=2)
+    for _ in range(3):
+        by_hand(backend, image, plan)
+    before = driver.calls.copy()
+    blocks = by_hand(backend, image, plan)
+    calls = driver.calls - before
+    todo = list(batches(plan))
+    assert calls["allocate"] == calls["allocate_pinned"] == calls["free"] == 0
+    assert calls["copy_in"] == 1  # the picture
+    assert calls["copy_out"] == blocks + plan.bands  # rows, and the flags of each band
+    assert calls["event_synchronize"] == blocks
+    assert calls["graph_launch"] == len(todo)
+    assert calls["blend"] == len(todo)
+    assert calls["gather"] == calls["encoder fp16"] == calls["capture_begin"] == 0  # all inside graphs
+    assert calls["copy"] == 2 * len(todo) + plan.bands - 1  # origins in, flags out; canvas moved on
+    backend.close()
+
+
+def test_nothing_waits_but_download(engines: dict[str, Path]) -> None:
+    driver = SimulatedDriver(lambda n: 0, eagerness=0)
+    backend = open_backend(engines["fp16"], driver, lanes=2)
+    image = picture(16, 60)
+    plan = plan_for(image)
+    upscale(backend, image, plan)  # makes the buffers, which waits
+    before = driver.calls["event_synchronize"]
+    source, canvas = backend.upload(image), backend.canvas(plan)
+    for batch in batches(plan):
+        pending = backend.encode(backend.gather(source, plan, batch, lane=0), lane=0)
+        z_0 = backend.step(backend.noise(plan, batch, seed=0, lane=0), pending, lane=0)
+        backend.blend(canvas, backend.decode(z_0, lane=0), plan, batch)
+    assert driver.calls["event_synchronize"] == before
+    assert not driver.idle()
+    rows = backend.download(canvas, plan, 0, plan.height_px)
+    assert driver.calls["event_synchronize"] == before + 1
+    assert rows.shape == (plan.height_px, plan.width_px, 3)
+    backend.close()
+
+
+def test_graphs_are_captured_once_per_lane_and_slot_and_again_for_another_shape(
+    engines: dict[str, Path],
+) -> None:
+    driver = SimulatedDriver()
+    backend = open_backend(engines["fp16"], driver, lanes=2)
+    image = picture(24, 200)
+    plan = plan_for(image)
+    for _ in range(3):
+        upscale(backend, image, plan)
+    first = driver.calls["capture_begin"]
+    assert 2 <= first <= 2 * 3
+    assert driver.live["graphs"] == first
+    other = plan_for(image, tile_px=48)
+    upscale(backend, image, other)
+    assert driver.calls["capture_begin"] > first
+    backend.close()
+
+
+def test_engines_that_cannot_be_captured_run_without_graphs(engines: dict[str, Path]) -> None:
+    driver = SimulatedDriver()
+    backend = open_backend(engines["fp16"], driver, module=FakeTensorRT(driver, capturable=False))
+    image = picture(24, 50)
+    plan = plan_for(image)
+    assert np.array_equal(upscale(backend, image, plan), reference(image, plan))
+    assert driver.calls["capture_begin"] == 0
+    backend.close()
+
+
+def test_weights_are_loaded_once_and_contexts_made_per_lane(engines: dict[str, Path]) -> None:
+    driver = SimulatedDriver()
+    module = FakeTensorRT(driver)
+    backend = open_backend(engines["fp16"], driver, lanes=3, module=module)
+    assert (module.deserialized, module.contexts) == (3, 9)
+    backend.close()
+
+
+def test_an_upload_while_the_copy_before_it_runs_takes_another_staging_buffer(
+    engines: dict[str, Path],
+) -> None:
+    driver = SimulatedDriver(lambda n: 0, eagerness=0)
+    backend = open_backend(engines["fp16"], driver)
+    image = picture(16, 16)
+    plan = plan_for(image)
+    backend.upload(picture(16, 16, seed=9))
+    assert np.array_equal(upscale(backend, image, plan), reference(image, plan))
+    backend.close()
+
+
+def test_a_picture_given_up_in_the_middle_does_not_disturb_the_next(engines: dict[str, Path]) -> None:
+    for seed in range(10):
+        driver = SimulatedDriver(random.Random(seed).randrange)
+        backend = open_backend(engines["fp16"], driver)
+        image, other = picture(40, 40), picture(40, 40, seed=1)
+        plan = plan_for(image)
+        blocks = pipeline.upscale(other, backend, plan=plan, color_fix="none")
+        next(blocks)
+        blocks.close()
+        assert np.array_equal(upscale(backend, image, plan), reference(image, plan))
+        backend.close()
+
+
+@pytest.mark.parametrize("edge", [e for e in EDGES if "caller" not in e])
+def test_a_scheduler_that_lacks_an_event_is_caught_on_the_whole_path(
+    engines: dict[str, Path], edge: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mutant(LaneScheduler):
+        def _order(self, name: str, stream: int, event: int) -> None:
+            if name != edge:
+                super()._order(name, stream, event)
+
+    monkeypatch.setattr(trt, "LaneScheduler", Mutant)
+    driver = SimulatedDriver(lambda n: 0, eagerness=0)
+    backend = open_backend(engines["fp16"], driver)
+    image = picture(24, 100)
+    plan = plan_for(image)
+
+    def run() -> None:
+        source, canvas = backend.upload(image), backend.canvas(plan)
+        for batch in batches(plan):
+            pending = backend.encode(backend.gather(source, plan, batch, lane=0), lane=0)
+            tiles = backend.decode(backend.step(0, pending, lane=0), lane=0)
+            backend.blend(canvas, tiles, plan, batch)
+
+    def run_thrice() -> None:
+        for _ in range(3):
+            run()
+
+    with pytest.raises(Race):
+        run_thrice()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Memory
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_the_predicted_memory_is_what_gets_allocated(
+    engines: dict[str, Path], lanes: int, batch: int
+) -> None:
+    driver = SimulatedDriver()
+    backend = open_backend(engines["fp16"], driver, lanes=lanes)
+    image = picture(50, 70)
+    plan = plan_for(image, batch=batch)
+    weights = sum(f.stat().st_size for f in engines["fp16"].glob("*.engine"))
+    predicted = backend.peak_bytes(plan) - CONTEXT_BYTES - weights
+    assert driver.used_bytes == 0
+    upscale(backend, image, plan)
+    assert driver.peak_bytes == predicted
+    backend.close()
+
+
+def test_out_of_memory_leaves_nothing_of_the_plan_and_a_smaller_one_runs(engines: dict[str, Path]) -> None:
+    image = picture(40, 80)
+    large, small = plan_for(image, tile_px=64, batch=4), plan_for(image, tile_px=32)
+    driver = SimulatedDriver(total_bytes=1_200_000)
+    backend = open_backend(engines["fp16"], driver)
+    with pytest.raises(OutOfMemoryError) as caught:
+        upscale(backend, image, large)
+    assert caught.value.asked_bytes is not None
+    assert driver.used_bytes == image.nbytes
+    assert np.array_equal(upscale(backend, image, small), reference(image, small))
+    backend.close()
+    assert driver.live["allocations"] == 0
+
+
+# ---------------------------------------------------------------------------------------------------------
+# NaN and infinity
+
+
+def poisoned(stage: str, value: float, *, where: float = 0.5) -> dict[str, Function]:
+    """Functions of which one gives `value` for a tile that holds a white pixel at the encoder's samples."""
+
+    def enc(image: np.ndarray) -> np.ndarray:
+        out = encode(image)
+        hot = (image > 0.999).any(axis=(1, 2, 3))
+        out[:, 3] = 0
+        out[hot, 3] = 1
+        if stage == "encoder":
+            out[hot, 0, 0, 0] = value
+        return out
+
+    def one(noise_field: np.ndarray, z_l: np.ndarray) -> np.ndarray:
+        out = step(noise_field, z_l)
+        out[:, 3] = z_l[:, 3]
+        if stage == "step":
+            out[z_l[:, 3, 0, 0] == 1, 1, 0, 0] = value
+        return out
+
+    def dec(z_0: np.ndarray) -> np.ndarray:
+        out = decode(z_0)
+        if stage == "decoder":
+            out[z_0[:, 3, 0, 0] == 1, 2, -1, -1] = value
+        return out
+
+    return {"encoder": enc, "step": one, "decoder": dec}
+
+
+def spotted() -> np.ndarray:
+    """A dim picture with one white patch inside the third tile of the second band."""
+    image = (picture(40, 60) // 2).astype(np.uint8)
+    image[20:22, 30:32] = 255
+    return image
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("stage", "word"), [("encoder", "encode"), ("step", "step"), ("decoder", "decode")])
+def test_a_number_that_is_not_finite_is_an_error_naming_stage_and_tile(
+    engines: dict[str, Path], stage: str, word: str, value: float
+) -> None:
+    image = spotted()
+    plan = plan_for(image, batch=2)
+    driver = SimulatedDriver(random.Random(2).randrange)
+    module = FakeTensorRT(driver, poisoned(stage, value))
+    backend = open_backend(engines["fp16"], driver, module=module)
+    with np.errstate(invalid="ignore", over="ignore"), pytest.raises(NumericError, match="--fp32") as caught:
+        upscale(backend, image, plan)
+    assert caught.value.stage == word
+    hot = {
+        i
+        for i, (y, x) in enumerate((y, x) for y in plan.ys for x in plan.xs)
+        if y <= 4 * 21 < y + plan.tile_h_px and x <= 4 * 31 < x + plan.tile_w_px
+    }
+    assert caught.value.tile == min(hot)
+    clean = picture(40, 60) // 2
+    assert np.isfinite(upscale(backend, clean, plan_for(clean))).all()  # the back end is still usable
+    backend.close()
+    assert driver.live["allocations"] == 0
+
+
+def test_tiles_that_are_not_finite_are_run_again_in_fp32(
+    engines: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    image = spotted()
+    plan = plan_for(image, batch=2)
+    for seed in range(4):
+        driver = SimulatedDriver(random.Random(seed).randrange)
+        good = poisoned("nowhere", 0.0)
+        module = FakeTensorRT(driver, poisoned("step", np.nan), fp32_functions=good)
+        backend = open_backend(engines["both"], driver, module=module, lanes=2)
+        with caplog.at_level(logging.WARNING), np.errstate(invalid="ignore"):
+            got = upscale(backend, image, plan)
+        expected = reference(image, plan, functions=good)
+        # The repaired tiles are computed in fp32 and added last: equal up to fp16 rounding.
+        assert np.abs(got.astype(int) - expected.astype(int)).max() <= 1
+        assert "running them again in fp32" in caplog.text
+        backend.close()
+        assert driver.live == {"allocations": 0, "streams": 0, "events": 0, "graphs": 0}
+
+
+def test_fp32_that_is_not_finite_either_is_an_error(engines: dict[str, Path]) -> None:
+    image = spotted()
+    driver = SimulatedDriver()
+    backend = open_backend(engines["both"], driver, module=FakeTensorRT(driver, poisoned("decoder", np.nan)))
+    with np.errstate(invalid="ignore"), pytest.raises(NumericError, match="fp32 engines give no finite"):
+        upscale(backend, image, plan_for(image))
+    backend.close()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Refusals and life cycle
+
+
+def test_a_tile_outside_every_profile_is_refused_with_the_shapes(engines: dict[str, Path]) -> None:
+    driver = SimulatedDriver()
+    backend = open_backend(engines["small"], driver)
+    image = picture(40, 40)
+    assert upscale(backend, image, plan_for(image, tile_px=64)).shape == (160, 160, 3)
+    with pytest.raises(ProfileError, match=r"--max-shape") as caught:
+        upscale(backend, image, plan_for(image, tile_px=96))
+    assert "(1, 3, 96, 96)" in str(caught.value)
+    assert "(2, 3, 64, 64)" in str(caught.value)
+    backend.close()
+
+
+def test_a_stage_that_does_not_run_repeats_what_tensorrt_says(engines: dict[str, Path]) -> None:
+    driver = SimulatedDriver()
+    module = FakeTensorRT(driver)
+    backend = open_backend(engines["fp16"], driver, module=module)
+    module.refuse_to_run = True
+    image = picture(20, 20)
+    with pytest.raises(CudaError, match=r"encoder .* could not run: the fake was told to fail"):
+        upscale(backend, image, plan_for(image))
+    backend.close()
+    assert driver.live["allocations"] == 0
+
+
+def test_engines_whose_tensors_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    driver = SimulatedDriver()
+    write_engines(tmp_path / "bf16", precisions=("bf16",), io_dtype={"bf16": "BF16"})
+    with pytest.raises(ManifestError, match="BF16, expected FLOAT or HALF"):
+        open_backend(tmp_path / "bf16", driver)
+
+
+def test_calls_out_of_order_are_refused(engines: dict[str, Path]) -> None:
+    driver = SimulatedDriver()
+    backend = open_backend(engines["fp16"], driver)
+    image = picture(16, 60)
+    plan = plan_for(image)
+    source, canvas = backend.upload(image), backend.canvas(plan)
+    first, second = list(batches(plan))[:2]
+    with pytest.raises(ConfigError, match="step got something else than the result of encode"):
+        backend.step(0, backend.gather(source, plan, first, lane=0), lane=0)
+
+    def run(batch: Any) -> Any:
+        pending = backend.encode(backend.gather(source, plan, batch, lane=0), lane=0)
+        return backend.decode(backend.step(0, pending, lane=0), lane=0)
+
+    tiles = run(second)
+    with pytest.raises(ConfigError, match="plan order"):
+        backend.blend(canvas, tiles, plan, second)
+    newer = backend.upload(image)
+    with pytest.raises(InputError, match="replaced by a later upload"):
+        backend.gather(source, plan, first, lane=0)
+    backend.gather(newer, plan, first, lane=0)
+    backend.canvas(plan)
+    with pytest.raises(ClosedError, match="replaced by a later run"):
+        backend.blend(canvas, tiles, plan, second)
+    backend.close()
+
+
+def test_close_is_idempotent_and_use_after_it_raises(engines: dict[str, Path]) -> None:
+    driver = SimulatedDriver(lambda n: 0, eagerness=0)
+    backend = open_backend(engines["fp16"], driver)
+    image = picture(16, 16)
+    backend.upload(image)
+    backend.canvas(plan_for(image))
+    backend.close()  # with work on its way
+    backend.close()
+    assert driver.live == {"allocations": 0, "streams": 0, "events": 0, "graphs": 0}
+    for call in (
+        lambda: backend.upload(image),
+        lambda: backend.canvas(plan_for(image)),
+        lambda: backend.peak_bytes(plan_for(image)),
+    ):
+        with pytest.raises(ClosedError, match="closed"):
+            call()
+
+
+def test_lanes_must_be_positive(engines: dict[str, Path]) -> None:
+    with pytest.raises(ConfigError, match="lanes is 0"):
+        open_backend(engines["fp16"], SimulatedDriver(), lanes=0)

@@ -1,0 +1,422 @@
+"""`TrtBackend`: the data path on TensorRT or TensorRT-RTX, tile batches on CUDA streams.
+
+The calls from `gather` to `step` only take notes; `decode` queues the whole batch on the next lane in turn,
+as one CUDA graph from its second use on; `blend` queues an addition on the canvas stream; `download` waits,
+and nothing else does while a picture runs. Order and slots are `yonos_trt.lanes`, buffers `yonos_trt.memory`.
+
+A tile with NaN or infinity is left out of the canvas by the blend kernel, found at the next download, and run
+again on the directory's FP32 engines if it has any; otherwise it is a `NumericError`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yonos_trt.backend import Array, TileBatch
+from yonos_trt.cuda_kernels import DevicePicture, TileKernels
+from yonos_trt.device import Driver, Graphs, Memory
+from yonos_trt.errors import (
+    ClosedError,
+    ConfigError,
+    CudaError,
+    EngineDeviceError,
+    EngineNotFoundError,
+    EngineVersionError,
+    InputError,
+)
+from yonos_trt.lanes import LaneScheduler, Slot
+from yonos_trt.manifest import EngineManifest, Precision, Runtime, load_manifest
+from yonos_trt.memory import CONTEXT_BYTES, SLOTS_PER_LANE, BatchShape, layout
+from yonos_trt.tiling import TilePlan
+from yonos_trt.trt_artifacts import pick_engines, read_engine
+from yonos_trt.trt_buffers import PlanBuffers, batch_index
+from yonos_trt.trt_engines import Engine, TensorRT, cache_path, check_dtypes
+from yonos_trt.trt_lane import LaneNetworks, buffer_dtypes, stage_inputs
+from yonos_trt.trt_repair import Repair
+
+__all__ = ["TrtBackend"]
+
+_log = logging.getLogger(__name__)
+
+_GRAPHS_PER_LANE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    picture: DevicePicture
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """Notes of one batch on its way from gather to decode."""
+
+    source: _Source
+    plan: TilePlan
+    batch: TileBatch
+    done: str
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Tiles:
+    """A batch that has been queued."""
+
+    slot: Slot
+    source: _Source
+    batch: TileBatch
+    seed: int
+
+
+@dataclass(slots=True)
+class _Canvas:
+    plan: TilePlan
+    number: int
+    band: int = 0
+    front: int = 0
+    blended: list[_Tiles] | None = None
+    """Batches blended since the last download."""
+    count: int = 0
+    """Batches blended in all."""
+
+
+class TrtBackend:
+    """Run an engine directory's TensorRT engines; the methods are those of `yonos_trt.backend.Backend`.
+
+    Parameters
+    ----------
+    engine_dir, manifest
+        The engine directory, and its manifest if it was loaded already.
+    runtime
+        "tensorrt" or "tensorrt-rtx".
+    precision
+        None takes fp16, else bf16, else fp32.
+    device
+        Index of the GPU.
+    lanes
+        Tile batches that run at the same time.
+    graphs
+        Whether to capture batches into CUDA graphs.
+    module, driver, kernels
+        Stand-ins for the TensorRT module, the CUDA driver and the tile kernels.
+
+    Raises
+    ------
+    EngineDeviceError
+        No GPU, or no engine for this one.
+    EngineNotFoundError, EngineVersionError, EngineIntegrityError, ManifestError
+        No engine fits, or one is damaged; each message names the command that builds it.
+    MissingExtraError
+        The TensorRT module cannot be imported.
+    """
+
+    def __init__(
+        self,
+        engine_dir: str | os.PathLike[str],
+        manifest: EngineManifest | None = None,
+        *,
+        runtime: Runtime = "tensorrt",
+        precision: Precision | None = None,
+        device: int = 0,
+        lanes: int = 2,
+        graphs: bool = True,
+        module: Any = None,
+        driver: Driver | None = None,
+        kernels: TileKernels | None = None,
+    ) -> None:
+        if lanes < 1:
+            raise ConfigError(f"lanes is {lanes}, expected at least 1")
+        self.lanes = lanes
+        self._root, self._runtime = Path(engine_dir), runtime
+        self.manifest = manifest or load_manifest(self._root, verify=False)
+        self._closed = False
+        self._mutex = threading.Lock()
+        self._turn = self._uploads = self._runs = 0
+        self._source: _Source | None = None
+        self._scratch: dict[BatchShape, int] = {}
+        self._staging: list[tuple[int, int, int]] = []
+        self._fallback: dict[str, Engine] | None = None
+        if driver is None:
+            from yonos_trt.cuda import CudaDriver
+
+            driver = CudaDriver(device)
+        self._driver = driver
+        try:
+            if kernels is None:
+                from yonos_trt.cuda_kernels import CudaKernels
+
+                kernels = CudaKernels()
+            self._kernels = kernels
+            self._trt = TensorRT(runtime, module=module)
+            self._engines = self._open(precision)
+            self._scheduler = LaneScheduler(driver, lanes, slots=SLOTS_PER_LANE)
+        except BaseException:
+            driver.close()
+            raise
+        self._networks = [LaneNetworks(self._engines, self.manifest, ("lane", i)) for i in range(lanes)]
+        self._graphs = Graphs(driver, enabled=graphs)
+        self._buffers = PlanBuffers(driver, self._scheduler, self.manifest)
+        self._repair = Repair(
+            driver, self._kernels, self._scheduler, self._buffers, self.manifest, self._open_fp32
+        )
+        self._pictures = Memory(driver)
+        self._order = self._scheduler.picture()
+        _log.info(
+            "opened %s with %s %s on %s: %s, %d lanes",
+            self.manifest.model.name, runtime, self._trt.version, driver.info.name,
+            self._engines["step"].artifact.precision, lanes,
+        )  # fmt: skip
+
+    def _open(self, precision: Precision | None) -> dict[str, Engine]:
+        info = self._driver.info
+        picked = pick_engines(
+            self.manifest,
+            self._root,
+            runtime=self._runtime,
+            tensorrt_version=self._trt.version,
+            compute_capability=info.compute_capability,
+            gpu=info.name,
+            precision=precision,
+        )
+        engines = {}
+        for name, artifact in picked.items():
+            raw = read_engine(self._root, artifact)
+            cache = cache_path(artifact, self._trt.version, info.name)
+            stage = getattr(self.manifest.stages, name)
+            engines[name] = Engine(self._trt, name, stage, artifact, raw, cache=cache)
+        check_dtypes(engines)
+        return engines
+
+    def _open_fp32(self) -> dict[str, Engine] | None:
+        if all(engine.artifact.precision == "fp32" for engine in self._engines.values()):
+            return None
+        try:
+            self._fallback = self._open("fp32")
+        except (EngineNotFoundError, EngineVersionError, EngineDeviceError) as error:
+            _log.info("no fp32 engines to fall back to: %s", error)
+        return self._fallback
+
+    def _enter(self) -> None:
+        if self._closed:
+            raise ClosedError("the TensorRT back end is closed; open the engine directory again")
+        self._driver.activate()
+
+    def close(self) -> None:
+        """Wait for what is running and release everything; may be called twice."""
+        if self._closed:
+            return
+        self._enter()
+        self._closed = True
+        with suppress(CudaError):  # a device that has failed cannot be waited for, but is let go all the same
+            self._scheduler.drain()
+        for engine in (*self._engines.values(), *(self._fallback or {}).values()):
+            engine.save_cache()
+        self._networks.clear()
+        self._engines, self._fallback = {}, None
+        with suppress(CudaError):
+            self._graphs.clear()
+            for _, _, event in self._staging:
+                self._driver.event_destroy(event)
+            self._scheduler.close()
+            self._buffers.memory.free_all()
+            self._pictures.free_all()
+        self._driver.close()
+
+    def peak_bytes(self, plan: TilePlan, lanes: int | None = None) -> int:
+        """Predict the device memory that `plan` takes, from the engines' own numbers."""
+        self._enter()
+        shape = BatchShape.of(plan)
+        if shape not in self._scratch:
+            inputs, stream = stage_inputs(self.manifest, shape), self._scheduler.canvas_stream
+            self._scratch[shape] = max(
+                engine.context().set_shapes(inputs[name], stream) for name, engine in self._engines.items()
+            )
+        sizes = layout(
+            plan,
+            self.manifest,
+            scratch_bytes=self._scratch[shape],
+            dtypes=buffer_dtypes(self._engines),
+        )
+        weights = sum(engine.weights_bytes for engine in self._engines.values())
+        return CONTEXT_BYTES + weights + sizes.total_bytes(lanes or self.lanes)
+
+    # --- the data path ------------------------------------------------------------------------------------
+
+    def upload(self, image: Array) -> _Source:
+        """Copy a picture through page-locked memory to the device; does not wait for the copy."""
+        self._enter()
+        image = np.ascontiguousarray(image)
+        nbytes = image.nbytes
+        if nbytes > self._pictures.device_bytes:
+            self._scheduler.drain()  # the old buffer may still be read by a picture that was given up
+        address = self._pictures.device("picture", nbytes)
+        pinned, copied = self._staging_for(nbytes)
+        self._driver.host_view(pinned, nbytes)[:] = image.reshape(-1).view(np.uint8)
+        with self._scheduler.uploading(self._order) as stream:
+            self._driver.copy_in(address, pinned, nbytes, stream)
+            self._driver.event_record(copied, stream)
+        height, width = image.shape[:2]
+        self._uploads += 1
+        self._source = _Source(
+            DevicePicture(address, height, width, str(image.dtype), width * 3 * image.itemsize), self._uploads
+        )
+        return self._source
+
+    def _staging_for(self, nbytes: int) -> tuple[int, int]:
+        """Return a page-locked buffer that no copy is reading, and the event of its next copy."""
+        for address, size, event in self._staging:
+            if size >= nbytes and self._driver.event_query(event):
+                return address, event
+        address = self._pictures.pinned(("staging", len(self._staging)), nbytes)
+        self._staging.append((address, nbytes, self._driver.event_create()))
+        return address, self._staging[-1][2]
+
+    def canvas(self, plan: TilePlan) -> _Canvas:
+        """Return a zeroed canvas; a canvas handed out before is no longer usable.
+
+        Waits for earlier work if `plan` differs from the one before, and only then.
+
+        Raises
+        ------
+        OutOfMemoryError
+            The plan does not fit; nothing of it stays allocated.
+        ProfileError
+            The engines were not built for this tile size or batch.
+        """
+        self._enter()
+        self._runs += 1
+        self._scheduler.abandon()
+        if plan != self._buffers.plan or len(self._graphs) > _GRAPHS_PER_LANE * self.lanes:
+            self._scheduler.drain()
+            self._graphs.clear()
+        if plan != self._buffers.plan:
+            self._buffers.prepare(plan, self._networks, self._order)
+            stream = self._scheduler.lane_stream(0)
+            if self._graphs.enabled and not self._networks[0].capturable(stream):
+                _log.info("TensorRT says that these engines cannot be captured: running without CUDA graphs")
+                self._graphs.enabled = False
+        self._buffers.clear(0, self._scheduler.canvas_stream)
+        return _Canvas(plan, self._runs, blended=[])
+
+    def gather(self, source: _Source, plan: TilePlan, batch: TileBatch, *, lane: int) -> _Pending:
+        """Take note of a batch."""
+        if source is not self._source:
+            raise InputError("this picture was replaced by a later upload; upload it again")
+        return _Pending(source, plan, batch, "gather")
+
+    def encode(self, tiles: _Pending, *, lane: int) -> _Pending:
+        """Take note; see `decode`."""
+        return _noted(tiles, "gather", "encode")
+
+    def noise(self, plan: TilePlan, batch: TileBatch, *, seed: int, lane: int) -> int:
+        """Take note of the seed."""
+        return seed
+
+    def step(self, noise: int, z_l: _Pending, *, lane: int) -> _Pending:
+        """Take note; see `decode`."""
+        return replace(_noted(z_l, "encode", "step"), seed=noise)
+
+    def decode(self, z_0: _Pending, *, lane: int) -> _Tiles:
+        """Queue the whole batch on the next lane in turn; `lane` (the calling thread's) has no effect."""
+        pending = _noted(z_0, "step", "decode")
+        self._enter()
+        with self._mutex:
+            number, self._turn = self._turn % self.lanes, self._turn + 1
+        networks, picture, seed = self._networks[number], pending.source.picture, pending.seed
+        with self._scheduler.batch(number, self._order) as (stream, slot):
+            if pending.plan != self._buffers.plan or pending.source is not self._source:
+                raise ConfigError("the plan or the picture was replaced while a batch of it was on its way")
+            tiles, flags = self._buffers.slot(slot)
+            self._buffers.place_origins(networks, batch_index(pending.plan, pending.batch), stream)
+            # Origins reach a graph through memory. All else that it bakes in is in the key, or belongs to the
+            # plan, at whose change all graphs go.
+            self._graphs.run(
+                (number, slot.index, picture, seed),
+                stream,
+                lambda: networks.enqueue(self._kernels, picture, seed, tiles, flags, stream),
+            )
+        return _Tiles(slot, pending.source, pending.batch, seed)
+
+    def blend(self, canvas: _Canvas, tiles: _Tiles, plan: TilePlan, batch: TileBatch) -> None:
+        """Queue the addition of a batch to the canvas."""
+        self._enter()
+        self._check_canvas(canvas)
+        index = batch_index(plan, batch)
+        if index != canvas.count:
+            raise ConfigError(
+                f"batch {index} is blended after {canvas.count} others, expected plan order: the sum depends "
+                "on it"
+            )
+        address, flags = self._buffers.slot(tiles.slot)
+        with self._scheduler.blending(tiles.slot) as stream:
+            if batch.band != canvas.band:
+                self._buffers.move(canvas.front, canvas.band, batch.band, stream)
+                canvas.band, canvas.front = batch.band, 1 - canvas.front
+            half = self._networks[0].dtypes["tiles"] == "float16"
+            self._buffers.add(self._kernels, canvas.front, batch, address, flags, half=half, stream=stream)
+            self._driver.copy(self._buffers.flags(index), flags, 4 * plan.batch, stream)
+        canvas.count += 1
+        assert canvas.blended is not None
+        canvas.blended.append(tiles)
+
+    def _check_canvas(self, canvas: _Canvas) -> None:
+        if canvas.number != self._runs:
+            raise ClosedError("this canvas was replaced by a later run; make a new one")
+
+    def download(self, canvas: _Canvas, plan: TilePlan, y0_px: int, y1_px: int) -> NDArray[np.float32]:
+        """Wait for finished rows and return a copy; the only call that waits while a picture runs.
+
+        Raises
+        ------
+        NumericError
+            A tile is not finite, and there are no FP32 engines to run it again.
+        """
+        self._enter()
+        self._check_canvas(canvas)
+        fresh, canvas.blended = canvas.blended or [], []
+        row_bytes, flag_bytes = 12 * plan.padded_w_px, 4 * plan.batch * len(fresh)
+        nbytes = (y1_px - y0_px) * row_bytes
+        rows = self._pictures.pinned("rows", nbytes)
+        flags = self._pictures.pinned("flags", flag_bytes)
+        with self._scheduler.downloading() as stream:
+            first = self._buffers.canvas(canvas.front) + (y0_px - plan.ys[canvas.band]) * row_bytes
+            self._driver.copy_out(rows, first, nbytes, stream)
+            if fresh:
+                start = self._buffers.flags(canvas.count - len(fresh))
+                self._driver.copy_out(flags, start, flag_bytes, stream)
+        if fresh:
+            raised = self._driver.host_view(flags, flag_bytes).view(np.int32).reshape(-1, plan.batch) != 0
+            if raised.any():
+                for tiles, bad in zip(fresh, raised, strict=True):
+                    bad[tiles.batch.live :] = False
+                    if bad.any():
+                        self._repair.run(
+                            self._networks[0],
+                            self._order,
+                            tiles.source.picture,
+                            tiles.seed,
+                            canvas.front,
+                            tiles.batch,
+                            bad,
+                        )
+                return self.download(canvas, plan, y0_px, y1_px)
+        array = self._driver.host_view(rows, nbytes).view(np.float32).reshape(-1, plan.padded_w_px, 3)
+        return array[:, : plan.width_px].copy()
+
+
+def _noted(pending: _Pending, before: str, now: str) -> _Pending:
+    if not isinstance(pending, _Pending) or pending.done != before:
+        raise ConfigError(
+            f"{now} got something else than the result of {before}; call gather, encode, step and decode in "
+            "this order for every batch"
+        )
+    return replace(pending, done=now)
