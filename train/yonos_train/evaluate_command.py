@@ -101,6 +101,8 @@ def evaluate_command(
         "protocol": protocol, "scale": scale, "seed": seed, "steps": counts, "degradation": degradation,
         "crops": crops if protocol == "crops" else None, "crop_px": crop_px if protocol == "crops" else None,
     }  # fmt: skip
+    bundles, folders = _named(models, "--model"), _named(results, "--results")
+    files = _named(weights, "--weights")
     try:
         if protocol == "crops":
             pairs = crop_pairs(
@@ -111,9 +113,9 @@ def evaluate_command(
             pairs = whole_pairs(
                 data, scale, sets=wanted, seed=seed, limit=limit, degradation=degradation or "bicubic"
             )
-        metrics = Metrics(metric_names.split(","), _named(weights, "--weights"), device=device)
+        metrics = Metrics(metric_names.split(","), files, device=device)
         upscalers: dict[str, Upscaler] = {} if no_bicubic else {"bicubic": BicubicUpscaler(scale)}
-        for name, folder in _named(models, "--model").items():
+        for name, folder in bundles.items():
             bundle = load_bundle(folder)
             if bundle.config.scale != scale:
                 raise ValueError(f"{folder}: model for x{bundle.config.scale}, expected x{scale}")
@@ -124,7 +126,7 @@ def evaluate_command(
             upscalers,
             pairs,
             metrics,
-            results={name: Path(folder) for name, folder in _named(results, "--results").items()},
+            results={name: Path(folder) for name, folder in folders.items()},
             save=Path(save_images) if save_images else None,
             settings=settings,
             progress=lambda items: tqdm(items, unit="picture", mininterval=2),

@@ -161,8 +161,12 @@ class Lpips(nn.Module):
         Gradients flow to both; a side that needs none costs no memory.
         """
         _check_pair(x, y, "LPIPS")
-        total = torch.zeros(x.shape[0], device=x.device)
-        for k, (a, b) in enumerate(zip(self.features(x), self.features(y), strict=True)):
+        return self.distance(self.features(x), self.features(y))
+
+    def distance(self, of_x: list[Tensor], of_y: list[Tensor]) -> Tensor:
+        """Return the distance (N,), float32, of two pictures' ``features``."""
+        total = torch.zeros(of_x[0].shape[0], device=of_x[0].device)
+        for k, (a, b) in enumerate(zip(of_x, of_y, strict=True)):
             weight = self.get_buffer(f"lin{k}").float()
             total = total + ((a - b).square() * weight).sum(1).mean((1, 2))
         return total
@@ -221,8 +225,12 @@ class Dists(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the distance (N,), float32, of ``x`` and ``y`` (N, 3, H, W) in [-1, 1]."""
         _check_pair(x, y, "DISTS")
+        return self.distance(self.features(x), self.features(y))
+
+    def distance(self, of_x: list[Tensor], of_y: list[Tensor]) -> Tensor:
+        """Return the distance (N,), float32, of two pictures' ``features``."""
         means, structures = [], []
-        for a, b in zip(self.features(x), self.features(y), strict=True):
+        for a, b in zip(of_x, of_y, strict=True):
             mean_a, mean_b = a.mean((2, 3)), b.mean((2, 3))
             var_a, var_b = a.var((2, 3), correction=0), b.var((2, 3), correction=0)
             covariance = (a * b).mean((2, 3)) - mean_a * mean_b

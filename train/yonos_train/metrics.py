@@ -33,9 +33,9 @@ class MetricError(ValueError):
 
 
 def luma(rgb: Picture) -> NDArray[np.float64]:
-    """Return BT.601 luma (H, W) in 16..235 of ``rgb`` (H, W, 3), not rounded."""
+    """Return BT.601 luma (H, W) in 16..235 of ``rgb`` (H, W, 3), rounded as MATLAB does for uint8."""
     weights = np.array([65.481, 128.553, 24.966]) / 255.0
-    result: NDArray[np.float64] = rgb.astype(np.float64) @ weights + 16.0
+    result: NDArray[np.float64] = np.floor(rgb.astype(np.float64) @ weights + 16.5)
     return result
 
 
@@ -56,15 +56,27 @@ def psnr_y(sr: Picture, hr: Picture, border_px: int) -> float:
 
 
 def ssim_y(sr: Picture, hr: Picture, border_px: int) -> float:
-    """Return the luma SSIM."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
+    """Return the luma SSIM (Wang et al. 2004, K = 0.01, 0.03, L = 255), mean over the valid positions."""
+    x, y = _cropped_luma(sr, border_px), _cropped_luma(hr, border_px)
+    if min(x.shape) < 11:
+        raise MetricError(f"SSIM needs at least 11 px a side inside the border; got {x.shape}.")
+    mean_x, mean_y = _window(x), _window(y)
+    var_x, var_y = _window(x * x) - mean_x**2, _window(y * y) - mean_y**2
+    covariance = _window(x * y) - mean_x * mean_y
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (var_x + var_y + c2)
+    return float(np.mean(luminance * structure))
 
-    a, b = (torch.from_numpy(_cropped_luma(p, border_px))[None, None] for p in (sr, hr))
-    if min(a.shape[-2:]) < 11:
-        raise MetricError(f"SSIM needs at least 11 px a side inside the border; got {tuple(a.shape[-2:])}.")
-    value = structural_similarity_index_measure(a, b, sigma=1.5, kernel_size=11, data_range=255.0)
-    assert isinstance(value, Tensor)
-    return float(value)
+
+def _window(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return Gaussian means (sigma 1.5) of all 11 x 11 windows inside ``x``."""
+    from scipy.ndimage import correlate1d
+
+    kernel = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    kernel /= kernel.sum()
+    means: NDArray[np.float64] = correlate1d(correlate1d(x, kernel, axis=0), kernel, axis=1)
+    return means[5:-5, 5:-5]
 
 
 def as_tensor(picture: Picture) -> Tensor:
@@ -127,12 +139,15 @@ class Metrics:
                     f"unknown metric {name!r}; expected some of {', '.join(PAIR_METRICS + SET_METRICS)}."
                 )
 
-    def _perceptual(self, network: nn.Module) -> Callable[[Picture, Picture, int], float]:
+    def _perceptual(self, network: Lpips | Dists) -> Callable[[Picture, Picture, int], float]:
         network.to(self.device).eval()
+        truth: list[tuple[Picture, list[Tensor]]] = []  # of the last HR picture: several methods share it
 
+        @torch.inference_mode()
         def measure(sr: Picture, hr: Picture, border_px: int) -> float:
-            with torch.inference_mode():
-                return float(network(as_tensor(sr).to(self.device), as_tensor(hr).to(self.device)))
+            if not truth or truth[0][0] is not hr:
+                truth[:] = [(hr, network.features(as_tensor(hr).to(self.device)))]
+            return float(network.distance(network.features(as_tensor(sr).to(self.device)), truth[0][1]))
 
         return measure
 
