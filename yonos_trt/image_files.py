@@ -167,9 +167,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     InputError
         The folder is missing or not writable, ``path`` is a directory, the disk is full.
     """
-    target = Path(os.path.realpath(path))
-    part = target.with_name(f"{target.name[:120]}.{secrets.token_hex(4)}.part")
     try:
+        target = Path(os.path.realpath(path))
+        part = target.with_name(f"{target.name[:120]}.{secrets.token_hex(4)}.part")
         if target.is_dir():
             raise InputError(f"{target}: is a directory, expected the name of a file to write")
         os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

@@ -13,7 +13,7 @@ import zlib
 from yonos_trt.image_header import FORMAT_SUFFIXES, Header, MalformedError
 from yonos_trt.tiff_header import tiff_header
 
-__all__ = ["inspect"]
+__all__ = ["check_png_pixels", "inspect"]
 
 # Recognised only to say so.
 _FOREIGN = (
@@ -96,6 +96,42 @@ def _png(data: bytes) -> Header:
     if not has_data:
         raise MalformedError("the PNG holds no pixels (no IDAT chunk)")
     return Header("PNG", *header, frames=frames)
+
+
+# Adam7 passes: first column and row, step between columns and rows.
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_INFLATE_BYTES = 1 << 20
+
+
+def check_png_pixels(data: bytes, header: Header) -> None:
+    """Inflate a PNG that passed ``inspect``; refuse it if rows are missing, which Pillow would leave black.
+
+    Costs about a third of decoding it; memory stays at 1 MiB.
+
+    Raises
+    ------
+    MalformedError, zlib.error
+        Fewer bytes than the size needs, or a damaged stream.
+    """
+    passes = _ADAM7 if data[28] else ((0, 0, 1, 1),)
+    expected = 0
+    for x0, y0, dx, dy in passes:
+        columns, rows = (-(-(size - start) // step) for size, start, step in
+                         ((header.width_px, x0, dx), (header.height_px, y0, dy)))  # fmt: skip
+        if columns > 0 and rows > 0:
+            expected += rows * (1 + (columns * header.channels * header.bits + 7) // 8)
+    inflate, total, position = zlib.decompressobj(), 0, 8
+    while position < len(data) and total < expected:
+        length, kind = struct.unpack_from(">I4s", data, position)
+        pending = data[position + 8 : position + 8 + length] if kind == b"IDAT" else b""
+        while pending and total < expected:
+            total += len(inflate.decompress(pending, _INFLATE_BYTES))
+            pending = inflate.unconsumed_tail
+        position += 12 + length
+    while total < expected and (rest := inflate.decompress(b"", _INFLATE_BYTES)):
+        total += len(rest)
+    if total < expected:
+        raise MalformedError(f"the PNG is truncated: {total} of {expected} bytes of pixels")
 
 
 def _jpeg(data: bytes) -> Header:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from yonos_trt.errors import InputError, MissingExtraError
 from yonos_trt.image_deep import deep_png, deep_tiff, pillow_keeps_tiff
 from yonos_trt.image_header import FORMAT_SUFFIXES, Header, MalformedError
-from yonos_trt.image_inspection import inspect
+from yonos_trt.image_inspection import check_png_pixels, inspect
 from yonos_trt.image_metadata import orientation_of, upright, upright_exif, upright_xmp
 from yonos_trt.image_modes import planes_from_pil
 from yonos_trt.picture import Kind, Picture, picture_from_channels
@@ -156,6 +156,8 @@ def _decode(data: bytes, header: Header, name: str, max_pixels: int | None) -> P
     if header.frames > 1:
         raise _animated(name, header.frames)
     _check_size(name, header.height_px, header.width_px, max_pixels)
+    if header.format == "PNG":
+        check_png_pixels(data, header)
     if header.format == "TIFF" and not pillow_keeps_tiff(header):
         return deep_tiff(data, header, name)
     if header.format in ("JPEG", "AVIF") and header.bits > 8:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.errors import InputError, YonosError
-from yonos_trt.image_files import FileFormat, SaveOptions, atomic_path, chosen, format_of
+from yonos_trt.image_files import FileFormat, SaveOptions, atomic_path, cannot_write, chosen, format_of
 from yonos_trt.image_metadata import exif_for_size, xmp_for_size
 from yonos_trt.image_modes import pil_pixels
 from yonos_trt.picture import Kind, Picture, channels_of
@@ -108,7 +108,10 @@ def check_output(
     options = chosen(options, choices)
     target = format_of(path, format)
     kind = fit_kind(kind, height_px, width_px, target, options, os.fspath(path))
-    folder = Path(os.path.realpath(path)).parent
+    try:
+        folder = Path(os.path.realpath(path)).parent
+    except (OSError, ValueError) as error:
+        raise cannot_write(path, error) from error
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         reason = "is not writable" if folder.is_dir() else "is missing"
         raise InputError(f"{os.fspath(path)}: the folder {folder} {reason}")
