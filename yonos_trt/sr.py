@@ -17,7 +17,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +38,7 @@ from yonos_trt.upscaled import UpscaledImage
 
 if TYPE_CHECKING:
     from yonos_trt.images import SaveOptions
+    from yonos_trt.prefetch import Prefetch
 
 __all__ = ["SR", "AlphaMode", "UpscaledImage"]
 
@@ -63,7 +64,7 @@ class SR:
         Without `engine_dir`: which shipped model, ``lite-x<scale>`` (default 4). With it: refused if the
         engine directory has another scale.
     runtime
-        "auto", "onnx", "tensorrt" or "tensorrt-rtx".
+        "auto", "onnx", "openvino", "tensorrt" or "tensorrt-rtx".
     device
         CUDA device number, for the TensorRT runtimes.
     lanes
@@ -134,7 +135,7 @@ class SR:
             providers=tuple(providers),
             memory_limit_bytes=self._limit_bytes,
         )
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or len(os.sched_getaffinity(0))
         self._wanted = {"tile_px": tile_px, "overlap_px": overlap_px, "batch": batch}
         self._color_fix = color_fix
         self._seed = seed
@@ -156,6 +157,11 @@ class SR:
     def scale(self) -> int:
         """Enlargement in both directions."""
         return self.manifest.model.scale
+
+    @property
+    def backend(self) -> Backend:
+        """The opened backend, for callers of `yonos_trt.pipeline`; opens it if need be."""
+        return self._opened()
 
     def open(self) -> Self:
         """Open the engines now rather than at first use."""
@@ -235,7 +241,7 @@ class SR:
             "backend": type(self._backend).__name__ if self._backend is not None else None,
             "color_fix": self._color_fix,
             "seed": self._seed,
-            "threads": self._threads,
+            "threads": self.threads,
         }  # fmt: skip
 
     # -- Upscaling ----------------------------------------------------------------------------------------
@@ -349,6 +355,50 @@ class SR:
             write_image(self._picture(picture, alpha, on_tiles), target, format=format, options=options)
         return target
 
+    def upscale_batch(self, images: Iterable[Any]) -> list[Any]:
+        """Upscale several pictures of any sizes and kinds; results in the same order.
+
+        Same-size pictures share plans, buffers and graphs. An error names the picture: see `stream`.
+
+        Parameters
+        ----------
+        images
+            Anything `upscale` takes, and PyAV frames.
+        """
+        with self.stream(images, max_in_flight=2) as results:
+            return list(results)
+
+    def stream(self, frames: Iterable[Any], *, max_in_flight: int = 4) -> Prefetch[Any]:
+        """Upscale frames as they come; reading them, the networks and the caller's work overlap.
+
+        Parameters
+        ----------
+        frames
+            Anything `upscale` takes, of any sizes, and PyAV frames (see `yonos_trt.video_frames`);
+            advanced in a thread of its own.
+        max_in_flight
+            Most frames taken from `frames` whose results were not handed out yet: the bound on memory.
+
+        Returns
+        -------
+        Prefetch
+            Iterator in the order of `frames`, also a context manager. ``close()``, or leaving ``with``, stops
+            everything. An error keeps its type, comes in place of its frame's result, and
+            `yonos_trt.prefetch.frame_index` tells which frame that was.
+
+        Raises
+        ------
+        ConfigError
+            `max_in_flight` is smaller than 1.
+        """
+        from yonos_trt.prefetch import stream
+        from yonos_trt.video_frames import is_video_frame, upscale_frame
+
+        def one(frame: Any) -> Any:
+            return upscale_frame(frame, self.upscale) if is_video_frame(frame) else self.upscale(frame)
+
+        return stream(frames, one, max_in_flight=max_in_flight)
+
     # -- Inside -------------------------------------------------------------------------------------------
 
     def _picture(self, picture: Picture, alpha: str, on_tiles: OnTiles | None) -> Picture:
@@ -394,7 +444,7 @@ class SR:
                         seed=self._seed,
                         color_fix=color_fix or self._color_fix,
                         lanes=planned.lanes,
-                        threads=self._threads,
+                        threads=self.threads,
                         on_tiles=on_tiles,
                     )
                 ) as blocks:
