@@ -33,12 +33,12 @@ def cuda_include() -> Path | None:
     return next((p for p in found if (p / "cuda.h").is_file()), None)
 
 
-@pytest.fixture(scope="session")
-def standin(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def build_standin(folder: Path) -> Any:
+    """Compile and load the stand-in; skips without g++ or cuda.h."""
     include, compiler = cuda_include(), shutil.which("g++")
     if include is None or compiler is None:
         pytest.skip("needs g++ and cuda.h to build the stand-in for libcuda.so.1")
-    library = tmp_path_factory.mktemp("standin") / "libcuda.so.1"
+    library = folder / "libcuda.so.1"
     command = [compiler, "-std=c++17", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", f"-I{include}"]
     subprocess.run([*command, str(STANDIN), "-o", str(library)], check=True)
     loaded = ctypes.CDLL(str(library))
@@ -46,6 +46,11 @@ def standin(tmp_path_factory: pytest.TempPathFactory) -> Any:
     for name in ("standin_stream_flags", "standin_event_flags"):
         getattr(loaded, name).argtypes = [ctypes.c_void_p]
     return loaded
+
+
+@pytest.fixture(scope="session")
+def standin(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return build_standin(tmp_path_factory.mktemp("standin"))
 
 
 @pytest.fixture

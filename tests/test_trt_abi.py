@@ -1,0 +1,136 @@
+"""The whole back end through its real C interfaces: ctypes driver, ctypes kernels, addresses, no simulation.
+
+The driver calls go into the stand-in libcuda, whose device memory is host memory; the kernels are the CUDA
+ones, their grid emulated on the host. Only the networks are NumPy functions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_tensorrt import FakeTensorRT, write_engines
+from test_cuda import build_standin
+from test_trt import picture, plan_for, reference, upscale
+
+from yonos_trt.cuda import CudaDriver
+from yonos_trt.cuda_kernels import SIGNATURES, CudaKernels, DevicePicture
+from yonos_trt.errors import CudaError, MissingExtraError
+from yonos_trt.trt import TrtBackend
+
+SOURCES = Path(__file__).resolve().parents[1] / "csrc"
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    folder = tmp_path_factory.mktemp("abi")
+    standin = build_standin(folder)
+    compiler = shutil.which("g++")
+    assert compiler is not None
+    kernels = folder / "libyonos_emulated.so"
+    command = [compiler, "-std=c++20", "-O2", "-shared", "-fPIC", "-ffp-contract=off"]
+    subprocess.run([*command, str(SOURCES / "tiles_emulated.cpp"), "-o", str(kernels)], check=True)
+    return standin, kernels
+
+
+class AtOnce:
+    """What the fake networks need of a device, on host addresses: work is done when it is asked for."""
+
+    def enqueue(self, name: str, stream: int, run: Callable[[], None], **_: Any) -> None:
+        assert stream
+        run()
+
+    def bytes_at(self, address: int, nbytes: int) -> np.ndarray:
+        return np.ctypeslib.as_array((ctypes.c_ubyte * nbytes).from_address(address))
+
+    def array_at(self, address: int, shape: Sequence[int], dtype: Any) -> np.ndarray:
+        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        return self.bytes_at(address, nbytes).view(dtype).reshape(shape)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_the_picture_through_ctypes_and_emulated_kernels_has_the_numpy_backends_bits(
+    tmp_path: Path, libraries: tuple[Any, Path], dtype: Any, precision: Any
+) -> None:
+    standin, kernels = libraries
+    write_engines(tmp_path, precisions=(precision,))
+    before = standin.standin_live()
+    backend = TrtBackend(
+        tmp_path,
+        driver=CudaDriver(library=standin.path),
+        kernels=CudaKernels(kernels),
+        module=FakeTensorRT(AtOnce()),  # type: ignore[arg-type]
+        graphs=False,
+    )
+    for height, width in ((17, 29), (40, 23)):
+        image = picture(height, width, dtype)
+        plan = plan_for(image, tile_px=48, batch=2)
+        got = upscale(backend, image, plan, seed=2**40 + 3)
+        assert np.array_equal(got, reference(image, plan, half=precision == "fp16", seed=2**40 + 3))
+    backend.close()
+    assert standin.standin_live() == before
+
+
+def test_the_declared_signatures_are_those_of_the_header() -> None:
+    kinds = {"void*": "p", "int64_t*": "p", "int32_t*": "p", "float*": "p", "int": "i", "int64_t": "l"}
+    kinds |= {"uint64_t": "u"}
+    letters = {ctypes.c_void_p: "p", ctypes.c_int: "i", ctypes.c_int64: "l", ctypes.c_uint64: "u"}
+    text = (SOURCES / "tiles_abi.h").read_text()
+    declared = {}
+    for part in text.split("YONOS_EXPORT int ")[1:]:
+        name, arguments = part.split(";")[0].split("(", 1)
+        words = [a.replace("const ", "").split() for a in arguments.rsplit(")", 1)[0].split(",")]
+        declared[name] = "".join(kinds[w[0]] for w in words)
+    assert declared == {name: "".join(letters[a] for a in args) for name, args in SIGNATURES.items()}
+
+
+def test_sizes_out_of_range_are_an_error_that_names_the_call(libraries: tuple[Any, Path]) -> None:
+    kernels = CudaKernels(libraries[1])
+    with pytest.raises(CudaError, match=r"yonos_gather\(.*answered CUDA error 1"):
+        kernels.gather(
+            DevicePicture(0, 0, 0, "uint8", 0),
+            0,
+            0,
+            count=1,
+            tile_h_px=1,
+            tile_w_px=1,
+            scale=1,
+            lr=False,
+            half=False,
+            stream=1,
+        )
+
+
+def test_a_library_that_is_missing_or_foreign_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(MissingExtraError, match="nvcc") as caught:
+        CudaKernels(tmp_path / "libyonos_cuda.so")
+    assert "libyonos_cuda.so" in str(caught.value)
+    with pytest.raises(MissingExtraError, match="yonos_gather"):
+        CudaKernels("libc.so.6")
+
+
+def test_finalize_through_ctypes(libraries: tuple[Any, Path]) -> None:
+    from yonos_trt import tiling
+
+    kernels = CudaKernels(libraries[1])
+    acc = np.random.default_rng(0).uniform(-1.5, 1.5, (3, 7, 3)).astype(np.float32)
+    delta = np.full_like(acc, 0.125)
+    for dtype in (np.uint8, np.uint16, np.float32):
+        out = np.empty(acc.shape, dtype)
+        for extra in (None, delta):
+            kernels.finalize(
+                acc.ctypes.data,
+                0 if extra is None else extra.ctypes.data,
+                out.ctypes.data,
+                dtype=np.dtype(dtype).name,
+                values=acc.size,
+                stream=0,
+            )
+            assert np.array_equal(out, tiling.finalize(acc, dtype, delta=extra))
