@@ -27,8 +27,8 @@ __all__ = ["STAGES", "Timings", "upscale", "upscale_array"]
 STAGES = ("upload", "gather", "encode", "noise", "step", "decode", "blend", "download", "color")
 
 # Finished rows are downloaded in blocks of about this size, so that no second canvas is needed.
-_BLOCK_BYTES = 8 << 20
-_BLOCK_ROWS = 32
+_BLOCK_BYTES = 4 << 20
+_BLOCK_ROWS = 16
 
 
 def upscale(
@@ -104,6 +104,9 @@ def upscale(
         with clock("color"):
             return kernels.finalize(rows, image.dtype, threads=threads)
 
+    lanes = min(lanes or backend.lanes, backend.lanes)
+    if (use_lanes := getattr(backend, "use_lanes", None)) is not None:
+        use_lanes(lanes)  # a backend with memory per lane gives back what the others hold
     with clock("upload"):
         source = backend.upload(image)
         canvas = backend.canvas(plan)
@@ -111,7 +114,7 @@ def upscale(
     todo = list(batches(plan))
     block = max(_BLOCK_ROWS, _BLOCK_BYTES // (12 * plan.width_px))
     y0 = 0
-    with closing(_on_lanes(run_batch, todo, min(lanes or backend.lanes, backend.lanes), cancel)) as results:
+    with closing(_on_lanes(run_batch, todo, lanes, cancel)) as results:
         for batch, tiles in zip(todo, results, strict=True):
             with clock("blend"):
                 backend.blend(canvas, tiles, plan, batch)

@@ -163,6 +163,7 @@ class TrtBackend:
             driver.close()
             raise
         self._networks = [LaneNetworks(self._engines, self.manifest, ("lane", i)) for i in range(lanes)]
+        self._active = lanes
         self._graphs = Graphs(driver, enabled=graphs)
         self._buffers = PlanBuffers(driver, self._scheduler, self.manifest)
         self._repair = Repair(
@@ -231,6 +232,10 @@ class TrtBackend:
             self._pictures.free_all()
         self._driver.close()
 
+    def use_lanes(self, lanes: int) -> None:
+        """Use only the first `lanes` from the next canvas on; the others hold no buffers then."""
+        self._active = max(1, min(lanes, self.lanes))
+
     def peak_bytes(self, plan: TilePlan, lanes: int | None = None) -> int:
         """Predict the device memory that `plan` takes, from the engines' own numbers."""
         self._enter()
@@ -295,11 +300,12 @@ class TrtBackend:
         self._enter()
         self._runs += 1
         self._scheduler.abandon()
-        if plan != self._buffers.plan or len(self._graphs) > _GRAPHS_PER_LANE * self.lanes:
+        changed = plan != self._buffers.plan or self._active != self._buffers.lanes
+        if changed or len(self._graphs) > _GRAPHS_PER_LANE * self.lanes:
             self._scheduler.drain()
             self._graphs.clear()
-        if plan != self._buffers.plan:
-            self._buffers.prepare(plan, self._networks, self._order)
+        if changed:
+            self._buffers.prepare(plan, self._networks[: self._active], self._order)
             stream = self._scheduler.lane_stream(0)
             if self._graphs.enabled and not self._networks[0].capturable(stream):
                 _log.info("TensorRT says that these engines cannot be captured: running without CUDA graphs")
@@ -330,7 +336,7 @@ class TrtBackend:
         pending = _noted(z_0, "step", "decode")
         self._enter()
         with self._mutex:
-            number, self._turn = self._turn % self.lanes, self._turn + 1
+            number, self._turn = self._turn % self._buffers.lanes, self._turn + 1
         networks, picture, seed = self._networks[number], pending.source.picture, pending.seed
         with self._scheduler.batch(number, self._order) as (stream, slot):
             if pending.plan != self._buffers.plan or pending.source is not self._source:

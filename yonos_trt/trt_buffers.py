@@ -32,6 +32,7 @@ class PlanBuffers:
         self._driver, self._scheduler, self._manifest = driver, scheduler, manifest
         self.memory = Memory(driver)
         self.plan: TilePlan | None = None
+        self.lanes = 0
         self._sizes = Layout({}, {}, {})
         self._shared: dict[str, int] = {}
 
@@ -66,7 +67,7 @@ class PlanBuffers:
         except OutOfMemoryError:
             self.memory.free_all()
             raise
-        self.plan = plan
+        self.plan, self.lanes = plan, len(networks)
 
     def _fill_tables(self, plan: TilePlan, order: Picture) -> None:
         """Put windows and origins of all batches on the device, so that a batch needs no host memory."""
