@@ -8,6 +8,10 @@
 #include <cstdint>
 
 #if defined(__CUDACC__)
+#include <cuda_fp16.h>
+#endif
+
+#if defined(__CUDACC__)
 #define YONOS_HD __host__ __device__ __forceinline__
 #define YONOS_UNROLL _Pragma("unroll")
 #else
@@ -27,10 +31,13 @@ YONOS_HD int reflect(int position, int size) {
     return wrapped < size ? wrapped : 2 * size - 1 - wrapped;
 }
 
+YONOS_HD int clamp_index(int index, int size) { return index < 0 ? 0 : (index >= size ? size - 1 : index); }
+
 // --- Bicubic: Keys 1981 with a = -0.5, taps outside the picture dropped, the rest renormalised
 // -----------------------
 
 struct Taps {
+    int base;  // tap k is LR cell base - 1 + k, clamped into the axis
     int index[4];
     float weight[4];
 };
@@ -44,16 +51,19 @@ YONOS_HD Taps bicubic_taps(int position, int size_lr, int scale) {
     if (numerator - base * period < 0) --base;
     const float t = static_cast<float>(numerator - base * period) / static_cast<float>(period);
     Taps taps;
+    taps.base = base;
     taps.weight[0] = ((-0.5f * t + 1.0f) * t - 0.5f) * t;
     taps.weight[1] = (1.5f * t - 2.5f) * t * t + 1.0f;
     taps.weight[2] = ((-1.5f * t + 2.0f) * t + 0.5f) * t;
     taps.weight[3] = (0.5f * t - 0.5f) * t * t;
+    YONOS_UNROLL
     for (int k = 0; k < 4; ++k) {
         const int index = base - 1 + k;
         if (index < 0 || index >= size_lr) taps.weight[k] = 0.0f;
-        taps.index[k] = index < 0 ? 0 : (index >= size_lr ? size_lr - 1 : index);
+        taps.index[k] = clamp_index(index, size_lr);
     }
     const float total = ((taps.weight[0] + taps.weight[1]) + taps.weight[2]) + taps.weight[3];
+    YONOS_UNROLL
     for (int k = 0; k < 4; ++k) taps.weight[k] = taps.weight[k] / total;
     return taps;
 }
@@ -73,6 +83,66 @@ YONOS_HD float denormalise(float value, float white) {
 
 // Rounds half to even for 0 <= value < 2^22: adding 1.5 * 2^23 leaves no fraction bits.
 YONOS_HD float round_half_even(float value) { return (value + 12582912.0f) - 12582912.0f; }
+
+// --- Half precision -------------------------------------------------------------------------------------
+
+// IEEE binary16 by its bits: host code needs no compiler support for the type.
+struct Half {
+    std::uint16_t bits;
+};
+
+YONOS_HD float bits_to_float(std::uint32_t bits) {
+    float value;
+    __builtin_memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+YONOS_HD std::uint32_t float_to_bits(float value) {
+    std::uint32_t bits;
+    __builtin_memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+YONOS_HD float to_float(float value) { return value; }
+
+YONOS_HD float to_float(Half half) {
+#if defined(__CUDA_ARCH__)
+    return __half2float(__ushort_as_half(half.bits));
+#else
+    const std::uint32_t sign = static_cast<std::uint32_t>(half.bits & 0x8000u) << 16;
+    const std::uint32_t rest = half.bits & 0x7FFFu;
+    if (rest >= 0x7C00u) return bits_to_float(sign | 0x7F800000u | ((rest & 0x3FFu) << 13));
+    if (rest >= 0x0400u) return bits_to_float(sign | ((rest << 13) + 0x38000000u));
+    const float small = static_cast<float>(rest) * 5.9604644775390625e-8f;  // subnormal: rest * 2^-24
+    return bits_to_float(sign | float_to_bits(small));
+#endif
+}
+
+YONOS_HD void store_as(float* place, float value) { *place = value; }
+
+// Rounds to nearest, ties to even.
+YONOS_HD void store_as(Half* place, float value) {
+#if defined(__CUDA_ARCH__)
+    place->bits = __half_as_ushort(__float2half_rn(value));
+#else
+    const std::uint32_t bits = float_to_bits(value);
+    const std::uint32_t sign = (bits >> 16) & 0x8000u;
+    const std::uint32_t rest = bits & 0x7FFFFFFFu;
+    std::uint32_t half;
+    if (rest > 0x7F800000u) {
+        half = 0x7FFFu;  // NaN
+    } else if (rest >= 0x477FF000u) {
+        half = 0x7C00u;  // rounds to 2^16 or more, or is infinite
+    } else if (rest >= 0x38800000u) {
+        const std::uint32_t shifted = rest - 0x38000000u;
+        half = (shifted + 0x0FFFu + ((shifted >> 13) & 1u)) >> 13;
+    } else {
+        // subnormal: the sum's last fraction bit weighs 2^-24, so the addition rounds
+        half = float_to_bits(bits_to_float(rest) + 0.5f) - 0x3F000000u;
+    }
+    place->bits = static_cast<std::uint16_t>(sign | half);
+#endif
+}
 
 // --- Noise: Philox4x32-10 (Salmon et al. 2011) and Box-Muller
 // --------------------------------------------------------
@@ -100,18 +170,6 @@ YONOS_HD Words philox(std::uint32_t c0, std::uint32_t c1, std::uint32_t c2, std:
 YONOS_HD float uniform(std::uint32_t word) {
     return (static_cast<float>(static_cast<std::int32_t>(word >> 8)) + 0.5f) *
            5.9604644775390625e-8f;  // 2^-24
-}
-
-YONOS_HD float bits_to_float(std::uint32_t bits) {
-    float value;
-    __builtin_memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-YONOS_HD std::uint32_t float_to_bits(float value) {
-    std::uint32_t bits;
-    __builtin_memcpy(&bits, &value, sizeof bits);
-    return bits;
 }
 
 // ln u for normal u > 0: u = m 2^e with m in [sqrt(1/2), sqrt(2)); ln m = 2 artanh((m - 1) / (m + 1)), five

@@ -1,0 +1,312 @@
+"""The CUDA kernels' grid: who computes what, bounds and strides, emulated on the host and, with a GPU, run
+for real.
+
+`csrc/tiles_emulated.cpp` runs the thread bodies of `csrc/tiles.cu` over the same grid on host memory. Outputs
+lie between guard zones; odd sizes, odd addresses, padded rows and any order of threads must give the twins'
+bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from yonos_trt import noise, tiling
+
+SOURCES = Path(__file__).resolve().parents[1] / "csrc"
+KINDS = {np.uint8: 0, np.uint16: 1, np.float32: 2}
+GUARD = 256
+ZONE = 0x3C  # as float32 0.0115, as float16 1.06: adding to it shows
+ORDERS = st.sampled_from([0, 1, 12345])
+SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(scope="session")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """Build the emulation; needs a C++ compiler."""
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
+    if compiler is None:
+        if os.environ.get("YONOS_REQUIRE_NATIVE") == "1":
+            pytest.fail("YONOS_REQUIRE_NATIVE=1, but there is no C++ compiler", pytrace=False)
+        pytest.skip("no C++ compiler to build csrc/tiles_emulated.cpp with")
+    library = tmp_path_factory.mktemp("grid") / "libyonos_emulated.so"
+    command = [compiler, "-std=c++20", "-O2", "-shared", "-fPIC", "-ffp-contract=off"]
+    subprocess.run([*command, str(SOURCES / "tiles_emulated.cpp"), "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library))
+
+
+@contextmanager
+def guarded(shape: tuple[int, ...], dtype: Any, shift: int = 0) -> Iterator[np.ndarray]:
+    """Yield an array of NaN (or 0xFF) bytes, `shift` elements off a 16-byte border, between guard zones."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.full(size + 2 * GUARD + 64, ZONE, np.uint8)
+    start = GUARD + (-memory.ctypes.data - GUARD) % 16 + shift * np.dtype(dtype).itemsize
+    memory[start : start + size] = 0xFF
+    yield memory[start : start + size].view(dtype).reshape(shape)
+    assert np.all(memory[:start] == ZONE), "written before the output"
+    assert np.all(memory[start + size :] == ZONE), "written behind the output"
+
+
+def address(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def call(function: Any, *arguments: Any) -> None:
+    assert function(*arguments) == 0
+
+
+def picture(height: int, width: int, dtype: Any, pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a picture whose rows are `pad` elements apart in memory, and that memory."""
+    rng = np.random.default_rng(height * 997 + width)
+    values = rng.random((height, width * 3 + pad), dtype=np.float32)
+    memory = values if dtype is np.float32 else (values * np.iinfo(dtype).max).astype(dtype)
+    return memory[:, : width * 3].reshape(height, width, 3), memory
+
+
+def as_tiles(values: np.ndarray, half: bool) -> np.ndarray:
+    return values.astype(np.float16) if half else values
+
+
+@SHARED
+@given(
+    size=st.tuples(st.integers(1, 24), st.integers(1, 40)),
+    tile=st.tuples(st.integers(1, 20), st.integers(1, 75)),
+    scale=st.sampled_from([1, 2, 3, 4, 8]),
+    places=st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300)), min_size=1, max_size=3),
+    dtype=st.sampled_from(list(KINDS)),
+    lr=st.booleans(),
+    half=st.booleans(),
+    pad=st.integers(0, 5),
+    shift=st.integers(0, 3),
+    order=ORDERS,
+)
+def test_gather_on_the_grid_is_its_twin(
+    grid: ctypes.CDLL,
+    size: tuple[int, int],
+    tile: tuple[int, int],
+    scale: int,
+    places: list[tuple[int, int]],
+    dtype: Any,
+    lr: bool,
+    half: bool,
+    pad: int,
+    shift: int,
+    order: int,
+) -> None:
+    image, memory = picture(*size, dtype, pad)
+    step = scale if lr else 1
+    origins = np.array(places, np.int64).T.copy() * step
+    sizes = {"tile_h_px": tile[0] * step, "tile_w_px": tile[1] * step, "scale": scale}
+    twin = tiling.gather_lr if lr else tiling.gather
+    expected = as_tiles(twin(image, *origins, **sizes), half)
+    with guarded(expected.shape, expected.dtype, shift) as out:
+        call(
+            grid.yonos_gather,
+            address(memory),
+            KINDS[dtype],
+            *size,
+            ctypes.c_int64(memory.strides[0]),
+            address(origins),
+            address(out),
+            len(places),
+            *(tile[0] * step, tile[1] * step, scale, int(lr), int(half)),
+            ctypes.c_void_p(order),
+        )
+        assert np.array_equal(out, expected)
+
+
+@SHARED
+@given(
+    seed=st.integers(0, noise.LARGEST_SEED),
+    places=st.lists(st.tuples(st.integers(0, 999), st.integers(0, 999)), min_size=1, max_size=3),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 70)),
+    channels=st.integers(1, 9),
+    factor=st.sampled_from([1, 4, 8]),
+    half=st.booleans(),
+    shift=st.integers(0, 3),
+    order=ORDERS,
+)
+def test_noise_on_the_grid_is_its_twin(
+    grid: ctypes.CDLL,
+    seed: int,
+    places: list[tuple[int, int]],
+    size: tuple[int, int],
+    channels: int,
+    factor: int,
+    half: bool,
+    shift: int,
+    order: int,
+) -> None:
+    lat = np.array(places, np.int64).T.copy()
+    expected = as_tiles(noise.tiles(seed, *lat, channels=channels, h_lat=size[0], w_lat=size[1]), half)
+    origins = lat * factor
+    with guarded(expected.shape, expected.dtype, shift) as out:
+        call(
+            grid.yonos_noise,
+            ctypes.c_uint64(seed),
+            address(origins),
+            address(out),
+            len(places),
+            *(channels, factor, *size, int(half)),
+            ctypes.c_void_p(order),
+        )
+        assert np.array_equal(out, expected)
+
+
+@SHARED
+@given(
+    canvas=st.tuples(st.integers(1, 30), st.integers(1, 90)),
+    tile=st.tuples(st.integers(1, 30), st.integers(1, 90)),
+    count=st.integers(1, 4),
+    half=st.booleans(),
+    skipping=st.booleans(),
+    shift=st.integers(0, 3),
+    order=ORDERS,
+    seed=st.integers(0, 99),
+)
+def test_blend_on_the_grid_is_its_twin(
+    grid: ctypes.CDLL,
+    canvas: tuple[int, int],
+    tile: tuple[int, int],
+    count: int,
+    half: bool,
+    skipping: bool,
+    shift: int,
+    order: int,
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    h, w = min(tile[0], canvas[0]), min(tile[1], canvas[1])
+    tiles = as_tiles(rng.standard_normal((count, 3, h, w), dtype=np.float32), half)
+    rows, columns = rng.integers(0, canvas[0] - h + 1, count), rng.integers(0, canvas[1] - w + 1, count)
+    wy, wx = rng.random((count, h), dtype=np.float32), rng.random((count, w), dtype=np.float32)
+    wy[:, : h // 4], wx[:, : w // 4], wx[:, w - w // 5 :] = 0, 0, 0
+    tiles[:, :, : h // 4], tiles[:, :, :, : w // 4] = np.nan, np.nan
+    skip = rng.integers(0, 2, count, np.int32) if skipping else None
+    start = rng.standard_normal((*canvas, 3), dtype=np.float32)
+    expected = start.copy()
+    shown = wy if skip is None else wy * (skip == 0)[:, None].astype(np.float32)
+    tiling.blend(expected, tiles.astype(np.float32), rows, columns, shown, wx)
+    with guarded(start.shape, np.float32, shift) as out:
+        out[...] = start
+        call(
+            grid.yonos_blend,
+            *(address(array) for array in (out, tiles, rows, columns, wy, wx)),
+            address(skip) if skip is not None else None,
+            *(count, h, w, *canvas, int(half)),
+            ctypes.c_void_p(order),
+        )
+        assert np.array_equal(out, expected)
+
+
+def test_blend_on_the_grid_drops_what_lies_outside_the_canvas(grid: ctypes.CDLL) -> None:
+    tiles = np.ones((2, 3, 12, 80), np.float32)
+    rows, columns = np.array([-3, 5]), np.array([-5, 8])
+    wy, wx = np.ones((2, 12), np.float32), np.ones((2, 80), np.float32)
+    with guarded((6, 10, 3), np.float32) as out:
+        out[...] = 0
+        arrays = (address(array) for array in (out, tiles, rows, columns, wy, wx))
+        call(grid.yonos_blend, *arrays, None, 2, 12, 80, 6, 10, 0, None)
+        assert np.all(out[5, 8:] == 2)
+        out[5, 8:] = 1
+        assert np.all(out == 1)
+
+
+@SHARED
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 40)),
+    dtype=st.sampled_from(list(KINDS)),
+    with_delta=st.booleans(),
+    shift=st.integers(0, 3),
+    order=ORDERS,
+)
+def test_finalize_on_the_grid_is_its_twin(
+    grid: ctypes.CDLL, size: tuple[int, int], dtype: Any, with_delta: bool, shift: int, order: int
+) -> None:
+    rng = np.random.default_rng(size[1])
+    acc = rng.standard_normal((*size, 3), dtype=np.float32)
+    acc.flat[:3] = (np.nan, np.inf, -np.inf)
+    delta = rng.standard_normal(acc.shape, dtype=np.float32) if with_delta else None
+    expected = tiling.finalize(acc, dtype, delta=delta)
+    with guarded(acc.shape, dtype, shift) as out:
+        call(
+            grid.yonos_finalize,
+            address(acc),
+            address(delta) if delta is not None else None,
+            address(out),
+            KINDS[dtype],
+            ctypes.c_int64(acc.size),
+            ctypes.c_void_p(order),
+        )
+        assert np.array_equal(out, expected)
+
+
+@SHARED
+@given(
+    count=st.integers(1, 5),
+    items=st.integers(1, 5000),
+    half=st.booleans(),
+    bad=st.sampled_from([np.nan, np.inf, -np.inf]),
+    seed=st.integers(0, 99),
+)
+def test_check_on_the_grid_finds_each_tile_with_nan_or_infinity(
+    grid: ctypes.CDLL, count: int, items: int, half: bool, bad: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    tiles = as_tiles(rng.standard_normal((count, items), dtype=np.float32), half)
+    broken = rng.integers(0, 2, count).astype(bool)
+    tiles[broken, rng.integers(0, items)] = bad
+    with guarded((count,), np.int32) as flags:
+        call(grid.yonos_check, address(tiles), address(flags), count, ctypes.c_int64(items), int(half), None)
+        assert flags.tolist() == broken.astype(int).tolist()
+
+
+def test_half_precision_is_numpys(grid: ctypes.CDLL) -> None:
+    """Every half is read back; middles between neighbours, and the floats around them, round as NumPy's."""
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    values = np.empty(halves.size, np.float32)
+    grid.yonos_emulated_from_half(address(halves), address(values), ctypes.c_int64(halves.size))
+    assert np.array_equal(values, halves.astype(np.float32), equal_nan=True)
+    finite = np.sort(values[np.isfinite(values)])
+    middles = (finite[:-1] + finite[1:]) / 2
+    edges = np.array([65504, 65519.996, 65520, 65536, 1e30, np.inf, 2.0**-25, 2.0**-26, 1e-40], np.float32)
+    floats = np.concatenate(
+        [finite, middles, np.nextafter(middles, np.inf), np.nextafter(middles, -np.inf), edges, -edges]
+    ).astype(np.float32)
+    out = np.empty(floats.size, np.float16)
+    grid.yonos_emulated_to_half(address(floats), address(out), ctypes.c_int64(floats.size))
+    with np.errstate(over="ignore"):
+        expected = floats.astype(np.float16)
+    assert np.array_equal(out.view(np.uint16), expected.view(np.uint16))
+    grid.yonos_emulated_to_half(address(np.array([np.nan], np.float32)), address(out), ctypes.c_int64(1))
+    assert np.isnan(out[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("yonos_gather", (None, 3, 1, 1, ctypes.c_int64(3), None, None, 1, 1, 1, 1, 0, 0, None)),
+        ("yonos_gather", (None, 0, 0, 1, ctypes.c_int64(3), None, None, 1, 1, 1, 1, 0, 0, None)),
+        ("yonos_gather", (None, 0, 1, 1, ctypes.c_int64(3), None, None, 1, 3, 3, 2, 1, 0, None)),
+        ("yonos_gather", (None, 0, 1, 1, ctypes.c_int64(3), None, None, 70000, 1, 1, 1, 0, 0, None)),
+        ("yonos_noise", (ctypes.c_uint64(0), None, None, 1, 0, 4, 1, 1, 0, None)),
+        ("yonos_check", (None, None, 1, ctypes.c_int64(0), 0, None)),
+        ("yonos_blend", (None, None, None, None, None, None, None, 0, 1, 1, 1, 1, 0, None)),
+        ("yonos_finalize", (None, None, None, 9, ctypes.c_int64(1), None)),
+    ],
+)
+def test_sizes_out_of_range_are_refused_before_anything_is_touched(
+    grid: ctypes.CDLL, name: str, arguments: tuple[Any, ...]
+) -> None:
+    assert getattr(grid, name)(*arguments) == 1
