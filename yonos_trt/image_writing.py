@@ -33,6 +33,8 @@ Pixels = NDArray[Any]
 # A JPEG segment holds 65 533 bytes, of which XMP's own label takes 29.
 _JPEG_SEGMENT_BYTES = 65_504
 
+_BLOCK_ROWS = 64  # converted at once, so that temporaries stay small beside the picture
+
 
 def write_image(
     picture: Picture,
@@ -166,8 +168,11 @@ def to_depth(pixels: Pixels, dtype: str) -> Pixels:
         return pixels
     top_in = 1.0 if pixels.dtype == np.float32 else float(np.iinfo(pixels.dtype).max)
     top_out = 1.0 if dtype == "float32" else float(np.iinfo(dtype).max)
-    scaled = pixels.astype(np.float64) * (top_out / top_in)
-    return (scaled if dtype == "float32" else np.rint(scaled)).astype(dtype)
+    out = np.empty(pixels.shape, dtype)
+    for first in range(0, len(pixels), _BLOCK_ROWS):
+        scaled = pixels[first : first + _BLOCK_ROWS].astype(np.float64) * (top_out / top_in)
+        out[first : first + _BLOCK_ROWS] = scaled if dtype == "float32" else np.rint(scaled)
+    return out
 
 
 def as_kind(picture: Picture, kind: Kind) -> Picture:

@@ -29,7 +29,12 @@ DTYPES = ("uint8", "uint16", "float32")
 FLOAT_TOLERANCE = 1e-3
 
 # ITU-R BT.601 luma, the weights behind Pillow's convert("L").
+# G + B weights stay below 1, so the result lies between the smallest and the largest channel: no clipping
+# needed.
 _LUMA_G, _LUMA_B = np.float32(0.587), np.float32(0.114)
+
+# Rows converted at once, so that temporaries stay small beside the picture.
+_BLOCK_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,14 +167,14 @@ class Picture:
 
 
 def luma(rgb: Pixels) -> Pixels:
-    """(..., 3) -> (...): BT.601 luma in the same dtype; exact where the three channels are equal."""
-    wide = rgb.astype(np.float32, copy=False)
-    red = wide[..., 0]
-    y = red + _LUMA_G * (wide[..., 1] - red) + _LUMA_B * (wide[..., 2] - red)
-    if rgb.dtype == np.float32:
-        return np.asarray(y)
-    limit = np.iinfo(rgb.dtype).max
-    return np.asarray(np.clip(np.rint(y), 0, limit).astype(rgb.dtype))
+    """(H, W, 3) -> (H, W): BT.601 luma in the same dtype; exact where the three channels are equal."""
+    out = np.empty(rgb.shape[:2], rgb.dtype)
+    for first in range(0, len(rgb), _BLOCK_ROWS):
+        wide = rgb[first : first + _BLOCK_ROWS].astype(np.float32, copy=False)
+        red = wide[..., 0]
+        y = red + _LUMA_G * (wide[..., 1] - red) + _LUMA_B * (wide[..., 2] - red)
+        out[first : first + _BLOCK_ROWS] = y if rgb.dtype == np.float32 else np.rint(y)
+    return out
 
 
 def checked_float(pixels: Pixels, name: str) -> Pixels:

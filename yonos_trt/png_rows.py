@@ -86,17 +86,19 @@ class PngRows:
 
     def write(self, rows: Pixels) -> None:
         """Write (n, W, channels) uint8 (1 bit: 0 or 255) or uint16 rows, in order."""
-        count = rows.shape[0]
-        if self._bits == 1:
-            packed = np.packbits(rows.reshape(count, -1) >= 128, axis=1)
-        else:
-            packed = rows.astype(">u2" if self._bits == 16 else np.uint8, copy=False)
-            packed = np.ascontiguousarray(packed).reshape(count, -1).view(np.uint8)
-        step = max(1, _BLOCK_BYTES // packed.shape[1])
-        for start in range(0, count, step):
-            block = packed[start : start + step]
+        step = max(1, _BLOCK_BYTES // len(self._above))
+        for start in range(0, rows.shape[0], step):
+            block = self._packed(rows[start : start + step])
             if data := self._deflate.compress(self._filtered(block).tobytes()):
                 self._chunk(b"IDAT", data)
+
+    def _packed(self, rows: Pixels) -> Pixels:
+        """(n, W, channels) -> (n, bytes) as the file has them: big endian, or eight pixels a byte."""
+        count = rows.shape[0]
+        if self._bits == 1:
+            return np.packbits(rows.reshape(count, -1) >= 128, axis=1)
+        ordered = rows.astype(">u2" if self._bits == 16 else np.uint8, copy=False)
+        return np.ascontiguousarray(ordered).reshape(count, -1).view(np.uint8)
 
     def finish(self) -> None:
         """Write what the compressor still holds and the end chunk."""

@@ -68,7 +68,8 @@ class TiffRows:
         self._channels = file_channels(kind)
         self._shape = (height_px, width_px, self._channels)
         self._dtype = np.dtype(kind.dtype)
-        self._band: Pixels = np.empty((0, width_px, self._channels), self._dtype)
+        self._band: Pixels | None = None
+        self._filled = 0
         self._bands: queue.Queue[Pixels | None] = queue.Queue(maxsize=1)
         self._failure: BaseException | None = None
         raw_bytes = height_px * width_px * self._channels * self._dtype.itemsize
@@ -120,16 +121,20 @@ class TiffRows:
         """Take (n, W, channels) rows, in order. Copies what it keeps."""
         start = 0
         while start < rows.shape[0]:
-            take = min(TILE_PX - self._band.shape[0], rows.shape[0] - start)
-            self._band = np.concatenate([self._band, rows[start : start + take]])
+            if self._band is None:
+                self._band = np.empty((TILE_PX, *self._shape[1:]), self._dtype)
+            take = min(TILE_PX - self._filled, rows.shape[0] - start)
+            self._band[self._filled : self._filled + take] = rows[start : start + take]
+            self._filled += take
             start += take
-            if self._band.shape[0] == TILE_PX:
+            if self._filled == TILE_PX:
                 self._push()
 
     def _push(self) -> None:
         self._raise()
-        self._bands.put(self._band)
-        self._band = self._band[:0].copy()
+        if self._band is not None:
+            self._bands.put(self._band[: self._filled])
+        self._band, self._filled = None, 0
 
     def _raise(self) -> None:
         if self._failure is not None:
@@ -137,7 +142,7 @@ class TiffRows:
 
     def finish(self) -> None:
         """Write the last band and the directory, and wait for the file to be closed."""
-        if self._band.shape[0]:
+        if self._filled:
             self._push()
         self._stop()
         self._raise()
