@@ -24,7 +24,7 @@ from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.prefetch import stream
 from yonos_trt.video_encode import EncoderSettings, FrameEncoder, OutputFormat, make_frame, output_format
 from yonos_trt.video_info import VideoInfo, frame_planes
-from yonos_trt.video_mux import MuxReport, container_of, mux_video
+from yonos_trt.video_mux import MuxReport, container_of, count_frames, mux_video
 from yonos_trt.video_read import Frame, VideoReader
 from yonos_trt.video_segments import Job
 from yonos_trt.video_y4m import Y4mWriter
@@ -248,7 +248,7 @@ def _to_file(
         try:
             if finished:
                 log.info("%s is already complete", target)
-                report.frames = report.frames_resumed = job.frames
+                report.frames = report.frames_resumed = count_frames(target)
                 job.remove()
                 return report
             report.frames_resumed = job.frames

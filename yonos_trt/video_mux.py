@@ -33,7 +33,7 @@ from yonos_trt.video_info import VideoInfo, exact_seconds, open_input, require_a
 from yonos_trt.video_read import main_video_stream
 from yonos_trt.video_segments import Segment
 
-__all__ = ["CONTAINERS", "CopiedStream", "MuxReport", "container_of", "mux_video"]
+__all__ = ["CONTAINERS", "CopiedStream", "MuxReport", "container_of", "count_frames", "mux_video"]
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,12 @@ def container_of(target: Path) -> str:
             f"{target}: suffix {target.suffix!r} is not one of {', '.join(CONTAINERS)}; use .mkv"
         )
     return name
+
+
+def count_frames(path: Path) -> int:
+    """Return the number of packets of a file's main video stream: its frames."""
+    with open_input(str(path), name=str(path)) as clip:
+        return sum(1 for packet in clip.demux(main_video_stream(clip, str(path))) if packet.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,10 +219,10 @@ def mux_video(
                 out.close()
             file.flush()
             os.fsync(file.fileno())
-        except OSError as error:
+        except (OSError, av.error.FFmpegError) as error:
             part.unlink(missing_ok=True)
             raise InputError(
-                f"{part} cannot be written: {error.strerror or error}; free space, then run the same command "
+                f"{part} cannot be written: {_reason(error)}; free space, then run the same command "
                 f"with "
                 f"--resume (all frames are done and kept)"
             ) from error
@@ -226,6 +232,16 @@ def mux_video(
     _check(part, sum(segment.frames for segment in segments), video_index, ledger, report)
     os.replace(part, target)
     return report
+
+
+def _reason(error: BaseException) -> str:
+    """Return what the system said: PyAV wraps errors of our file in one of its own, as the context."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.errno and 0 < inner.errno < 1000 and inner.strerror:
+            return inner.strerror
+        inner = inner.__cause__ or inner.__context__
+    return str(error)
 
 
 @dataclass(slots=True)

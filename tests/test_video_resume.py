@@ -1,0 +1,327 @@
+"""Interrupted work goes on where it was; damaged input and full disks end in clear errors with work kept."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+av = pytest.importorskip("av")
+
+from video_clips import FAST, enlarge, packets, run, shown, write_clip  # noqa: E402
+
+from yonos_trt.errors import ConfigError, InputError  # noqa: E402
+from yonos_trt.video import VideoOptions, upscale_video  # noqa: E402
+from yonos_trt.video_encode import EncoderSettings  # noqa: E402
+from yonos_trt.video_segments import read_segment  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+LOSSLESS = EncoderSettings("ffv1")
+
+
+class Stop(Exception):
+    pass
+
+
+def run_until(source: Path, target: Path, frames: int, **options: Any) -> None:
+    """Run and fail in the upscaler at its ``frames``-th call."""
+    calls = 0
+
+    def upscale(rgb: np.ndarray) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        if calls > frames:
+            raise Stop
+        return enlarge()(rgb)
+
+    upscale_video(
+        source, target, upscale, scale=2, options=VideoOptions(encoder=FAST, segment_frames=4, **options)
+    )
+
+
+def clip(tmp_path: Path, **options: Any) -> Path:
+    return write_clip(tmp_path / "in.mkv", frames=18, audio=True, **options)
+
+
+@pytest.mark.parametrize("stops", [[0], [3], [4], [11], [17], [2, 5, 1], [9, 9, 9]])
+def test_a_resumed_job_equals_an_uninterrupted_one(tmp_path: Path, stops: list[int]) -> None:
+    source, whole, target = clip(tmp_path), tmp_path / "whole.mkv", tmp_path / "out.mkv"
+    assert run(source, whole, segment_frames=4).frames_resumed == 0
+    for number, stop in enumerate(stops):
+        with contextlib.suppress(Stop):
+            run_until(source, target, stop, resume=number > 0)
+    report = run(source, target, segment_frames=4, resume=True)
+    assert report.frames == 18
+    assert shown(target) == shown(whole)
+    assert packets(target, "audio") == packets(source, "audio")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mkv", "out.mkv", "whole.mkv"]
+
+
+def test_a_resume_works_only_on_what_is_missing(tmp_path: Path) -> None:
+    source, target = clip(tmp_path), tmp_path / "out.mkv"
+    with pytest.raises(Stop):
+        run_until(source, target, 10)
+    calls = 0
+
+    def upscale(rgb: np.ndarray) -> np.ndarray:
+        nonlocal calls
+        calls += 1
+        return enlarge()(rgb)
+
+    options = VideoOptions(encoder=FAST, segment_frames=4, resume=True)
+    report = upscale_video(source, target, upscale, scale=2, options=options)
+    assert report.frames_resumed == 8
+    assert calls == 10
+
+
+def test_segments_start_with_a_key_frame_and_damage_is_noticed_and_made_again(tmp_path: Path) -> None:
+    source, whole, target = clip(tmp_path), tmp_path / "whole.mkv", tmp_path / "out.mkv"
+    run(source, whole, segment_frames=4)
+    with pytest.raises(Stop):
+        run_until(source, target, 17)
+    folder = tmp_path / "out.mkv.parts"
+    segments = sorted(folder.glob("segment-*"))
+    assert len(segments) == 4
+    for path in segments:
+        segment = read_segment(path)
+        assert segment is not None
+        assert segment.packets[0].key
+        assert segment.frames == 4
+    data = bytearray(segments[1].read_bytes())
+    data[len(data) // 3] ^= 1
+    segments[1].write_bytes(data)
+    segments[3].write_bytes(segments[3].read_bytes()[:-5])
+    assert read_segment(segments[1]) is None
+    assert read_segment(segments[3]) is None
+    report = run(source, target, segment_frames=4, resume=True)
+    assert report.frames_resumed == 4
+    assert shown(target) == shown(whole)
+
+
+def test_unfinished_work_is_neither_lost_nor_mixed_with_other_options(tmp_path: Path) -> None:
+    source, target = clip(tmp_path), tmp_path / "out.mkv"
+    with pytest.raises(Stop):
+        run_until(source, target, 10)
+    with pytest.raises(ConfigError, match="holds unfinished work; pass --resume"):
+        run(source, target, segment_frames=4)
+    with pytest.raises(ConfigError, match="was begun with another segment_frames"):
+        run(source, target, segment_frames=5, resume=True)
+    options = VideoOptions(encoder=FAST, segment_frames=4, resume=True)
+    with pytest.raises(ConfigError, match="was begun with another upscaler"):
+        upscale_video(source, target, enlarge(), scale=2, upscaler_id="other", options=options)
+    report = run(source, target, segment_frames=5, overwrite=True)
+    assert report.frames_resumed == 0
+    with open(os.devnull, "rb") as pipe, pytest.raises(ConfigError, match="needs an input file"):
+        run(pipe, target, resume=True, overwrite=True)
+
+
+def test_two_processes_do_not_share_one_output(tmp_path: Path) -> None:
+    source, target = clip(tmp_path), tmp_path / "out.mkv"
+
+    def upscale(rgb: np.ndarray) -> np.ndarray:
+        with pytest.raises(ConfigError, match="is in use by another process"):
+            run(source, target)
+        return enlarge()(rgb)
+
+    upscale_video(source, target, upscale, scale=2, options=VideoOptions(encoder=FAST))
+
+
+def test_resuming_a_finished_job_does_nothing(tmp_path: Path) -> None:
+    source, target = clip(tmp_path), tmp_path / "out.mkv"
+    run(source, target)
+    before = target.read_bytes()
+    assert run(source, target, resume=True).frames == 18
+    assert target.read_bytes() == before
+
+
+WORKER = textwrap.dedent(
+    """
+    import resource, sys, time
+    from yonos_trt.errors import YonosError
+    from yonos_trt.video import VideoOptions, upscale_video
+    from yonos_trt.video_encode import EncoderSettings
+    source, target, resume, pause_s, limit = sys.argv[1:]
+    if int(limit):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+    def enlarge(rgb):
+        time.sleep(float(pause_s))
+        return rgb.repeat(2, axis=0).repeat(2, axis=1)
+    encoder = EncoderSettings(preset="ultrafast")
+    options = VideoOptions(encoder=encoder, segment_frames=4, resume=resume == "1")
+    try:
+        upscale_video(source, target, enlarge, scale=2, options=options)
+    except YonosError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    """
+)
+
+
+def start(
+    source: Path, target: Path, *, resume: bool, pause_s: float = 0.0, limit: int = 0
+) -> subprocess.Popen[bytes]:
+    arguments = [str(source), str(target), str(int(resume)), str(pause_s), str(limit)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, *arguments], stderr=subprocess.PIPE, env=environment
+    )
+
+
+def test_kills_at_random_moments_do_not_show(tmp_path: Path) -> None:
+    """The benchmark script does 20 of these; one is enough to see the whole path work in a real process."""
+    source, whole, target = clip(tmp_path), tmp_path / "whole.mkv", tmp_path / "out.mkv"
+    run(source, whole, segment_frames=4)
+    rng = random.Random(1)
+    for number in range(3):
+        process = start(source, target, resume=number > 0, pause_s=0.1)
+        try:
+            process.communicate(timeout=0.6 + rng.random())
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+    process = start(source, target, resume=True)
+    _, message = process.communicate()
+    assert process.returncode == 0, message.decode()
+    assert shown(target) == shown(whole)
+
+
+def test_a_full_disk_is_named_and_the_work_is_kept(tmp_path: Path) -> None:
+    source, whole, target = clip(tmp_path), tmp_path / "whole.mkv", tmp_path / "out.mkv"
+    run(source, whole, segment_frames=4)
+    sizes = []
+    with pytest.raises(Stop):
+        run_until(source, tmp_path / "probe.mkv", 17)
+    sizes = [p.stat().st_size for p in sorted((tmp_path / "probe.mkv.parts").glob("segment-*"))]
+    # a limit that lets each segment through and not the whole file
+    process = start(source, target, resume=False, limit=max(sizes) + 100)
+    _, message = process.communicate()
+    assert process.returncode == 1
+    assert b"InputError" in message
+    assert b"out.mkv.part cannot be written: File too large; free space" in message
+    assert not target.exists()
+    assert not (tmp_path / "out.mkv.part").exists()
+    # a limit that lets no segment through
+    other = tmp_path / "other.mkv"
+    process = start(source, other, resume=False, limit=min(sizes) // 2)
+    _, message = process.communicate()
+    assert process.returncode == 1
+    assert b"writing a segment failed: File too large" in message
+    assert b"--resume" in message
+    report = run(source, target, segment_frames=4, resume=True)
+    assert report.frames_resumed == 18
+    assert shown(target) == shown(whole)
+
+
+def damage(source: Path, target: Path, index: int) -> float:
+    """Copy a clip with the payload of one video packet overwritten; return that packet's time in seconds."""
+    with av.open(str(source)) as before, av.open(str(target), "w") as after:
+        streams = {s.index: after.add_stream_from_template(s, opaque=True) for s in before.streams}
+        count, when = 0, 0.0
+        for packet in before.demux():
+            if not packet.size:
+                continue
+            if packet.stream.type == "video":
+                if count == index:
+                    broken = av.Packet(b"\xff" * packet.size)
+                    broken.pts, broken.dts, broken.time_base = packet.pts, packet.dts, packet.time_base
+                    broken.is_keyframe = packet.is_keyframe
+                    when = float(packet.pts * packet.time_base)
+                    broken.stream = packet.stream
+                    packet = broken
+                count += 1
+            packet.stream = streams[packet.stream.index]
+            after.mux(packet)
+    return when
+
+
+@pytest.mark.parametrize("index", [0, 5, 17])
+def test_a_frame_that_cannot_be_decoded_is_an_error_with_its_time_or_a_counted_repetition(
+    tmp_path: Path, index: int
+) -> None:
+    """ffv1 has key frames only, so one damaged packet is exactly one lost frame."""
+    good = write_clip(tmp_path / "good.mkv", frames=18, codec="ffv1", options={"g": "1"}, audio=True)
+    source, target = tmp_path / "in.mkv", tmp_path / "out.mkv"
+    when = damage(good, source, index)
+    with pytest.raises(InputError, match=rf"the frame at {when:.3f} s cannot be decoded.*--on-error repeat"):
+        run(source, target, segment_frames=4)
+    report = run(source, target, segment_frames=4, on_error="repeat", overwrite=True)
+    assert report.repeated_s == [pytest.approx(when)]
+    assert report.frames == 18
+    frames = shown(target)
+    assert [t for t, _ in frames] == [t for t, _ in shown(good)]
+    neighbour = index - 1 if index else 1
+    reference = run(good, tmp_path / "reference.mkv", segment_frames=18, encoder=LOSSLESS)
+    assert reference.frames == 18
+    run(source, tmp_path / "lossless.mkv", segment_frames=18, on_error="repeat", encoder=LOSSLESS)
+    got, wanted = shown(tmp_path / "lossless.mkv"), shown(tmp_path / "reference.mkv")
+    assert got[index][1] == wanted[neighbour][1]
+    assert [h for i, (_, h) in enumerate(got) if i != index] == [
+        h for i, (_, h) in enumerate(wanted) if i != index
+    ]
+
+
+def test_damage_in_h264_with_b_frames_loses_no_frame_and_no_time(tmp_path: Path) -> None:
+    good = write_clip(tmp_path / "good.mkv", frames=30)
+    damage(good, tmp_path / "in.mkv", 8)
+    with pytest.raises(InputError, match="cannot be decoded"):
+        run(tmp_path / "in.mkv", tmp_path / "out.mkv")
+    report = run(tmp_path / "in.mkv", tmp_path / "out.mkv", on_error="repeat", overwrite=True)
+    assert report.frames == 30
+    assert len(report.repeated_s) >= 1
+    assert [t for t, _ in shown(tmp_path / "out.mkv")] == [t for t, _ in shown(good)]
+
+
+def test_a_file_that_ends_early_is_an_error_unless_asked(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "in.mov", frames=18, options={"g": "1"})
+    # put the index in front, then cut the data
+    with av.open(str(source)) as before, av.open(
+        str(tmp_path / "front.mov"), "w", options={"movflags": "faststart"}
+    ) as after:  # fmt: skip
+        stream = after.add_stream_from_template(before.streams.video[0], opaque=True)
+        for packet in before.demux():
+            if packet.size:
+                packet.stream = stream
+                after.mux(packet)
+    data = (tmp_path / "front.mov").read_bytes()
+    (tmp_path / "cut.mov").write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(InputError, match=r"cut.mov"):
+        run(tmp_path / "cut.mov", tmp_path / "out.mkv")
+    report = run(tmp_path / "cut.mov", tmp_path / "out.mkv", on_error="repeat", overwrite=True)
+    assert 0 < report.frames < 18
+
+
+def test_an_input_that_vanishes_is_named_and_the_frames_are_kept(tmp_path: Path) -> None:
+    source, whole, target = clip(tmp_path), tmp_path / "whole.mkv", tmp_path / "out.mkv"
+    run(source, whole, segment_frames=4)
+    away = tmp_path / "away.mkv"
+
+    def upscale(rgb: np.ndarray) -> np.ndarray:
+        if source.exists():
+            source.rename(away)
+        return enlarge()(rgb)
+
+    with pytest.raises(InputError, match=r"in.mkv cannot be opened as video: No such file"):
+        upscale_video(source, target, upscale, scale=2, options=VideoOptions(encoder=FAST, segment_frames=4))
+    away.rename(source)
+    report = run(source, target, segment_frames=4, resume=True)
+    assert report.frames_resumed == 18
+    assert shown(target) == shown(whole)
+
+
+def test_the_interval_outside_the_clip_is_an_error_that_leaves_nothing(tmp_path: Path) -> None:
+    source = clip(tmp_path)
+    with pytest.raises(InputError, match=r"has no frame between 60(\.0)? and None s"):
+        run(source, tmp_path / "out.mkv", start_s=60.0)
+    with pytest.raises(ConfigError, match=r"--end must lie after --start"):
+        run(source, tmp_path / "out.mkv", start_s=2, end_s=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mkv"]
