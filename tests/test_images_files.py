@@ -432,6 +432,30 @@ def test_cmyk_without_profile_goes_through_pillow_and_back(tmp_path: Path) -> No
         np.testing.assert_array_equal(np.asarray(result.convert("RGB")), picture.rgb)
 
 
+def test_cmyk_goes_through_its_profile_and_back(tmp_path: Path) -> None:
+    pyvips = pytest.importorskip("pyvips")
+    colour = pyvips.Image.new_from_array(SMOOTH).copy(interpretation="srgb")
+    profile = colour.icc_transform("cmyk", input_profile="srgb").get("icc-profile-data")
+    assert profile[16:20] == b"CMYK"
+    flat = Image.fromarray(SMOOTH)
+    srgb = ImageCms.createProfile("sRGB")
+    cmyk = ImageCms.profileToProfile(flat, srgb, io.BytesIO(profile), outputMode="CMYK")
+    cmyk.save(tmp_path / "in.tif", icc_profile=profile)
+    picture = read_image(tmp_path / "in.tif")
+    by_formula = np.asarray(cmyk.convert("RGB")).astype(int)
+    assert np.abs(picture.rgb.astype(int) - SMOOTH).mean() < 12 < np.abs(by_formula - SMOOTH).mean()
+    assert picture.dpi is None  # Pillow would say 1 dpi
+    for name, limit in (("out.tif", 1), ("out.jpg", 3)):
+        write_image(picture, tmp_path / name, quality=100)
+        again = read_image(tmp_path / name)
+        assert (again.kind.mode, again.icc) == ("CMYK", profile)
+        assert np.abs(again.rgb.astype(int) - picture.rgb).mean() < limit
+    write_image(picture, tmp_path / "out.png")
+    again = read_image(tmp_path / "out.png")
+    assert (again.kind.mode, again.icc) == ("RGB", None)
+    np.testing.assert_array_equal(again.rgb, picture.rgb)
+
+
 def test_cmyk_profile_that_is_none_is_not_trusted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     image = Image.fromarray(RGBA[..., :3]).convert("CMYK")
     image.save(tmp_path / "in.tif", icc_profile=SRGB)  # an RGB profile on CMYK pixels

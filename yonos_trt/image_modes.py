@@ -93,7 +93,14 @@ def _through_profile(image: Image.Image, profile: bytes | None, *, to_cmyk: bool
         cmyk = ImageCms.getOpenProfile(io.BytesIO(profile))
         srgb = ImageCms.createProfile("sRGB")
         source, target = (srgb, cmyk) if to_cmyk else (cmyk, srgb)
-        return ImageCms.profileToProfile(image, source, target, outputMode="CMYK" if to_cmyk else "RGB")
+        return ImageCms.profileToProfile(
+            image,
+            source,
+            target,
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,  # printable colours come back as they were
+            outputMode="CMYK" if to_cmyk else "RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError) as error:
         logger.warning("the CMYK profile cannot be used, converting without it: %s", error)
         return None

@@ -219,7 +219,8 @@ def _finish(
     """Attach metadata and turn upright; ``image`` is loaded."""
     orientation = orientation_of(image)
     info = image.info
-    dpi = info.get("dpi")
+    # Pillow makes up 1 dpi for a TIFF that gives no resolution (tag 282).
+    dpi = None if 282 not in getattr(image, "tag_v2", {282: None}) else info.get("dpi")
     if isinstance(dpi, tuple) and len(dpi) == 2 and all(0 < float(value) < 1e6 for value in dpi):
         dpi = (float(dpi[0]), float(dpi[1]))
         dpi = dpi[::-1] if orientation >= 5 else dpi
