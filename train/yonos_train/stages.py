@@ -222,7 +222,7 @@ class DiffusionStage(_Conditioned):
         self.objective = make_objective(
             config.objective or ("raw" if teacher is None else "scale_distillation"),
             self.schedule,
-            channels=bundle.config.architecture.latent_channels,
+            channels=bundle.config.latent_channels,
             teacher=teacher,
             **config.loss,
         )
