@@ -140,8 +140,8 @@ class Backend(Protocol):
     def download(self, canvas: Any, plan: TilePlan, y0_px: int, y1_px: int) -> NDArray[np.float32]:
         """Return finished canvas rows (y1 - y0, plan.width_px, 3) in [-1, 1]; the only call that waits.
 
-        The caller owns the result. Rows are asked for once, from the top down, before a tile of the next
-        band is blended.
+        The result is valid until the next `blend`. Rows are asked for once, from the top down, before a tile
+        of the next band is blended.
         """
 
     def close(self) -> None:
@@ -196,15 +196,17 @@ class HostCanvas:
         if band != self._band:
             shift = ys[band] - ys[self._band]
             keep = max(0, self._plan.tile_h_px - shift)
-            self._rows[:keep] = self._rows[shift : shift + keep]
+            for y in range(0, keep, shift):  # blocks that do not overlap: NumPy would copy the rows first
+                n = min(shift, keep - y)
+                self._rows[y : y + n] = self._rows[y + shift : y + shift + n]
             self._rows[keep:] = 0.0
             self._band = band
         return self._rows
 
     def read(self, y0_px: int, y1_px: int) -> NDArray[np.float32]:
-        """Copy canvas rows [y0, y1), cropped to the picture."""
+        """Return a view of the canvas rows [y0, y1), cropped to the picture."""
         top = self._plan.ys[self._band]
-        return self._rows[y0_px - top : y1_px - top, : self._plan.width_px].copy()
+        return self._rows[y0_px - top : y1_px - top, : self._plan.width_px]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -320,7 +322,7 @@ class NumpyBackend:
         )
 
     def download(self, canvas: HostCanvas, plan: TilePlan, y0_px: int, y1_px: int) -> NDArray[np.float32]:
-        """Copy finished rows."""
+        """Return finished rows, not copied."""
         return canvas.read(y0_px, y1_px)
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ output picture that the caller holds::
     canvas      12 * h * padded width                     float32 RGB, one band of tiles
     networks    NETWORK_BYTES_PER_PX * j * n * h * w      what the sessions allocate at their peak
     in flight   12 * (j + 1) * n * h * w                  decoded tiles that wait for the blend
-    rows        ROW_BLOCKS * max(8 MiB, 384 * width)      finished rows on their way out, colour fix included
+    rows        ROW_BLOCKS * max(4 MiB, 192 * width)      finished rows on their way out, colour fix included
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ __all__ = ["NETWORK_BYTES_PER_PX", "PicturePlan", "host_peak_bytes", "plan_pictu
 _log = logging.getLogger(__name__)
 
 # Peak of ONNX Runtime's arena over one tile, measured on the lite x4 model (benchmarks/bench_pipeline.py).
-NETWORK_BYTES_PER_PX = 400
+NETWORK_BYTES_PER_PX = 600
 _ROW_BLOCKS = 6
-_BLOCK_BYTES = 8 << 20
-_ROW_BLOCK_BYTES_PER_PX = 12 * 32
+_BLOCK_BYTES = 4 << 20
+_ROW_BLOCK_BYTES_PER_PX = 12 * 16
 
 
 @dataclass(frozen=True, slots=True)
