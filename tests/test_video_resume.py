@@ -17,7 +17,7 @@ import pytest
 
 av = pytest.importorskip("av")
 
-from video_clips import FAST, enlarge, packets, run, shown, write_clip  # noqa: E402
+from video_clips import FAST, damage, enlarge, packets, run, shown, write_clip  # noqa: E402
 
 from yonos_trt.errors import ConfigError, InputError  # noqa: E402
 from yonos_trt.video import VideoOptions, upscale_video  # noqa: E402
@@ -220,28 +220,6 @@ def test_a_full_disk_is_named_and_the_work_is_kept(tmp_path: Path) -> None:
     report = run(source, target, segment_frames=4, resume=True)
     assert report.frames_resumed == 18
     assert shown(target) == shown(whole)
-
-
-def damage(source: Path, target: Path, index: int) -> float:
-    """Copy a clip with the payload of one video packet overwritten; return that packet's time in seconds."""
-    with av.open(str(source)) as before, av.open(str(target), "w") as after:
-        streams = {s.index: after.add_stream_from_template(s, opaque=True) for s in before.streams}
-        count, when = 0, 0.0
-        for packet in before.demux():
-            if not packet.size:
-                continue
-            if packet.stream.type == "video":
-                if count == index:
-                    broken = av.Packet(b"\xff" * packet.size)
-                    broken.pts, broken.dts, broken.time_base = packet.pts, packet.dts, packet.time_base
-                    broken.is_keyframe = packet.is_keyframe
-                    when = float(packet.pts * packet.time_base)
-                    broken.stream = packet.stream
-                    packet = broken
-                count += 1
-            packet.stream = streams[packet.stream.index]
-            after.mux(packet)
-    return when
 
 
 @pytest.mark.parametrize("index", [0, 5, 17])

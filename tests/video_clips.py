@@ -145,3 +145,25 @@ def packets(path: Path, kind: str) -> list[list[tuple[float, str]]]:
                 time_s = float(packet.pts * packet.time_base)
                 found[packet.stream.index].append((time_s, hashlib.sha256(bytes(packet)).hexdigest()))
     return list(found.values())
+
+
+def damage(source: Path, target: Path, index: int) -> float:
+    """Copy a clip with the payload of one video packet overwritten; return that packet's time in seconds."""
+    with av.open(str(source)) as before, av.open(str(target), "w") as after:
+        streams = {s.index: after.add_stream_from_template(s, opaque=True) for s in before.streams}
+        count, when = 0, 0.0
+        for packet in before.demux():
+            if not packet.size:
+                continue
+            if packet.stream.type == "video":
+                if count == index:
+                    broken = av.Packet(b"\xff" * packet.size)
+                    broken.pts, broken.dts, broken.time_base = packet.pts, packet.dts, packet.time_base
+                    broken.is_keyframe = packet.is_keyframe
+                    when = float(packet.pts * packet.time_base)
+                    broken.stream = packet.stream
+                    packet = broken
+                count += 1
+            packet.stream = streams[packet.stream.index]
+            after.mux(packet)
+    return when

@@ -190,7 +190,7 @@ def video(
         )
         if target == "-":
             sys.stdout.buffer.flush()
-    reporter.finish(source, output=target, **dataclasses.asdict(report))
+        reporter.finish(source, output=target, **dataclasses.asdict(report))
     if report.repeated_s:
         times = ", ".join(f"{t:.3f}" for t in report.repeated_s[:20])
         more = f" and {len(report.repeated_s) - 20} more" if len(report.repeated_s) > 20 else ""
