@@ -9,9 +9,11 @@ bits.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -310,3 +312,21 @@ def test_sizes_out_of_range_are_refused_before_anything_is_touched(
     grid: ctypes.CDLL, name: str, arguments: tuple[Any, ...]
 ) -> None:
     assert getattr(grid, name)(*arguments) == 1
+
+
+@pytest.mark.slow
+def test_cuda_kernels_do_not_spill_and_use_no_atomics() -> None:
+    if shutil.which("nvcc") is None or shutil.which("c++filt") is None:
+        pytest.skip("no nvcc to compile csrc/tiles.cu with")
+    path = SOURCES.parent / "benchmarks" / "ptxas_report.py"
+    spec = importlib.util.spec_from_file_location("ptxas_report", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    reports = module.compile_report("80")
+    assert len(reports) == 21
+    for report in reports:
+        assert report.clean, report
+        assert report.wide_accesses > 0, report
