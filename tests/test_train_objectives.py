@@ -46,7 +46,7 @@ def options(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["cosine", "scaled_linear"])
 def test_v_error_is_the_papers_weighted_x0_error(kind: str) -> None:
-    """``(1 + alpha^2 / sigma^2) |x0_a - x0_b|^2 = |v_a - v_b|^2`` at one z_t, in float64 (YONOS-SR, eq. 4)."""
+    """``(1 + alpha^2 / sigma^2) |x0_a - x0_b|^2 = |v_a - v_b|^2`` at one z_t (float64)."""
     schedule, g = Schedule(kind), rng()
     t = torch.linspace(0.05, 1.0, 20, dtype=torch.float64)
     z, eps, v_a, v_b = (torch.randn(20, 4, 3, 3, generator=g, dtype=torch.float64) for _ in range(4))

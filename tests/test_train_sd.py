@@ -14,9 +14,13 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
+from PIL import Image
 from safetensors.torch import save_file
 from yonos_train.data import Batch
+from yonos_train.loop import LoopConfig
 from yonos_train.objectives.latent_gan import LatentDiscriminator
+from yonos_train.presets import PRESETS, RunConfig
+from yonos_train.run import Run
 from yonos_train.schedule import ddim
 from yonos_train.sd import SdFolderError, SdUNet
 from yonos_train.sd_folder import load_sd, save_sd
@@ -159,6 +163,49 @@ def test_stages_train_it_and_the_exporter_reads_it(folder: Path, tmp_path: Path)
     with torch.no_grad():
         torch.testing.assert_close(stages.step(noise, z_l), ours, rtol=1e-3, atol=1e-4)
     assert (stages.info.name, stages.info.scale, stages.info.timestep) == ("tiny-x4", 4, 999)
+
+
+def test_a_whole_run_goes_from_images_to_an_exportable_folder(folder: Path, tmp_path: Path) -> None:
+    """Raw x2, scale-distilled x4 from it, decoder: the sd preset's order, two steps each."""
+    (tmp_path / "images").mkdir()
+    for k in range(2):
+        pixels = (torch.rand(80, 72, 3, generator=torch.Generator().manual_seed(k)) * 255).byte().numpy()
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{k}.png")
+    few: dict[str, Any] = {"steps": 2, "batch": 1, "crop_px": 64, "degradation": "bicubic"}
+    config = RunConfig(
+        name="tiny",
+        base=str(folder),
+        licence={"base": "none"},
+        loop=LoopConfig(precision="fp32", log_steps=1, sample_steps=0),
+        stages=(
+            StageConfig("x2", "diffusion", 2, **few),
+            StageConfig("x4", "diffusion", 4, init="x2", teacher="x2", **few),
+            StageConfig("decoder-x4", "decoder", 4, loss={"l1": 1.0}, **few),
+        ),
+    )
+    Run(config, tmp_path / "run", data=str(tmp_path / "images"), weights={}).run()
+    saved = tmp_path / "run" / "bundles" / "tiny-x4"
+    facts = json.loads((saved / "yonos.json").read_text())
+    assert (facts["scale"], facts["licence"]) == (4, {"base": "none"})
+    trained, start = load_sd(saved, 4), load_sd(folder, 4)
+    assert not torch.equal(trained.unet.unet.conv_out.weight, start.unet.unet.conv_out.weight)
+    assert not torch.equal(trained.decoder.decoder.conv_in.weight, start.decoder.decoder.conv_in.weight)
+    assert torch.equal(trained.encoder.encoder.conv_in.weight, start.encoder.encoder.conv_in.weight)
+    assert RunConfig.from_json(config.to_json()) == config
+
+
+def test_sd_preset_needs_a_base_and_has_no_lite_stages() -> None:
+    from click.testing import CliRunner
+    from yonos_train.cli import main
+
+    result = CliRunner().invoke(main, ["--preset", "sd", "--dry-run"])
+    assert result.exit_code == 2
+    assert "--base" in result.output
+    result = CliRunner().invoke(main, ["--preset", "sd", "--base", "somewhere", "--dry-run"])
+    assert json.loads(result.output)["base"] == "somewhere"
+    assert {stage.kind for stage in PRESETS["sd"].stages} == {"diffusion", "decoder"}
+    with pytest.raises(ValueError, match="trains lite networks"):
+        RunConfig(base="somewhere", stages=(StageConfig("a", "autoencoder", steps=1),))
 
 
 def test_decoder_stage_leaves_encoder_and_unet_bytes_alone(folder: Path) -> None:

@@ -57,13 +57,14 @@ def apply_overrides(config: Any, overrides: dict[str, dict[str, Any]]) -> Any:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
-@click.option("--preset", default=None, help="Table of stages to run: lite, smoke.")
+@click.option("--preset", default=None, help="Table of stages to run: lite, sd, smoke.")
 @click.option(
     "--config",
     "config_file",
     type=click.Path(exists=True, dir_okay=False),
     help="A run's config.json instead of a preset.",
 )
+@click.option("--base", type=click.Path(), help="Local diffusers folder to start from (preset sd).")
 @click.option("--data", type=click.Path(), help="Image folder, searched recursively.")
 @click.option("--run", "run_folder", type=click.Path(), help="Run folder; an existing one is resumed.")
 @click.option(
@@ -91,6 +92,7 @@ def main(
     context: click.Context,
     preset: str | None,
     config_file: str | None,
+    base: str | None,
     data: str | None,
     run_folder: str | None,
     weights: tuple[str, ...],
@@ -132,6 +134,10 @@ def main(
         if seed is not None:
             changes.setdefault("loop", {})["seed"] = seed
         config = apply_overrides(config, changes)
+        if base is not None:
+            config = dataclasses.replace(config, base=base)
+        if preset == "sd" and config.base is None:
+            raise ValueError("preset sd starts from Stable Diffusion: give --base with a diffusers folder")
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     if dry_run:

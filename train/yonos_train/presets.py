@@ -32,6 +32,10 @@ class RunConfig:
         Written into the bundles: default tile and overlap at inference, output pixels.
     training, licence, card
         Written into the bundles for the manifests.
+    base
+        Local diffusers folder to start from (``sd``); None: the lite networks of ``architecture``.
+    learn_context
+        Train the constant prompt embedding too (``sd``).
     """
 
     name: str = "lite"
@@ -45,11 +49,19 @@ class RunConfig:
     training: dict[str, Any] = field(default_factory=dict)
     licence: dict[str, Any] = field(default_factory=dict)
     card: str = ""
+    base: str | None = None
+    learn_context: bool = False
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stages: got names {names}, expected each once")
+        for stage in self.stages:
+            if self.base is not None and stage.kind in ("autoencoder", "encoder"):
+                raise ValueError(
+                    f"stage {stage.name}: kind {stage.kind} trains lite networks; a run from a diffusers "
+                    f"folder has diffusion and decoder stages"
+                )
         for index, stage in enumerate(self.stages):
             for needed in (stage.init, stage.teacher):
                 if needed is not None and needed not in names[:index]:
@@ -144,8 +156,29 @@ _LITE_MINUTES: dict[str, float] = {
     "decoder-x8": 10,
 }
 
+_SD: dict[str, Any] = {"batch": 4, "accumulate": 16, "crop_px": 512, "lr": 5e-5, "warmup_steps": 500}
+_SD_STAGES = (
+    StageConfig("x2", "diffusion", 2, steps=10_000, degradation="realesrgan", **_SD),
+    StageConfig("x4", "diffusion", 4, init="x2", teacher="x2", steps=10_000, degradation="realesrgan", **_SD),
+    StageConfig("x8", "diffusion", 8, init="x4", teacher="x4", steps=10_000, degradation="average", **_SD),
+    *(
+        StageConfig(
+            f"decoder-x{s}",
+            "decoder",
+            s,
+            steps=20_000,
+            degradation="average" if s == 8 else "realesrgan",
+            loss={"l1": 1.0, "gradient": 0.0, "lpips_vgg": 1.0, "gan": 0.5, "disc_start": 5_000},
+            **_SD,
+        )
+        for s in (2, 4, 8)
+    ),
+)
+
 PRESETS: dict[str, RunConfig] = {
     "lite": RunConfig(stages=_lite(_LITE_MINUTES)),
+    # Stable Diffusion 1.x / 2.x; --base names the local diffusers folder. Needs a GPU; not run by us yet.
+    "sd": RunConfig(name="sd", stages=_SD_STAGES, tile_px=512, overlap_px=64),
     # Two steps of every stage on tiny networks: proves that a run goes through, in seconds.
     "smoke": RunConfig(
         name="smoke",

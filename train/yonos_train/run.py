@@ -72,7 +72,7 @@ class Run:
         known = self.folder / "config.json"
         if known.is_file():
             old = RunConfig.from_json(known.read_text(encoding="utf-8"))
-            for name in ("architecture", "schedule", "name"):
+            for name in ("architecture", "schedule", "name", "base"):
                 if getattr(old, name) != getattr(config, name):
                     raise ValueError(
                         f"{known}: this run was started with {name} = {getattr(old, name)}, "
@@ -110,10 +110,22 @@ class Run:
     def _named(self, name: str) -> StageConfig:
         return next(stage for stage in self.config.stages if stage.name == name)
 
+    def fresh(self, scale: int) -> Bundle:
+        """Return the networks for ``scale`` as a run starts: random, or those of the ``base`` folder."""
+        run = self.config
+        if run.base is None:
+            return new_bundle(run.bundle_config(scale))
+        from .sd_folder import load_sd
+
+        bundle = load_sd(run.base, scale, name=f"{run.name}-x{scale}", learn_context=run.learn_context)
+        facts = {key: getattr(run, key) for key in ("training", "licence", "card") if getattr(run, key)}
+        bundle.config = dataclasses.replace(bundle.config, **facts)
+        return bundle
+
     def bundle(self, scale: int) -> Bundle:
         """Return the networks for ``scale`` as far as finished stages have them (later stages' results
         win)."""
-        bundle = new_bundle(self.config.bundle_config(scale))
+        bundle = self.fresh(scale)
         for stage in self.config.stages:
             if not self.is_done(stage) or stage.scale not in (0, scale):
                 continue
@@ -136,7 +148,7 @@ class Run:
             teacher, scale = None, None
             if config.teacher is not None:
                 scale = self._named(config.teacher).scale
-                teacher = frozen_copy(self._load(config.teacher, "unet", new_bundle(bundle.config).unet))
+                teacher = frozen_copy(self._load(config.teacher, "unet", self.fresh(config.scale).unet))
             return DiffusionStage(config, bundle, teacher=teacher, teacher_scale=scale)
         if config.kind == "decoder":
             return DecoderStage(config, bundle, weights=self.weights, seed=self.config.loop.seed)
@@ -173,7 +185,12 @@ class Run:
     def write_bundle(self, scale: int) -> Path:
         """Write ``bundles/<name>-x<scale>``."""
         bundle = self.bundle(scale)
-        return save_bundle(bundle, self.folder / "bundles" / bundle.config.name)
+        target = self.folder / "bundles" / bundle.config.name
+        if self.config.base is None:
+            return save_bundle(bundle, target)
+        from .sd_folder import save_sd
+
+        return save_sd(bundle, self.config.base, target)
 
     def run(self, only: tuple[str, ...] = ()) -> None:
         """Run all stages that are not done (or just those named ``only``)."""
