@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-
 from yonos_train.model import Bundle, BundleConfig, LiteConfig, new_bundle, save_bundle
 from yonos_train.schedule import Schedule
 

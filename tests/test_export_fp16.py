@@ -14,10 +14,11 @@ ir = pytest.importorskip("onnx_ir")
 ort = pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-
 from yonos_export.fp16 import convert, emulate, matching, tail  # noqa: E402
-from yonos_export.onnx_from_torch import GraphFile, load_graph, save_graph  # noqa: E402
+from yonos_export.graph_file import GraphFile  # noqa: E402
+from yonos_export.onnx_from_torch import load_graph, save_graph  # noqa: E402
 from yonos_export.ranges import measure_ranges  # noqa: E402
+
 from yonos_trt.errors import BuildError, ConfigError  # noqa: E402
 
 Node = Any
@@ -174,7 +175,8 @@ def test_vanished_weights_are_counted(tmp_path: Path) -> None:
 def test_resize_reads_its_scales_in_fp32(tmp_path: Path) -> None:
     nodes = [helper.make_node("Resize", ["x", "", "s"], ["r"], name="r", mode="nearest")]
     nodes.append(_node("Mul", ["r", "c"], "y"))
-    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 1, k, k]) for n, k in (("x", 2), ("y", 4))]
+    kind = TensorProto.FLOAT
+    values = [helper.make_tensor_value_info(n, kind, [1, 1, k, k]) for n, k in (("x", 2), ("y", 4))]
     weights = [
         numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "s"),
         numpy_helper.from_array(np.array(3, np.float32), "c"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,8 @@ from export_models import (  # noqa: E402
     small_sd_folder,
     small_sd_parts,
 )
+from yonos_export.graph_file import GraphFile  # noqa: E402
 from yonos_export.onnx_from_torch import (  # noqa: E402
-    GraphFile,
     export_graphs,
     graph_from_stage,
     load_graph,
@@ -32,6 +31,7 @@ from yonos_export.onnx_from_torch import (  # noqa: E402
 from yonos_export.source import fp32_graphs, open_source  # noqa: E402
 from yonos_export.stages import StageSet, stages_from_bundle  # noqa: E402
 from yonos_export.verify import functions_from_onnx, functions_from_torch  # noqa: E402
+
 from yonos_trt.errors import BuildError, ConfigError  # noqa: E402
 from yonos_trt.manifest import STAGE_TENSORS  # noqa: E402
 
@@ -216,9 +216,9 @@ def test_module_that_fixes_its_shape_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def empty(tmp_path: Path) -> Iterator[Path]:
+def empty(tmp_path: Path) -> Path:
     (tmp_path / "empty").mkdir()
-    yield tmp_path / "empty"
+    return tmp_path / "empty"
 
 
 def test_folder_that_is_no_model_is_refused(empty: Path) -> None:
@@ -259,7 +259,7 @@ def test_kept_graphs_are_used_again_only_for_the_same_weights(
             (folder / f"{stage}.onnx").write_bytes(stages.weights_sha256.encode())
         return {stage: GraphFile(folder / f"{stage}.onnx") for stage in STAGE_TENSORS}
 
-    monkeypatch.setattr("yonos_export.source.export_graphs", write)
+    monkeypatch.setattr("yonos_export.onnx_from_torch.export_graphs", write)
     kept = tmp_path / "kept"
     source = open_source(small_checkpoint(tmp_path / "a"))
     for name in ("w1", "w2", "w3", "w4"):

@@ -290,7 +290,7 @@ def build_engine(
         The build was cancelled.
     """
     module = load_module(options.runtime) if module is None else check_version(options.runtime, module)
-    stop = stop or threading.Event()
+    stop, report = stop or threading.Event(), progress or (lambda done: None)
     said, started = _Log(module), time.perf_counter()
     gpu, capability = (None, ()) if options.runtime == "tensorrt-rtx" else _gpu()
     try:
@@ -311,13 +311,14 @@ def build_engine(
     config.add_optimization_profile(profile)
     cache = _timing_cache_file(options, str(module.__version__), capability)
     with _timing_cache(module, config, cache):
-        config.progress_monitor = _monitor(module, stop, progress or (lambda done: None))
+        config.progress_monitor = _monitor(module, stop, report)
         with _interruptible(stop):
             plan = builder.build_serialized_network(network, config)
         if stop.is_set():
             raise KeyboardInterrupt
         if plan is None:
             raise explain(stage, said.errors(), options)
+    report(1.0)
     part = engine.with_name(engine.name + ".part")
     part.write_bytes(memoryview(plan))
     part.replace(engine)

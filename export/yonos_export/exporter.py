@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import logging
 import shutil
 import tempfile
@@ -15,13 +16,12 @@ import msgspec
 
 import yonos_trt
 from yonos_export.config import DEFAULT_THRESHOLDS, ExportConfig, Precision
+from yonos_export.graph_file import GraphFile
 from yonos_export.lock import only_builder
-from yonos_export.low_precision import low_graphs, verify_low
-from yonos_export.onnx_from_torch import GraphFile
 from yonos_export.samples import Sample, make_samples
 from yonos_export.source import CARD_NAME, Source, fp32_graphs, open_source
 from yonos_export.verify import ParityReport, functions_from_onnx, gate, measure
-from yonos_trt.errors import ConfigError
+from yonos_trt.errors import ConfigError, MissingExtraError
 from yonos_trt.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -183,6 +183,7 @@ def export(config: ExportConfig, *, progress: Progress | None = None) -> EngineM
         torch or TensorRT is needed and not installed.
     """
     report = progress or (lambda what, done: None)
+    _require_packages()
     _check_target(config)
     if config.runtime != "onnx":
         _check_engines(config)
@@ -243,6 +244,8 @@ def _low(
     work: Path,
 ) -> dict[str, GraphFile]:
     """Convert, measure and add the FP16 or BF16 graphs."""
+    from yonos_export.low_precision import low_graphs, verify_low
+
     assert config.precision != "fp32"
     precision = config.precision
     reference = source.reference(graphs)
@@ -290,6 +293,13 @@ def _engines(
             progress=lambda done, start=start, what=what: report(what, start + 0.18 * done),  # type: ignore[misc]
         )
         directory.add_engine(stage, built, options, config.precision)
+
+
+def _require_packages() -> None:
+    """Say at once which package of the extra is missing."""
+    for package in ("onnx", "onnx_ir", "onnxruntime", "filelock"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError("exporting a model", package=package, extra="export")
 
 
 def _check_engines(config: ExportConfig) -> None:

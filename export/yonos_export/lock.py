@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from yonos_trt.errors import BuildError, MissingExtraError
+from yonos_trt.errors import BuildError
 
 
 @contextmanager
@@ -18,10 +18,8 @@ def only_builder(engine_dir: Path) -> Iterator[None]:
     BuildError
         Another process is exporting into the directory.
     """
-    try:
-        from filelock import FileLock, Timeout
-    except ImportError as error:
-        raise MissingExtraError("exporting a model", package="filelock", extra="export") from error
+    from filelock import FileLock, Timeout
+
     lock = FileLock(engine_dir.parent / f".{engine_dir.name}.lock")
     try:
         lock.acquire(timeout=0)

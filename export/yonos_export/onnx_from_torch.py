@@ -6,11 +6,11 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yonos_export.config import MAX_BATCH
+from yonos_export.graph_file import GraphFile
 from yonos_export.graph_passes import canonical_names, fold_affine, fold_constants
 from yonos_trt.errors import BuildError, MissingExtraError
 from yonos_trt.manifest import STAGE_TENSORS
@@ -25,19 +25,6 @@ log = logging.getLogger(__name__)
 
 EXTERNAL_ABOVE_BYTES = 1 << 30  # protobuf's own limit is 2 GiB
 _NOISY = ("torch.onnx", "onnxscript", "onnx_ir")
-
-
-@dataclass(frozen=True)
-class GraphFile:
-    """A graph on disk: the ``.onnx`` file and, for large ones, the file with its weights."""
-
-    path: Path
-    external: tuple[Path, ...] = ()
-
-    @property
-    def bytes(self) -> int:
-        """Size of all files together."""
-        return sum(p.stat().st_size for p in (self.path, *self.external))
 
 
 @contextmanager
@@ -191,10 +178,15 @@ def save_graph(
 
 
 def load_graph(path: Path) -> ir.Model:
-    """Read a graph; external weights are mapped from disk, not loaded."""
+    """Read a graph; external weights are mapped from disk, not loaded. Missing types are inferred."""
     import onnx_ir as ir
+    import onnx_ir.passes.common as common
 
-    return ir.load(path)
+    model = ir.load(path)
+    if any(value.dtype is None for node in model.graph for value in node.outputs):
+        with _quiet():
+            common.ShapeInferencePass()(model)
+    return model
 
 
 def export_graphs(stages: StageSet, folder: Path, *, opset: int = 20) -> dict[str, GraphFile]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yonos_export.graph_file import GraphFile
 from yonos_export.model_info import ModelInfo, info_from_manifest
-from yonos_export.onnx_from_torch import GraphFile, export_graphs
 from yonos_export.verify import StageFunction, functions_from_onnx, functions_from_torch
 from yonos_trt.errors import ConfigError, MissingExtraError
 from yonos_trt.manifest import MANIFEST_NAME, STAGE_TENSORS, EngineManifest, artifact_path, load_manifest
@@ -113,6 +113,8 @@ def fp32_graphs(source: Source, work: Path, *, opset: int, onnx_dir: Path | None
     if source.manifest is not None:
         return _graphs_of_directory(source)
     assert source.stages is not None
+    from yonos_export.onnx_from_torch import export_graphs
+
     if onnx_dir is None:
         return export_graphs(source.stages, work, opset=opset)
     key = _key(source, opset)

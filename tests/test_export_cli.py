@@ -1,0 +1,228 @@
+"""``yonos-export`` from a trained checkpoint to a picture, and the command line itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("filelock")
+
+import helpers
+from click.testing import CliRunner, Result
+from yonos_export import ExportConfig
+from yonos_export.cli import main
+
+import yonos_trt
+from yonos_trt.errors import BuildError
+from yonos_trt.manifest import load_manifest
+
+
+def _run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def graphs(tmp_path: Path) -> Path:
+    return helpers.make_engine_dir(tmp_path / "source")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A checkpoint exported with ``--fp16 --runtime tensorrt-rtx``, as a user does it."""
+    pytest.importorskip("torch")
+    pytest.importorskip("tensorrt_rtx")
+    from export_models import small_checkpoint
+
+    folder = tmp_path_factory.mktemp("cli")
+    checkpoint = small_checkpoint(folder / "checkpoint")
+    result = _run(
+        checkpoint,
+        "--engine-dir",
+        folder / "engines",
+        "--fp16",
+        "--runtime",
+        "tensorrt-rtx",
+        "--verify-tile",
+        64,
+    )
+    return folder / "engines", result
+
+
+def test_checkpoint_becomes_fp32_fp16_and_engines_with_parity(exported: tuple[Path, Result]) -> None:
+    folder, result = exported
+    assert result.exit_code == 0, result.output
+    manifest = load_manifest(folder, verify=True)
+    for name, stage in manifest.stages.items():
+        kinds = [(a.runtime, a.precision) for a in stage.artifacts]
+        assert kinds == [("onnx", "fp32"), ("onnx", "fp16"), ("tensorrt-rtx", "fp16")]
+        parity = manifest.parity.stages[name]  # type: ignore[index]
+        assert parity["fp32"].cosine > 0.999999
+        assert parity["fp16"].cosine > 0.999
+        assert parity["fp16"].max_error > parity["fp32"].max_error
+    assert (manifest.parity.end_to_end_psnr_db["fp16"] or 999) > 45
+    assert "end to end fp16" in result.output
+
+
+def test_manifest_carries_training_licences_and_card(exported: tuple[Path, Result]) -> None:
+    folder, _ = exported
+    model = load_manifest(folder).model
+    assert (model.name, model.scale, model.alpha_1, model.sigma_1) == ("small-x4", 4, 0.0, 1.0)
+    assert model.training == {"steps": 3}
+    assert [(x.part, x.licence, x.source) for x in model.licences] == [
+        ("code", "Apache-2.0", ""),
+        ("data", "CC0-1.0", "made up"),
+    ]
+    assert model.card is not None
+    assert (folder / model.card.file).read_text() == "# small-x4\n"
+    assert load_manifest(folder).created_by == f"yonos-export {yonos_trt.__version__}"
+
+
+def test_range_report_lists_largest_values_and_islands(exported: tuple[Path, Result]) -> None:
+    folder, _ = exported
+    report = json.loads((folder / "fp16.ranges.json").read_text())
+    assert set(report) == {"encoder", "step", "decoder"}
+    assert report["decoder"]["fp32_islands"] == ["decoder.conv_out/Conv"]
+    assert all(0 < v < 65504 / 4 for v in report["step"]["largest"].values())
+
+
+def test_exported_directory_upscales_in_fp32_and_fp16(exported: tuple[Path, Result]) -> None:
+    from yonos_trt import SR
+
+    picture = helpers.picture(37, 23)
+    with SR(exported[0], runtime="onnx", precision="fp32") as sr:
+        fp32 = sr.upscale(picture)
+    with SR(exported[0], runtime="onnx", precision="fp16") as sr:
+        fp16 = sr.upscale(picture)
+    assert fp32.shape == fp16.shape == (148, 92, 3)
+    assert helpers.psnr_db(fp32, fp16) > 45
+    assert int(np.abs(fp32.astype(int) - fp16).max()) <= 4
+
+
+def test_every_field_of_the_config_has_an_option_and_reaches_it(tmp_path: Path, graphs: Path) -> None:
+    result = _run(
+        graphs, "-o", tmp_path / "o", "--bf16", "--runtime", "tensorrt-rtx", "--onnx-dir", "kept",
+        "--no-keep-fp32", "--opset", "22", "--min-shape", "32x64", "--opt-shape", "64",
+        "--max-shape", "96X128", "--batch", "3", "--workspace", "256", "--builder-optimization-level", "2",
+        "--timing-cache", "times", "--compute-capability", "8.6", "--compute-capability", "12.0", "--refit",
+        "--strip-weights",
+        "--fp32-islands", "step:a*", "--no-auto-islands", "--no-verify", "--verify-images", "p.png",
+        "--verify-tile", "64", "--min-psnr", "20", "--min-cosine", "0.9", "--force", "--dry-run",
+    )  # fmt: skip
+    if result.exit_code == 3:
+        pytest.skip(f"tensorrt_rtx is not installed: {result.output}")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.output)
+    assert set(said) == {f.name for f in dataclasses.fields(ExportConfig)}
+    expected: dict[str, Any] = {
+        "precision": "bf16", "runtime": "tensorrt-rtx", "onnx_dir": "kept", "keep_fp32": False, "opset": 22,
+        "min_shape": [32, 64], "opt_shape": [64, 64], "max_shape": [96, 128], "batch": 3, "workspace_mb": 256,
+        "builder_optimization_level": 2, "timing_cache": "times", "compute_capabilities": ["8.6", "12.0"],
+        "refit": True, "strip_weights": True, "fp32_islands": ["step:a*"], "auto_islands": False,
+        "verify": False, "verify_images": ["p.png"], "verify_tile_px": 64, "force": True, "dry_run": True,
+        "thresholds": {"cosine": 0.9, "stage_psnr_db": 20.0, "end_to_end_psnr_db": 20.0},
+    }  # fmt: skip
+    assert {k: said[k] for k in expected} == expected
+    assert not (tmp_path / "o").exists()
+    told = _run(graphs, "-o", "x", "--hardware-compatibility", "ampere-plus", "--version-compatible")
+    assert told.exit_code == 2
+    assert "for runtime tensorrt only" in told.output or "belongs to engines" in told.output
+
+
+def test_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
+    found = sorted(set(re.findall(r"--[a-z0-9-]+", _run("--help").output)))
+    assert found == sorted(
+        [
+            "--auto-islands", "--batch", "--bf16", "--builder-optimization-level", "--compute-capability",
+            "--dry-run", "--engine-dir", "--force", "--fp16", "--fp32", "--fp32-islands",
+            "--hardware-compatibility", "--help", "--keep-fp32", "--max-shape", "--min-cosine", "--min-psnr",
+            "--min-shape", "--no-auto-islands", "--no-keep-fp32", "--no-verify", "--onnx-dir", "--onnx-only",
+            "--opset", "--opt-shape", "--progress", "--quiet", "--refit", "--runtime", "--strip-weights",
+            "--timing-cache", "--verbose", "--verify", "--verify-images", "--verify-tile",
+            "--version-compatible", "--workspace",
+        ]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["nowhere", "-o", "out"], 2, "nowhere is not a directory"),
+        (["SOURCE"], 2, "--engine-dir"),
+        (["SOURCE", "-o", "out", "--opt-shape", "64by64"], 2, "write HEIGHTxWIDTH"),
+        (["SOURCE", "-o", "out", "--onnx-only", "--runtime", "tensorrt"], 2, "contradict each other"),
+        (["SOURCE", "-o", "SOURCE", "--fp16", "--min-psnr", "400"], 3, "does not agree with the reference"),
+    ],
+)
+def test_mistakes_have_exit_codes_and_one_line(
+    graphs: Path, tmp_path: Path, arguments: list[str], code: int, said: str
+) -> None:
+    words = [str(graphs) if a == "SOURCE" else str(tmp_path / a) if a == "out" else a for a in arguments]
+    result = _run(*words)
+    assert result.exit_code == code
+    assert said in result.output
+    assert "Traceback" not in result.output
+
+
+def test_interrupt_ends_with_130_and_writes_nothing(
+    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("yonos_export.low_precision.low_graphs", interrupted)
+    result = _run(graphs, "-o", tmp_path / "out", "--fp16")
+    assert result.exit_code == 130
+    assert not (tmp_path / "out").exists()
+    assert not [p for p in tmp_path.iterdir() if ".work-" in p.name]
+
+
+def test_progress_json_ends_at_one(graphs: Path, tmp_path: Path) -> None:
+    result = _run(graphs, "-o", tmp_path / "out", "--progress", "json")
+    lines = [json.loads(line) for line in result.stderr.splitlines()]
+    assert [line["done"] for line in lines] == sorted(line["done"] for line in lines)
+    assert lines[-1] == {"what": "done", "done": 1.0}
+
+
+def test_error_of_the_library_reaches_the_user(
+    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*arguments: Any, **options: Any) -> None:
+        raise BuildError("the step engine was not built: because")
+
+    monkeypatch.setattr("yonos_export.low_precision.low_graphs", failing)
+    result = _run(graphs, "-o", tmp_path / "out", "--fp16")
+    assert result.exit_code == 3
+    assert result.output.strip() == "yonos-export: the step engine was not built: because"
+
+
+def test_engine_directory_is_converted_without_torch(graphs: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "from yonos_export.cli import main\n"
+        f"main([{str(graphs)!r}, '-o', {str(tmp_path / 'out')!r}, '--fp16', '--verify-tile', '64'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert load_manifest(tmp_path / "out").stages.step.find("onnx", "fp16")
+
+
+def test_importing_the_package_loads_no_heavy_module() -> None:
+    heavy = ["torch", "onnx", "onnx_ir", "onnxruntime", "tensorrt", "tensorrt_rtx", "diffusers", "PIL"]
+    code = f"import sys, yonos_export; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=True
+    )
+    assert done.stdout.strip() == "[]"

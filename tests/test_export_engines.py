@@ -1,0 +1,547 @@
+"""Engines: really built by TensorRT-RTX where it is installed, and by a stand-in for what needs a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+pytest.importorskip("onnx")
+pytest.importorskip("filelock")
+
+import helpers
+import yonos_export.engine_from_onnx as builder
+from yonos_export import ExportConfig, export
+from yonos_export.engine_from_onnx import EngineOptions, build_engine, profile_shapes
+from yonos_export.lock import only_builder
+from yonos_export.model_info import info_from_manifest
+
+from yonos_trt.errors import (
+    BuildError,
+    ConfigError,
+    EngineDeviceError,
+    EngineIntegrityError,
+    EngineVersionError,
+    MissingExtraError,
+)
+from yonos_trt.manifest import Artifact, EngineManifest, load_manifest, save_manifest
+from yonos_trt.trt_artifacts import pick_engines, read_engine, read_header
+
+RTX = EngineOptions(runtime="tensorrt-rtx")
+
+
+@pytest.fixture
+def graphs(tmp_path: Path) -> Path:
+    """A small engine directory with FP32 graphs."""
+    return helpers.make_engine_dir(tmp_path / "source")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with graphs in FP32 and FP16 and with FP16 engines for two kinds of GPU."""
+    pytest.importorskip("tensorrt_rtx")
+    folder = helpers.make_engine_dir(tmp_path_factory.mktemp("engines") / "model")
+    export(
+        ExportConfig(
+            source=folder,
+            engine_dir=folder,
+            precision="fp16",
+            runtime="tensorrt-rtx",
+            compute_capabilities=("8.6", "8.9"),
+            batch=2,
+            verify_tile_px=128,
+        )
+    )
+    return folder
+
+
+def _engines(manifest: EngineManifest) -> dict[str, Artifact]:
+    return {name: stage.find("tensorrt-rtx", "fp16")[0] for name, stage in manifest.stages.items()}
+
+
+def _shapes(folder: Path, stage: str) -> Any:
+    info = info_from_manifest(load_manifest(folder))
+    return profile_shapes(info, ExportConfig(source=folder, engine_dir=folder, runtime="tensorrt-rtx"))[stage]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Built for real
+
+
+def test_export_adds_fp16_graphs_and_engines_to_a_directory_that_loads(built: Path) -> None:
+    manifest = load_manifest(built, verify=True)
+    for name, stage in manifest.stages.items():
+        kinds = [(a.runtime, a.precision) for a in stage.artifacts]
+        assert kinds == [("onnx", "fp32"), ("onnx", "fp16"), ("tensorrt-rtx", "fp16")]
+        figures = manifest.parity.stages[name]["fp16"]  # type: ignore[index]
+        assert figures.cosine > 0.999
+    assert manifest.parity.end_to_end_psnr_db["fp16"] is not None
+    assert [r.file for r in manifest.files] == ["fp16.ranges.json"]
+
+
+def test_manifest_tells_what_each_engine_is_for(built: Path) -> None:
+    manifest = load_manifest(built)
+    for name, artifact in _engines(manifest).items():
+        assert artifact.compute_capability == ("8.6", "8.9")
+        assert artifact.gpu is None
+        assert artifact.tensorrt_version is not None
+        (profile,) = artifact.profiles
+        for tensor, shapes in profile.inputs.items():
+            stage_inputs = [t.name for t in getattr(manifest.stages, name).inputs]
+            assert tensor in stage_inputs
+            assert shapes.min[0] == 1
+            assert shapes.opt[0] == shapes.max[0] == 2
+            assert shapes.min[2] < shapes.opt[2] < shapes.max[2]
+    step = _engines(manifest)["step"].profiles[0].inputs
+    assert step["noise"] == step["z_l"]
+
+
+def test_plan_header_agrees_with_the_manifest(built: Path) -> None:
+    for artifact in _engines(load_manifest(built)).values():
+        raw = read_engine(built, artifact)
+        header = read_header(raw)
+        assert header is not None
+        assert ".".join(map(str, header.version)) == artifact.tensorrt_version
+        assert header.length_bytes == len(raw)
+
+
+@pytest.mark.parametrize("damage", ["altered", "truncated", "swapped"])
+def test_damaged_engine_is_refused(built: Path, tmp_path: Path, damage: str) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(built, tmp_path / "copy"))
+    engines = _engines(load_manifest(folder))
+    path = folder / engines["decoder"].file
+    raw = bytearray(path.read_bytes())
+    if damage == "altered":
+        raw[len(raw) // 2] ^= 1
+    elif damage == "truncated":
+        del raw[-100:]
+    else:
+        raw = bytearray((folder / engines["encoder"].file).read_bytes())
+    path.write_bytes(raw)
+    with pytest.raises(EngineIntegrityError, match="yonos-export"):
+        read_engine(folder, engines["decoder"])
+    with pytest.raises(EngineIntegrityError):
+        load_manifest(folder, verify=True)
+
+
+def test_engine_of_another_version_or_gpu_is_not_picked(built: Path) -> None:
+    manifest = load_manifest(built)
+    version = _engines(manifest)["step"].tensorrt_version or ""
+
+    def pick(version: str, capability: tuple[int, int]) -> dict[str, Artifact]:
+        return pick_engines(
+            manifest, built, runtime="tensorrt-rtx", tensorrt_version=version, compute_capability=capability
+        )
+
+    assert pick(version, (8, 9)) == _engines(manifest)
+    with pytest.raises(EngineDeviceError, match=r"8\.6, 8\.9.*has 12\.0.*yonos-export"):
+        pick(version, (12, 0))
+    with pytest.raises(EngineVersionError, match=r"installed is 1\.8\.0\.1.*yonos-export"):
+        pick("1.8.0.1", (8, 9))
+
+
+def test_plan_of_another_version_than_the_manifest_says_is_refused(built: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(built, tmp_path / "copy"))
+    engine = _engines(load_manifest(folder))["step"]
+    helpers.edit_manifest(
+        folder,
+        lambda document: document["stages"]["step"]["artifacts"][2].update(tensorrt_version="1.6.0.99"),
+    )
+    changed = _engines(load_manifest(folder))["step"]
+    assert changed.file == engine.file
+    with pytest.raises(EngineVersionError, match=r"1\.6\.0\.99"):
+        read_engine(folder, changed)
+
+
+def test_second_export_keeps_the_first_and_replaces_its_own(built: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(built, tmp_path / "copy"))
+    before = load_manifest(folder)
+    config = ExportConfig(
+        source=folder, engine_dir=folder, runtime="tensorrt-rtx", verify=False, compute_capabilities=("12.0",)
+    )
+    export(config)
+    once = load_manifest(folder, verify=True)
+    export(config)
+    twice = load_manifest(folder, verify=True)
+    for name, stage in twice.stages.items():
+        assert stage.artifacts[:3] == getattr(before.stages, name).artifacts
+        assert len(stage.artifacts) == len(getattr(once.stages, name).artifacts) == 4
+        assert (stage.artifacts[3].precision, stage.artifacts[3].compute_capability) == ("fp32", ("12.0",))
+    assert twice.parity == before.parity
+
+
+def test_progress_is_told_and_grows(graphs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    seen: list[float] = []
+    out = tmp_path / "step.engine"
+    build_engine(graphs / "step.onnx", out, _shapes(graphs, "step"), RTX, stage="step", progress=seen.append)
+    assert out.is_file()
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+
+
+@pytest.mark.parametrize("how", ["event", "Ctrl-C"])
+def test_cancelled_build_writes_nothing(graphs: Path, tmp_path: Path, how: str) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    stop = threading.Event()
+
+    def cancel(done: float) -> None:
+        if how == "event":
+            stop.set()
+        else:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(
+            graphs / "step.onnx",
+            tmp_path / "step.engine",
+            _shapes(graphs, "step"),
+            RTX,
+            stage="step",
+            stop=stop,
+            progress=cancel,
+        )
+    assert not list(tmp_path.glob("step.engine*"))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_shapes_that_do_not_fit_the_graph_are_explained(graphs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    shapes = {name: [(1, 5, 8, 8)] * 3 for name in _shapes(graphs, "step")}
+    with pytest.raises(BuildError, match=r"the shapes do not fit the graph; check --min-shape"):
+        build_engine(graphs / "step.onnx", tmp_path / "e", shapes, RTX, stage="step")
+
+
+def test_unknown_operation_is_named(graphs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    import onnx
+
+    model = onnx.load(graphs / "decoder.onnx")
+    model.graph.node[0].op_type, model.graph.node[0].name = "Frobnicate", "decoder.first/Frobnicate"
+    model.graph.node[0].domain = "made.up"
+    model.opset_import.append(onnx.helper.make_opsetid("made.up", 1))
+    onnx.save(model, tmp_path / "decoder.onnx")
+    with pytest.raises(BuildError, match=r"decoder\.first/Frobnicate' \(Frobnicate\)"):
+        build_engine(tmp_path / "decoder.onnx", tmp_path / "e", {}, RTX, stage="decoder")
+
+
+def test_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    (tmp_path / "bad.onnx").write_bytes(b"not a graph")
+    with pytest.raises(BuildError, match=r"bad\.onnx|the graph"):
+        build_engine(tmp_path / "bad.onnx", tmp_path / "e", {}, RTX, stage="step")
+
+
+def test_replaceable_weights_without_a_gpu_are_explained(graphs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from yonos_trt.driver import probe_driver
+
+    if probe_driver().devices:
+        pytest.skip("this machine has a GPU")
+    options = dataclasses.replace(RTX, strip_weights=True)
+    with pytest.raises(BuildError, match="need a GPU to be built"):
+        build_engine(graphs / "step.onnx", tmp_path / "e", _shapes(graphs, "step"), options, stage="step")
+
+
+def test_unknown_compute_capability_lists_the_known_ones(graphs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    options = dataclasses.replace(RTX, compute_capabilities=("6.1",))
+    with pytest.raises(ConfigError, match=r"'6\.1'.*it knows .*8\.6"):
+        build_engine(graphs / "step.onnx", tmp_path / "e", _shapes(graphs, "step"), options, stage="step")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What needs no builder
+
+
+def test_profile_takes_the_models_tiles_and_refuses_others(graphs: Path) -> None:
+    info = info_from_manifest(load_manifest(graphs))
+    unit = info.multiple_px
+
+    def shapes(**changes: Any) -> dict[str, Any]:
+        return profile_shapes(info, ExportConfig(source=graphs, engine_dir=graphs, **changes))
+
+    low, best, high = shapes(batch=3)["decoder"]["z_0"]
+    c, f = info.latent_channels, info.latent_factor
+    assert low == (1, c, info.smallest_px // f, info.smallest_px // f)
+    assert best == (3, c, info.default_px // f, info.default_px // f)
+    assert high == (3, c, info.largest_px // f, info.largest_px // f)
+    tall = shapes(opt_shape=(10 * unit, 4 * unit))["encoder"]["image"][1]
+    assert tall == (1, 3, 10 * unit, 4 * unit)
+    with pytest.raises(ConfigError, match=f"opt_shape is .*multiples of {unit} px"):
+        shapes(opt_shape=(10 * unit + 1, 4 * unit))
+    with pytest.raises(ConfigError, match="min_shape <= opt_shape <= max_shape"):
+        shapes(max_shape=(4 * unit, 4 * unit))
+
+
+def test_two_exports_into_one_directory_do_not_meet(tmp_path: Path, graphs: Path) -> None:
+    target = tmp_path / "out"
+    with only_builder(target), pytest.raises(BuildError, match="another export is writing"):
+        export(ExportConfig(source=graphs, engine_dir=target))
+    assert not target.exists()
+    export(ExportConfig(source=graphs, engine_dir=target))
+    load_manifest(target)
+
+
+class Severity(enum.IntEnum):
+    INTERNAL_ERROR = 0
+    ERROR = 1
+    WARNING = 2
+    INFO = 3
+    VERBOSE = 4
+
+
+class FakeTensorRT:
+    """As much of the module `tensorrt` as the builder uses; writes what it was asked for into the plan."""
+
+    __version__ = "11.2.0.50"
+
+    class ILogger:
+        Severity = Severity
+
+        def __init__(self) -> None:
+            pass
+
+    class IProgressMonitor:
+        def __init__(self) -> None:
+            pass
+
+    class NetworkDefinitionCreationFlag(enum.IntEnum):
+        STRONGLY_TYPED = 1
+
+    class MemoryPoolType(enum.Enum):
+        WORKSPACE = "workspace"
+
+    class BuilderFlag(enum.Enum):
+        VERSION_COMPATIBLE = "version"
+        REFIT = "refit"
+        STRIP_PLAN = "strip"
+
+    class HardwareCompatibilityLevel(enum.Enum):
+        AMPERE_PLUS = "ampere"
+        SAME_COMPUTE_CAPABILITY = "same"
+
+    class Cache:
+        def __init__(self, raw: bytes) -> None:
+            self.raw = raw
+
+        def serialize(self) -> bytes:
+            return self.raw + b"+"
+
+    class Profile:
+        def __init__(self) -> None:
+            self.shapes: dict[str, Any] = {}
+
+        def set_shape(self, name: str, *shapes: Any) -> None:
+            self.shapes[name] = shapes
+
+    class Config:
+        def __init__(self) -> None:
+            self.said: list[Any] = []
+            self.cache: Any = None
+            self.progress_monitor: Any = None
+            self.builder_optimization_level = 3
+            self.hardware_compatibility_level: Any = None
+
+        def set_memory_pool_limit(self, pool: Any, size: int) -> None:
+            self.said.append((pool, size))
+
+        def set_flag(self, flag: Any) -> None:
+            self.said.append(flag)
+
+        def add_optimization_profile(self, profile: Any) -> None:
+            self.said.append(profile.shapes)
+
+        def create_timing_cache(self, raw: bytes) -> Any:
+            return FakeTensorRT.Cache(raw)
+
+        def set_timing_cache(self, cache: Any, ignore: bool) -> bool:
+            assert not ignore
+            self.cache = cache
+            return not cache.raw.startswith(b"foreign")
+
+        def get_timing_cache(self) -> Any:
+            return self.cache
+
+    class OnnxParser:
+        def __init__(self, network: Any, logger: Any) -> None:
+            self.num_errors = 0
+
+        def parse_from_file(self, path: str) -> bool:
+            return Path(path).is_file()
+
+    class Builder:
+        errors: ClassVar[list[str]] = []
+        configs: ClassVar[list[Any]] = []
+        network_flags: ClassVar[list[int]] = []
+
+        def __init__(self, logger: Any) -> None:
+            self.logger = logger
+
+        def create_network(self, flags: int) -> Any:
+            self.network_flags.append(flags)
+            return object()
+
+        def create_builder_config(self) -> Any:
+            self.configs.append(FakeTensorRT.Config())
+            return self.configs[-1]
+
+        def create_optimization_profile(self) -> Any:
+            return FakeTensorRT.Profile()
+
+        def build_serialized_network(self, network: Any, config: Any) -> bytes | None:
+            for text in self.errors:
+                self.logger.log(Severity.ERROR, text)
+            return None if self.errors else b"a plan"
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeTensorRT]:
+    monkeypatch.setattr(FakeTensorRT.Builder, "errors", [])
+    monkeypatch.setattr(FakeTensorRT.Builder, "configs", [])
+    monkeypatch.setattr(FakeTensorRT.Builder, "network_flags", [])
+    monkeypatch.setattr(builder, "_gpu", lambda: ("Stand-in 3000", ("8.6",)))
+    return FakeTensorRT
+
+
+SHAPES = {"z_0": ((1, 4, 8, 8), (2, 4, 64, 64), (2, 4, 128, 128))}
+
+
+def _build(fake: Any, folder: Path, **options: Any) -> Any:
+    (folder / "decoder.onnx").write_bytes(b"")
+    return build_engine(
+        folder / "decoder.onnx",
+        folder / "decoder.engine",
+        SHAPES,
+        EngineOptions(runtime="tensorrt", **options),
+        stage="decoder",
+        module=fake,
+    )
+
+
+def test_tensorrt_is_told_every_option(fake: Any, tmp_path: Path) -> None:
+    built = _build(
+        fake,
+        tmp_path,
+        workspace_mb=512,
+        builder_optimization_level=5,
+        hardware_compatibility="ampere-plus",
+        version_compatible=True,
+        refit=True,
+        strip_weights=True,
+    )
+    (config,) = fake.Builder.configs
+    flags = fake.BuilderFlag
+    assert fake.Builder.network_flags == [2]  # strongly typed
+    assert config.said == [
+        (fake.MemoryPoolType.WORKSPACE, 512 << 20),
+        flags.VERSION_COMPATIBLE,
+        flags.REFIT,
+        flags.STRIP_PLAN,
+        SHAPES,
+    ]
+    assert config.builder_optimization_level == 5
+    assert config.hardware_compatibility_level is fake.HardwareCompatibilityLevel.AMPERE_PLUS
+    assert (built.gpu, built.compute_capability) == ("Stand-in 3000", ("8.6",))
+    assert built.tensorrt_version == "11.2.0.50"
+    assert built.path.read_bytes() == b"a plan"
+
+
+def test_timing_cache_is_kept_per_gpu_and_version(fake: Any, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    for _ in range(2):
+        _build(fake, tmp_path, timing_cache=cache)
+    file = cache / "tensorrt-11.2.0.50-sm8.6.timing"
+    assert file.read_bytes() == b"++"
+    file.write_bytes(b"foreign")
+    _build(fake, tmp_path, timing_cache=cache)
+    assert file.read_bytes() == b"+"
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (
+            "Could not find any implementation for node conv_7.",
+            r"no kernel for the node 'conv_7'.*--workspace",
+        ),
+        ("Cuda Runtime (out of memory)", r"memory ran out.*smaller --max-shape"),
+        ("CUDA initialization failure with error: 35", r"no GPU can be used.*tensorrt-rtx"),
+        (
+            "Unable to load library: libnvinfer_lean.so.1: nothing",
+            r"libnvinfer_lean\.so\.1.*--version-compat",
+        ),
+        ("Internal fault in layer 12", r"the builder failed.*said: Internal fault in layer 12"),
+    ],
+)
+def test_builder_failures_name_cause_and_fix(fake: Any, tmp_path: Path, said: str, expected: str) -> None:
+    fake.Builder.errors.append(said)
+    with pytest.raises(BuildError, match=expected):
+        _build(fake, tmp_path, workspace_mb=64)
+    assert not (tmp_path / "decoder.engine").exists()
+
+
+@pytest.mark.parametrize("version", ["10.12.0.36", "12.0.1", "8.6.1"])
+def test_tensorrt_of_an_unknown_version_is_refused(fake: Any, tmp_path: Path, version: str) -> None:
+    class Other(fake):  # type: ignore[misc]
+        __version__ = version
+
+    with pytest.raises(BuildError, match=rf"tensorrt {version} is installed, expected at least 10\.13"):
+        _build(Other, tmp_path)
+
+
+def test_missing_tensorrt_names_the_pip_command(graphs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise ImportError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(builder.importlib, "import_module", missing)
+    for runtime, extra in (("tensorrt", "tensorrt"), ("tensorrt-rtx", "rtx")):
+        with pytest.raises(MissingExtraError, match=rf"pip install 'yonos-trt\[{extra}\]'"):
+            export(ExportConfig(source=graphs, engine_dir=graphs, runtime=runtime))  # type: ignore[arg-type]
+
+
+def test_tensorrt_without_a_gpu_is_refused_before_the_work(
+    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builder, "_gpu", lambda: (None, ()))
+    monkeypatch.setattr(builder, "load_module", lambda runtime: FakeTensorRT)
+    with pytest.raises(EngineDeviceError, match="--runtime tensorrt-rtx, which builds anywhere"):
+        export(ExportConfig(source=graphs, engine_dir=tmp_path / "out", runtime="tensorrt"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_failing_build_leaves_the_old_directory(
+    graphs: Path, monkeypatch: pytest.MonkeyPatch, fake: Any
+) -> None:
+    before = {p.name: p.read_bytes() for p in graphs.iterdir()}
+    fake.Builder.errors.append("out of memory")
+    monkeypatch.setattr(builder.importlib, "import_module", lambda name: fake)
+    with pytest.raises(BuildError, match="memory ran out"):
+        export(ExportConfig(source=graphs, engine_dir=graphs, runtime="tensorrt"))
+    assert {p.name: p.read_bytes() for p in graphs.iterdir()} == before
+    assert [p.name for p in graphs.parent.iterdir() if p.name != f".{graphs.name}.lock"] == [graphs.name]
+
+
+def test_tensorrt_engine_is_registered_with_its_gpu(
+    graphs: Path, monkeypatch: pytest.MonkeyPatch, fake: Any
+) -> None:
+    monkeypatch.setattr(builder.importlib, "import_module", lambda name: fake)
+    export(ExportConfig(source=graphs, engine_dir=graphs, runtime="tensorrt", version_compatible=True))
+    artifact = load_manifest(graphs).stages.decoder.find("tensorrt")[0]
+    assert artifact.file == "decoder.fp32.trt-sm86-11.2.0.50.engine"
+    assert (artifact.gpu, artifact.compute_capability) == ("Stand-in 3000", ("8.6",))
+    assert artifact.version_compatible
+    save_manifest(graphs, load_manifest(graphs))
