@@ -99,12 +99,8 @@ def _rows(document: Any, relative: bool, path: Path) -> Iterator[Row]:
         yield Row(raw["key"], value * scale, low * scale, high * scale, raw["unit"], raw["better"])
     for raw in document.get("benchmarks", []):  # pytest-benchmark: the interquartile range is the noise
         stats = raw["stats"]
-        yield Row(
-            f"pytest/{raw['fullname']}",
-            *(1e3 * factor * float(stats[name]) for name in ("median", "q1", "q3")),
-            unit="ms",
-            better="lower",
-        )
+        value, low, high = (1e3 * factor * float(stats[name]) for name in ("median", "q1", "q3"))
+        yield Row(f"pytest/{raw['fullname']}", value, low, high, "ms", "lower")
 
 
 def compare(old: dict[str, Row], new: dict[str, Row], *, threshold: float = 0.05) -> list[Change]:

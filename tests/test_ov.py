@@ -135,6 +135,32 @@ def test_nonsense_graph_with_a_right_hash_cannot_be_compiled(engine_dir: Path, t
         OpenVinoBackend(copy)
 
 
+def test_an_operation_that_does_nothing_at_an_input_is_no_obstacle(tmp_path: Path) -> None:
+    """OpenVINO drops it and gives the input a second name."""
+    import hashlib
+
+    import onnx
+    from onnx import helper, numpy_helper
+
+    directory = make_engine_dir(tmp_path / "engine")
+    image = picture(20, 30)
+    expected = run(OpenVinoBackend(directory, precision="fp32", threads=1), image)
+    model = onnx.load(directory / "decoder.onnx")
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 1, 1, 1), np.float32), "nothing"))
+    model.graph.node[0].input[0] = "same"
+    model.graph.node.insert(0, helper.make_node("Add", ["z_0", "nothing"], ["same"]))
+    raw = model.SerializeToString()
+    (directory / "decoder.onnx").write_bytes(raw)
+
+    def change(document: dict[str, Any]) -> None:
+        artifact = document["stages"]["decoder"]["artifacts"][0]
+        artifact |= {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
+
+    edit_manifest(directory, change)
+    got = run(OpenVinoBackend(directory, precision="fp32", threads=1), image)
+    assert np.array_equal(got, expected)
+
+
 def test_nan_is_found_with_stage_and_tile(tmp_path: Path) -> None:
     directory = make_engine_dir(tmp_path / "engine", nan_stage="step")
     with pytest.raises(NumericError, match="'step'"):

@@ -1,0 +1,193 @@
+"""What is measured beside each other: our runtimes, loops over the same networks, and other upscalers.
+
+A peer opens into a function ``(h, w, 3) uint8 -> (s h, s w, 3) uint8``. What cannot run on this machine raises
+`NotRun` with the reason, which ends up in every table: a peer is never left out silently.
+
+| name | what it is |
+|---|---|
+| `bicubic` | Pillow's BICUBIC |
+| `onnx`, `openvino`, `openvino-fp32`, `tensorrt`, `tensorrt-rtx` | this project's runtimes, through `SR` |
+| `bare-loop` | ONNX Runtime's three calls per tile and nothing else: gathered tiles and noise are made before; the result is not a picture, so it counts for speed only |
+| `naive-loop` | the same graphs and tiles the way one-step SR repositories do it: the whole picture enlarged first, one tile after the other, weights added up in a second buffer |
+| `ort-openvino` | the bare loop on the OpenVINO plugin execution provider of ONNX Runtime; speed only |
+| `torch-eager`, `torch-compile`, `torch-compile-bf16` | the checkpoint's torch modules in our data path |
+| `realesrgan-x4plus`, `realesr-animevideov3` | Real-ESRGAN through ncnn on the CPU |
+"""  # noqa: E501
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yonos_trt.bench_machine import usable_cores
+from yonos_trt.errors import YonosError
+from yonos_trt.manifest import EngineManifest, load_manifest
+
+__all__ = ["PEERS", "SPEED_ONLY", "NotRun", "Setting", "open_peer", "open_peers"]
+
+Picture = NDArray[np.uint8]
+Upscaler = Callable[[Picture], Picture]
+
+
+class NotRun(Exception):
+    """A peer cannot run here; the text says what it lacks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all peers of one run share.
+
+    Attributes
+    ----------
+    engine_dir : Path
+        Engine directory of our model.
+    bundle : Path or None
+        The checkpoint it was exported from, for the torch peers.
+    threads : int
+        Threads of every peer.
+    tile_px : int or None
+        Tile side of all peers that cut tiles; None: the model's default.
+    seed : int
+        Of the noise.
+    """
+
+    engine_dir: Path
+    bundle: Path | None = None
+    threads: int = field(default_factory=usable_cores)
+    tile_px: int | None = None
+    seed: int = 0
+
+    @property
+    def manifest(self) -> EngineManifest:
+        """The engine directory's manifest."""
+        return load_manifest(self.engine_dir, verify=False)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Ours
+
+
+def _bicubic(setting: Setting) -> Upscaler:
+    from PIL import Image
+
+    scale = setting.manifest.model.scale
+
+    def run(lr: Picture) -> Picture:
+        size = (lr.shape[1] * scale, lr.shape[0] * scale)
+        return np.asarray(Image.fromarray(lr).resize(size, Image.Resampling.BICUBIC))
+
+    return run
+
+
+def _ours(runtime: str, **options: Any) -> Callable[[Setting], Upscaler]:
+    def opened(setting: Setting) -> Upscaler:
+        from yonos_trt.sr import SR
+
+        sr = SR(
+            setting.engine_dir,
+            runtime=runtime,
+            threads=setting.threads,
+            tile_px=setting.tile_px,
+            seed=setting.seed,
+            **options,
+        )
+        sr.open()
+
+        def run(lr: Picture) -> Picture:
+            out: Picture = sr.upscale(lr)
+            return out
+
+        return run
+
+    return opened
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Others
+
+
+def _loop(name: str) -> Callable[[Setting], Upscaler]:
+    def opened(setting: Setting) -> Upscaler:
+        from benchmarks import tile_loops
+
+        return tile_loops.open_loop(name, setting)
+
+    return opened
+
+
+def _torch(*, compiled: bool = False, bf16: bool = False) -> Callable[[Setting], Upscaler]:
+    def opened(setting: Setting) -> Upscaler:
+        from benchmarks import torch_peer
+
+        return torch_peer.open_torch(setting, compiled=compiled, bf16=bf16)
+
+    return opened
+
+
+def _ncnn(model: str) -> Callable[[Setting], Upscaler]:
+    def opened(setting: Setting) -> Upscaler:
+        from benchmarks import ncnn_peer
+
+        if setting.manifest.model.scale != ncnn_peer.SCALE:
+            raise NotRun(f"{model} enlarges by {ncnn_peer.SCALE}, this run by {setting.manifest.model.scale}")
+        return ncnn_peer.open_ncnn(ncnn_peer.MODELS[model], threads=setting.threads)
+
+    return opened
+
+
+PEERS: dict[str, Callable[[Setting], Upscaler]] = {
+    "bicubic": _bicubic,
+    "onnx": _ours("onnx"),
+    "openvino": _ours("openvino"),
+    "openvino-fp32": _ours("openvino", precision="fp32"),
+    "tensorrt": _ours("tensorrt"),
+    "tensorrt-rtx": _ours("tensorrt-rtx"),
+    "bare-loop": _loop("bare"),
+    "naive-loop": _loop("naive"),
+    "ort-openvino": _loop("openvino-plugin"),
+    "torch-eager": _torch(),
+    "torch-compile": _torch(compiled=True),
+    "torch-compile-bf16": _torch(compiled=True, bf16=True),
+    "realesrgan-x4plus": _ncnn("realesrgan-x4plus"),
+    "realesr-animevideov3": _ncnn("realesr-animevideov3"),
+}
+
+SPEED_ONLY = frozenset({"bare-loop", "ort-openvino"})
+
+
+def open_peer(name: str, setting: Setting) -> Upscaler:
+    """Open one peer.
+
+    Raises
+    ------
+    NotRun
+        It cannot run here.
+    ValueError
+        There is no peer of that name.
+    """
+    if name not in PEERS:
+        raise ValueError(f"no peer is called {name!r}, expected one of {', '.join(PEERS)}")
+    try:
+        return PEERS[name](setting)
+    except YonosError as error:
+        text = str(error).replace(str(setting.engine_dir), setting.engine_dir.name)
+        raise NotRun(text) from error
+    except ImportError as error:
+        raise NotRun(f"{error.name or error} is not installed") from error
+
+
+def open_peers(names: Iterable[str], setting: Setting) -> tuple[dict[str, Upscaler], dict[str, str]]:
+    """Open several: (name -> function, name -> why it was not run)."""
+    opened: dict[str, Upscaler] = {}
+    missing: dict[str, str] = {}
+    for name in names:
+        try:
+            opened[name] = open_peer(name, setting)
+        except NotRun as reason:
+            missing[name] = str(reason)
+    return opened, missing
