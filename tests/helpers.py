@@ -224,6 +224,19 @@ def psnr_db(a: Array, b: Array) -> float:
     return float("inf") if error == 0 else 10.0 * float(np.log10(peak**2 / error))
 
 
+def shipped_model(name: str) -> Path:
+    """Return the engine directory of a shipped model; a package with models must have it."""
+    import pytest
+
+    from yonos_trt.runtimes import models_dir, shipped_models
+
+    if not models_dir().is_dir():
+        pytest.skip("this checkout has no yonos_trt/models yet")
+    found = shipped_models()
+    assert name in found, f"{name} is not among the shipped models {sorted(found)}"
+    return found[name]
+
+
 def edit_manifest(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Load manifest.json as plain JSON, let `change` alter it, and write it back."""
     import json

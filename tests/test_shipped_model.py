@@ -1,0 +1,70 @@
+"""What the wheel promises about its model: it is there, whole, small, and better than bicubic to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import psnr_db, shipped_model
+from PIL import Image
+
+from yonos_trt.manifest import load_manifest
+from yonos_trt.sr import SR
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "chelsea.png"
+LARGEST_BYTES = 16 << 20
+
+
+@pytest.fixture(scope="module")
+def engine_dir() -> Path:
+    return shipped_model("lite-x4")
+
+
+def test_every_file_has_its_hash_and_all_fit_in_the_wheel(engine_dir: Path) -> None:
+    load_manifest(engine_dir, verify=True)
+    assert sum(p.stat().st_size for p in engine_dir.iterdir()) <= LARGEST_BYTES
+
+
+def test_it_says_where_it_comes_from(engine_dir: Path) -> None:
+    manifest = load_manifest(engine_dir, verify=False)
+    assert manifest.model.name == "lite-x4"
+    assert {"code", "data"} <= {x.part for x in manifest.model.licences}
+    assert manifest.model.training
+    assert manifest.model.card is not None
+    assert manifest.parity.end_to_end_psnr_db
+
+
+def test_sr_without_arguments_uses_it(engine_dir: Path) -> None:
+    with SR() as sr:
+        assert sr.engine_dir == engine_dir
+        out = sr.upscale(np.zeros((5, 3, 3), np.uint8))
+    assert out.shape == (20, 12, 3)
+
+
+def test_the_example_comes_out_sharper_than_bicubic_and_with_its_colours(engine_dir: Path) -> None:
+    with Image.open(EXAMPLE) as opened:
+        image = np.asarray(opened.convert("RGB"))[:120, :160]
+    with SR() as sr:
+        ours = sr.upscale(image)
+    bicubic = np.asarray(Image.fromarray(image).resize((640, 480), Image.Resampling.BICUBIC))
+    sharpness = [float(np.abs(np.diff(x.astype(float), axis=1)).mean()) for x in (ours, bicubic)]
+    assert sharpness[0] > 1.05 * sharpness[1]
+    back = np.asarray(Image.fromarray(ours).resize((160, 120), Image.Resampling.BICUBIC))
+    assert psnr_db(back, image) > 28  # it is still the same picture
+    assert np.abs(ours.mean(axis=(0, 1)) - bicubic.mean(axis=(0, 1))).max() < 1
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_batches_agree_to_60_db(engine_dir: Path, batch: int) -> None:
+    with Image.open(EXAMPLE) as opened:
+        image = np.asarray(opened.convert("RGB"))[:100, :100]
+    one, more = (SR(batch=n, tile_px=256).upscale(image) for n in (1, batch))
+    assert psnr_db(one, more) >= 60
+
+
+def test_lanes_are_bit_identical(engine_dir: Path) -> None:
+    with Image.open(EXAMPLE) as opened:
+        image = np.asarray(opened.convert("RGB"))[:100, :100]
+    one, three = (SR(lanes=n, tile_px=256).upscale(image) for n in (1, 3))
+    np.testing.assert_array_equal(one, three)
