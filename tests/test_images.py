@@ -7,6 +7,9 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays, scalar_dtypes
 from PIL import Image
 
 from yonos_trt.errors import InputError
@@ -83,6 +86,7 @@ def test_strided_and_big_endian_arrays_are_read_right(view: object) -> None:
     [
         ([[1, 2]], "expected a NumPy array"),
         (None, "expected a NumPy array"),
+        (np.ma.masked_array(np.zeros((4, 4), np.uint8)), "masked"),
         (np.zeros((4, 4, 3), np.float64), "dtype float64"),
         (np.zeros((4, 4, 3), np.int32), "dtype int32"),
         (np.zeros((4, 4), bool), "dtype bool"),
@@ -105,6 +109,24 @@ def test_strided_and_big_endian_arrays_are_read_right(view: object) -> None:
 def test_bad_arrays_are_refused_with_the_reason(array: object, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         from_array(array)  # type: ignore[arg-type]
+
+
+@settings(max_examples=200)
+@given(
+    array=arrays(
+        dtype=st.one_of(scalar_dtypes(), st.sampled_from(["u1", "<u2", ">u2", "<f4", ">f4"]).map(np.dtype)),
+        shape=array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5),
+    )
+)
+def test_any_array_comes_back_or_is_an_input_error(array: np.ndarray) -> None:
+    try:
+        picture = from_array(array)
+    except InputError as error:
+        assert str(error).startswith("array: ")  # noqa: PT017
+        return
+    back = to_array(picture)
+    assert back.shape == array.shape
+    assert back.dtype == array.dtype.newbyteorder("=")
 
 
 def test_first_nan_is_located() -> None:

@@ -53,13 +53,13 @@ def source(folder: Path, name: str) -> Path:
 
 
 CASES = {
-    "RGB.png": ("RGB", "uint8"), "RGBA.png": ("RGBA", "uint8"), "L.png": ("L", "uint8"), "LA.png": ("LA", "uint8"),
-    "P.png": ("P", "uint8"), "Pt.png": ("P", "uint8"), "1.png": ("1", "uint8"), "RGB.jpg": ("RGB", "uint8"),
-    "L.jpg": ("L", "uint8"), "CMYK.jpg": ("CMYK", "uint8"), "RGB.webp": ("RGB", "uint8"),
-    "RGBA.webp": ("RGBA", "uint8"), "RGB.avif": ("RGB", "uint8"), "RGBA.tif": ("RGBA", "uint8"),
-    "CMYK.tif": ("CMYK", "uint8"), "16-RGB.png": ("RGB", "uint16"), "16-RGBA.png": ("RGBA", "uint16"),
-    "16-L.png": ("L", "uint16"), "16-RGB.tif": ("RGB", "uint16"), "f-RGB.tif": ("RGB", "float32"),
-    "f-L.tif": ("L", "float32"),
+    "RGB.png": ("RGB", "uint8"), "RGBA.png": ("RGBA", "uint8"), "L.png": ("L", "uint8"),
+    "LA.png": ("LA", "uint8"), "P.png": ("P", "uint8"), "Pt.png": ("P", "uint8"), "1.png": ("1", "uint8"),
+    "RGB.jpg": ("RGB", "uint8"), "L.jpg": ("L", "uint8"), "CMYK.jpg": ("CMYK", "uint8"),
+    "RGB.webp": ("RGB", "uint8"), "RGBA.webp": ("RGBA", "uint8"), "RGB.avif": ("RGB", "uint8"),
+    "RGBA.tif": ("RGBA", "uint8"), "CMYK.tif": ("CMYK", "uint8"), "16-RGB.png": ("RGB", "uint16"),
+    "16-RGBA.png": ("RGBA", "uint16"), "16-L.png": ("L", "uint16"), "16-RGB.tif": ("RGB", "uint16"),
+    "f-RGB.tif": ("RGB", "float32"), "f-L.tif": ("L", "float32"),
 }  # fmt: skip
 
 

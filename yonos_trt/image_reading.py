@@ -97,7 +97,7 @@ def from_pil(image: Image.Image, *, name: str | None = None) -> Picture:
 
     if not isinstance(image, Image.Image):
         raise InputError(f"got {type(image).__name__}, expected a path, bytes, a PIL image or an array")
-    label = name or getattr(image, "filename", "") or "PIL image"
+    label = name or str(getattr(image, "filename", "")) or "PIL image"
     try:
         if getattr(image, "is_animated", False) and image.format != "MPO":
             raise _animated(label, getattr(image, "n_frames", 2))

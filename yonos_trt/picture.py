@@ -207,6 +207,9 @@ def from_array(array: Pixels, *, name: str = "array") -> Picture:
     """
     if not isinstance(array, np.ndarray):
         raise InputError(f"{name}: got {type(array).__name__}, expected a NumPy array")
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputError(f"{name}: got a masked array; fill it first: array.filled(...)")
+    array = np.asarray(array)  # np.matrix and other subclasses index in their own ways
     if array.dtype.newbyteorder("=").name not in DTYPES:
         raise InputError(
             f"{name}: dtype {array.dtype}, expected one of {', '.join(DTYPES)} (float32 in [0, 1])"
