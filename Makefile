@@ -21,8 +21,7 @@ $(VENV)/.ready: $(NATIVE)
 
 $(DEMO)/.ready: $(NATIVE) $(shell find yonos_trt -type f -not -name '*.pyc' -not -name '*.so')
 	$(PYTHON) -m venv $(DEMO)
-	PIP_CONSTRAINT="$(CURDIR)/constraints.txt" $(DEMO)/bin/pip $(PIP) --force-reinstall --no-deps .
-	$(DEMO)/bin/pip $(PIP) .
+	PIP_CONSTRAINT="$(CURDIR)/constraints.txt" $(DEMO)/bin/pip $(PIP) -C cmake.define.YONOS_CUDA=OFF .
 	touch $@
 
 demo: $(DEMO)/.ready
