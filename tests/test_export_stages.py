@@ -150,7 +150,7 @@ def test_sd_stages_equal_the_plain_diffusers_computation() -> None:
     from yonos_export.diffusers_stages import stages_from_diffusers
 
     unet, vae, scheduler, context = small_sd_parts()
-    stages = functions_from_torch(stages_from_diffusers(unet, vae, scheduler, context, SD_FACTS))
+    stages = functions_from_torch(stages_from_diffusers(*small_sd_parts(), SD_FACTS))
     image = torch.from_numpy(random_feed({"image": (2, 3, 32, 48)})["image"])
     noise = torch.from_numpy(random_feed({"noise": (2, 4, 16, 24)}, seed=1)["noise"])
     with torch.no_grad():
@@ -164,6 +164,29 @@ def test_sd_stages_equal_the_plain_diffusers_computation() -> None:
     got = stages["step"]({"noise": noise.numpy(), "z_l": z_l.numpy()})
     np.testing.assert_allclose(got, z_0.numpy(), atol=1e-5)
     np.testing.assert_allclose(stages["decoder"]({"z_0": z_0.numpy()}), decoded.numpy(), atol=1e-5)
+
+
+def test_folder_that_the_trainer_writes_computes_what_the_trainer_trained(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    from yonos_train.schedule import ddim
+    from yonos_train.sd_folder import load_sd, save_sd
+
+    base = small_sd_folder(tmp_path / "base")
+    bundle = load_sd(base, 2, name="tuned")
+    save_sd(bundle, base, tmp_path / "tuned")
+    source = open_source(tmp_path / "tuned")
+    assert source.stages is not None
+    assert (source.info.name, source.info.scale, source.info.timestep) == ("tuned", 2, 999.0)
+    stages = functions_from_torch(source.stages)
+    feed = random_feed({"noise": (2, 4, 16, 24), "image": (2, 3, 32, 48)})
+    with torch.no_grad():
+        z_l = bundle.encoder(torch.from_numpy(feed["image"]))
+        z_0 = ddim(bundle.unet, bundle.schedule, z_l, torch.from_numpy(feed["noise"]))
+        image = bundle.decoder(z_0)
+    np.testing.assert_allclose(stages["encoder"]({"image": feed["image"]}), z_l.numpy(), atol=1e-5)
+    got = stages["step"]({"noise": feed["noise"], "z_l": z_l.numpy()})
+    np.testing.assert_allclose(got, z_0.numpy(), atol=1e-5)
+    np.testing.assert_allclose(stages["decoder"]({"z_0": z_0.numpy()}), image.numpy(), atol=1e-5)
 
 
 def test_step_of_a_schedule_that_keeps_signal_adds_alpha_times_noise() -> None:

@@ -14,7 +14,6 @@ of the posterior become part of the autoencoder's own convolutions.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from pathlib import Path
@@ -71,7 +70,7 @@ class ConstantUNet(nn.Module):
     Parameters
     ----------
     unet
-        ``UNet2DConditionModel``; copied, the original stays as it is.
+        ``UNet2DConditionModel``; its layers are taken over and changed.
     context
         Prompt embedding ``(1, L, D)``.
     timestep
@@ -80,7 +79,7 @@ class ConstantUNet(nn.Module):
 
     def __init__(self, unet: Any, context: Tensor, timestep: float) -> None:
         super().__init__()
-        unet = copy.deepcopy(unet).eval().float()
+        unet = unet.eval().float().requires_grad_(False)
         config = unet.config
         for option in (
             "class_embed_type",
@@ -144,7 +143,7 @@ class KLEncoder(nn.Module):
         super().__init__()
         channels, gain = vae.config.latent_channels, vae.config.scaling_factor
         shift = getattr(vae.config, "shift_factor", None) or 0.0
-        self.encoder = copy.deepcopy(vae.encoder)
+        self.encoder = vae.encoder
         self.quant_conv: nn.Module = nn.Identity()
         if getattr(vae, "quant_conv", None) is not None:
             self.quant_conv = _scaled_conv(vae.quant_conv, channels, gain, shift)
@@ -163,11 +162,11 @@ class KLDecoder(nn.Module):
         super().__init__()
         scaling = vae.config.scaling_factor
         self.shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
-        self.decoder = copy.deepcopy(vae.decoder)
+        self.decoder = vae.decoder
         self.post_quant_conv: nn.Module = nn.Identity()
         first = self.decoder.conv_in
         if getattr(vae, "post_quant_conv", None) is not None:
-            self.post_quant_conv = first = copy.deepcopy(vae.post_quant_conv)
+            self.post_quant_conv = first = vae.post_quant_conv
         with torch.no_grad():
             # The shift stays an addition: behind zero padding it cannot become part of a bias.
             first.weight.div_(scaling)
@@ -201,8 +200,8 @@ def load_diffusers_stages(folder: Path) -> StageSet:
     facts = _read_facts(folder)
     library: Any = diffusers
     try:
-        unet = library.UNet2DConditionModel.from_pretrained(folder, subfolder="unet", local_files_only=True)
-        vae = library.AutoencoderKL.from_pretrained(folder, subfolder="vae", local_files_only=True)
+        unet = _load_part(library.UNet2DConditionModel, folder, "unet")
+        vae = _load_part(library.AutoencoderKL, folder, "vae")
         scheduler = library.DDIMScheduler.from_pretrained(
             folder, subfolder="scheduler", local_files_only=True
         )
@@ -214,7 +213,7 @@ def load_diffusers_stages(folder: Path) -> StageSet:
 def stages_from_diffusers(
     unet: Any, vae: Any, scheduler: Any, context: Tensor, facts: dict[str, Any], *, name: str = "sd"
 ) -> StageSet:
-    """Fold and wrap the three networks; the given ones stay as they are."""
+    """Fold and wrap the three networks. Their layers are taken over: a copy would double the memory."""
     channels = int(vae.config.latent_channels)
     if unet.config.in_channels != 2 * channels or unet.config.out_channels != channels:
         raise ConfigError(
@@ -230,6 +229,7 @@ def stages_from_diffusers(
         raise ConfigError(
             f"context: width {context.shape[-1]}, expected the U-Net's {unet.config.cross_attention_dim}"
         )
+    digest = hash_tensors({"unet": unet, "vae": vae})
     timestep = float(facts.get("timestep", scheduler.config.num_train_timesteps - 1))
     alpha2 = float(scheduler.alphas_cumprod[round(timestep)])
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -254,9 +254,22 @@ def stages_from_diffusers(
         licence=dict(facts.get("licence", {})),
         card=str(facts.get("card", "")),
     )
-    digest = hash_tensors({"unet": unet, "vae": vae})
     return make_stages(
         KLEncoder(vae), ConstantUNet(unet, context, timestep), KLDecoder(vae), info, weights_sha256=digest
+    )
+
+
+def _load_part(kind: Any, folder: Path, part: str) -> Any:
+    """Load from safetensors in FP32; half-precision files are taken where there are no others."""
+    full = any((folder / part).glob("*model.safetensors")) or any((folder / part).glob("*.index.json"))
+    half = not full and any((folder / part).glob("*.fp16.safetensors"))
+    return kind.from_pretrained(
+        folder,
+        subfolder=part,
+        local_files_only=True,
+        use_safetensors=True,
+        torch_dtype=torch.float32,
+        variant="fp16" if half else None,
     )
 
 
