@@ -329,6 +329,18 @@ class SimulatedDriver:
     def copy(self, to: int, source: int, nbytes: int, stream: int) -> None:
         self._copy("copy", to, source, nbytes, stream, (False, False))
 
+    def copy_rows(
+        self, to: int, to_pitch: int, source: int, source_pitch: int, row_bytes: int, rows: int, stream: int
+    ) -> None:
+        def run() -> None:
+            for y in range(rows):
+                row = self.bytes_at(source + y * source_pitch, row_bytes)
+                self.bytes_at(to + y * to_pitch, row_bytes)[:] = row
+
+        reads = [(source, (rows - 1) * source_pitch + row_bytes)]
+        writes = [(to, (rows - 1) * to_pitch + row_bytes)]
+        self.enqueue("copy_rows", stream, run, reads=reads, writes=writes)
+
     def fill(self, to: int, value: int, nbytes: int, stream: int) -> None:
         def run() -> None:
             self.bytes_at(to, nbytes)[:] = value
@@ -341,6 +353,9 @@ class SimulatedDriver:
 
     def activate(self) -> None:
         """Nothing to do: there is one context."""
+
+    def share(self) -> SimulatedDriver:
+        return self
 
     def close(self) -> None:
         """Nothing to do."""

@@ -203,6 +203,20 @@ CUresult CUDAAPI cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t byte
     return queue(stream,
                  [=] { std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes); });
 }
+CUresult CUDAAPI cuMemcpy2DAsync(const CUDA_MEMCPY2D* copy, CUstream stream) {
+    ENTER("cuMemcpy2DAsync");
+    const CUDA_MEMCPY2D c = *copy;
+    if (c.srcMemoryType != CU_MEMORYTYPE_DEVICE || c.dstMemoryType != CU_MEMORYTYPE_DEVICE || c.srcXInBytes ||
+        c.srcY || c.dstXInBytes || c.dstY || c.WidthInBytes > c.srcPitch || c.WidthInBytes > c.dstPitch ||
+        !on_device(c.srcDevice, (c.Height - 1) * c.srcPitch + c.WidthInBytes) ||
+        !on_device(c.dstDevice, (c.Height - 1) * c.dstPitch + c.WidthInBytes))
+        return CUDA_ERROR_INVALID_VALUE;
+    return queue(stream, [=] {
+        for (size_t y = 0; y < c.Height; ++y)
+            std::memcpy(reinterpret_cast<char*>(c.dstDevice) + y * c.dstPitch,
+                        reinterpret_cast<char*>(c.srcDevice) + y * c.srcPitch, c.WidthInBytes);
+    });
+}
 CUresult CUDAAPI cuMemsetD8Async(CUdeviceptr to, unsigned char value, size_t bytes, CUstream stream) {
     ENTER("cuMemsetD8Async");
     if (!on_device(to, bytes)) return CUDA_ERROR_INVALID_VALUE;

@@ -155,6 +155,35 @@ def test_bytes_travel_in_on_and_out(driver: CudaDriver) -> None:
     driver.stream_destroy(stream)
 
 
+def test_rows_are_copied_between_pitches(driver: CudaDriver) -> None:
+    stream, a, b = driver.stream_create(), driver.allocate(100), driver.allocate(100)
+    host = driver.allocate_pinned(100)
+    driver.host_view(host, 100)[:] = np.arange(100)
+    driver.copy_in(a, host, 100, stream)
+    driver.fill(b, 255, 100, stream)
+    driver.copy_rows(b + 1, 9, a + 20, 7, 5, 3, stream)
+    driver.copy_out(host, b, 100, stream)
+    expected = np.full(100, 255)
+    for y in range(3):
+        expected[1 + 9 * y : 6 + 9 * y] = 20 + 7 * y + np.arange(5)
+    assert np.array_equal(driver.host_view(host, 100), expected)
+    driver.free(a)
+    driver.free(b)
+    driver.free_pinned(host)
+    driver.stream_destroy(stream)
+
+
+def test_a_shared_driver_stays_open_until_its_last_user_closes(standin: Any) -> None:
+    before = standin.standin_live()
+    driver = CudaDriver(library=standin.path)
+    other = driver.share()
+    driver.close()
+    other.activate()
+    other.free(other.allocate(10))
+    other.close()
+    assert standin.standin_live() == before
+
+
 def test_streams_do_not_touch_the_default_stream_and_events_sleep(driver: CudaDriver, standin: Any) -> None:
     stream, plain, timed = driver.stream_create(), driver.event_create(), driver.event_create(timing=True)
     end = driver.event_create(timing=True)

@@ -25,7 +25,8 @@ from yonos_trt.errors import (
 from yonos_trt.manifest import Artifact, EngineManifest, load_manifest, save_manifest
 from yonos_trt.trt import TrtBackend
 from yonos_trt.trt_artifacts import pick_engines, read_engine, read_header
-from yonos_trt.trt_engines import Engine, TensorRT, cache_path
+from yonos_trt.trt_engines import Engine, cache_path
+from yonos_trt.trt_module import TensorRT
 
 
 def pick(root: Path, **options: Any) -> dict[str, Artifact]:

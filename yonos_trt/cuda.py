@@ -27,17 +27,31 @@ __all__ = ["CudaDriver", "Probe", "probe"]
 DRIVER_LIBRARY = "libcuda.so.1"
 
 # Values of cuda.h: enumerations CUresult, CUdevice_attribute, CUstream_flags, CUevent_flags,
-# CUstreamCaptureMode.
+# CUstreamCaptureMode, CUmemorytype.
 _OUT_OF_MEMORY = 2
 _MAJOR, _MINOR = 75, 76
 _STREAM_NON_BLOCKING = 1
 _EVENT_BLOCKING_SYNC, _EVENT_DISABLE_TIMING = 1, 2
 _NOT_READY = 600
 _CAPTURE_THREAD_LOCAL = 1
+_MEMORY_DEVICE = 2
 
 _int, _uint, _size, _float = ctypes.c_int, ctypes.c_uint, ctypes.c_size_t, ctypes.c_float
 _handle, _address, _u64 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_ulonglong
 _P = ctypes.POINTER
+
+
+class _Copy2D(ctypes.Structure):
+    """CUDA_MEMCPY2D."""
+
+    _fields_ = (
+        ("source_x", _size), ("source_y", _size), ("source_type", _int), ("source_host", _handle),
+        ("source_device", _address), ("source_array", _handle), ("source_pitch", _size),
+        ("to_x", _size), ("to_y", _size), ("to_type", _int), ("to_host", _handle),
+        ("to_device", _address), ("to_array", _handle), ("to_pitch", _size),
+        ("row_bytes", _size), ("rows", _size),
+    )  # fmt: skip
+
 
 # Name of the entry point -> argument types, as declared in cuda.h (its macros lead to these names).
 SIGNATURES: dict[str, tuple[Any, ...]] = {
@@ -61,6 +75,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuMemcpyHtoDAsync_v2": (_address, _handle, _size, _handle),
     "cuMemcpyDtoHAsync_v2": (_handle, _address, _size, _handle),
     "cuMemcpyDtoDAsync_v2": (_address, _address, _size, _handle),
+    "cuMemcpy2DAsync_v2": (_P(_Copy2D), _handle),
     "cuMemsetD8Async": (_address, ctypes.c_ubyte, _size, _handle),
     "cuStreamCreate": (_P(_handle), _uint),
     "cuStreamDestroy_v2": (_handle,),
@@ -178,6 +193,7 @@ class CudaDriver:
             driver_version=found.driver_version,
         )
         self._context: int | None = self._out(_handle, "cuDevicePrimaryCtxRetain", self._device)
+        self._users = 1
         self.activate()
 
     @property
@@ -204,9 +220,15 @@ class CudaDriver:
             raise ClosedError("this device was closed; open the engine directory again")
         self._call("cuCtxSetCurrent", self._context)
 
+    def share(self) -> CudaDriver:
+        """See `Driver`."""
+        self._users += 1
+        return self
+
     def close(self) -> None:
-        """Release the primary context; whoever else uses it keeps it. Idempotent."""
-        if self._context is not None:
+        """Release the primary context when the last user has closed; other libraries keep it."""
+        self._users -= 1
+        if self._users <= 0 and self._context is not None:
             self._context = None
             self._call("cuDevicePrimaryCtxRelease_v2", self._device)
 
@@ -265,6 +287,22 @@ class CudaDriver:
     def copy(self, to: int, source: int, nbytes: int, stream: int) -> None:
         """See `Driver`. The two ranges must not overlap."""
         self._call("cuMemcpyDtoDAsync_v2", to, source, nbytes, stream)
+
+    def copy_rows(
+        self, to: int, to_pitch: int, source: int, source_pitch: int, row_bytes: int, rows: int, stream: int
+    ) -> None:
+        """See `Driver`."""
+        copy = _Copy2D(
+            source_type=_MEMORY_DEVICE,
+            source_device=source,
+            source_pitch=source_pitch,
+            to_type=_MEMORY_DEVICE,
+            to_device=to,
+            to_pitch=to_pitch,
+            row_bytes=row_bytes,
+            rows=rows,
+        )
+        self._call("cuMemcpy2DAsync_v2", ctypes.byref(copy), stream)
 
     def fill(self, to: int, value: int, nbytes: int, stream: int) -> None:
         """See `Driver`."""

@@ -42,8 +42,11 @@ class Driver(StreamDriver, Protocol):
     def activate(self) -> None:
         """Make the device current in the calling thread."""
 
+    def share(self) -> Driver:
+        """Return this driver for one more user, who closes it as well."""
+
     def close(self) -> None:
-        """Let go of the device. Idempotent."""
+        """Let go of the device; the last of its users really does."""
 
     def memory(self) -> tuple[int, int]:
         """Free and total device bytes."""
@@ -64,6 +67,11 @@ class Driver(StreamDriver, Protocol):
     def copy_out(self, pinned: int, source: int, nbytes: int, stream: int) -> None: ...
 
     def copy(self, to: int, source: int, nbytes: int, stream: int) -> None: ...
+
+    def copy_rows(
+        self, to: int, to_pitch: int, source: int, source_pitch: int, row_bytes: int, rows: int, stream: int
+    ) -> None:
+        """Copy rows on the device whose starts are pitches apart."""
 
     def fill(self, to: int, value: int, nbytes: int, stream: int) -> None: ...
 

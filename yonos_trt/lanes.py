@@ -144,6 +144,11 @@ class LaneScheduler:
         return self._lanes[lane].stream
 
     @property
+    def copy_stream(self) -> int:
+        """The stream on which pictures come in."""
+        return self._copy
+
+    @property
     def canvas_stream(self) -> int:
         """The stream on which blends and downloads follow each other."""
         return self._canvas

@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from yonos_trt.backend import Array, TileBatch
 from yonos_trt.cuda_kernels import DevicePicture, TileKernels
 from yonos_trt.device import Driver, Graphs, Memory
+from yonos_trt.device_arrays import DeviceView, view_of
 from yonos_trt.errors import (
     ClosedError,
     ConfigError,
@@ -33,14 +34,16 @@ from yonos_trt.errors import (
     EngineVersionError,
     InputError,
 )
-from yonos_trt.lanes import LaneScheduler, Slot
+from yonos_trt.lanes import LaneScheduler
 from yonos_trt.manifest import EngineManifest, Precision, Runtime, load_manifest
 from yonos_trt.memory import CONTEXT_BYTES, SLOTS_PER_LANE, BatchShape, layout
 from yonos_trt.tiling import TilePlan
 from yonos_trt.trt_artifacts import pick_engines, read_engine
 from yonos_trt.trt_buffers import PlanBuffers, batch_index
-from yonos_trt.trt_engines import Engine, TensorRT, cache_path, check_dtypes
+from yonos_trt.trt_engines import Engine, cache_path, check_dtypes
 from yonos_trt.trt_lane import LaneNetworks, buffer_dtypes, stage_inputs
+from yonos_trt.trt_module import TensorRT
+from yonos_trt.trt_notes import Canvas, Pending, Source, Tiles, noted
 from yonos_trt.trt_repair import Repair
 
 __all__ = ["TrtBackend"]
@@ -48,45 +51,6 @@ __all__ = ["TrtBackend"]
 _log = logging.getLogger(__name__)
 
 _GRAPHS_PER_LANE = 16
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    picture: DevicePicture
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """Notes of one batch on its way from gather to decode."""
-
-    source: _Source
-    plan: TilePlan
-    batch: TileBatch
-    done: str
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Tiles:
-    """A batch that has been queued."""
-
-    slot: Slot
-    source: _Source
-    batch: TileBatch
-    seed: int
-
-
-@dataclass(slots=True)
-class _Canvas:
-    plan: TilePlan
-    number: int
-    band: int = 0
-    front: int = 0
-    blended: list[_Tiles] | None = None
-    """Batches blended since the last download."""
-    count: int = 0
-    """Batches blended in all."""
 
 
 class TrtBackend:
@@ -141,7 +105,7 @@ class TrtBackend:
         self._closed = False
         self._mutex = threading.Lock()
         self._turn = self._uploads = self._runs = 0
-        self._source: _Source | None = None
+        self._source: Source | None = None
         self._scratch: dict[BatchShape, int] = {}
         self._staging: list[tuple[int, int, int]] = []
         self._fallback: dict[str, Engine] | None = None
@@ -256,24 +220,30 @@ class TrtBackend:
 
     # --- the data path ------------------------------------------------------------------------------------
 
-    def upload(self, image: Array) -> _Source:
+    def upload(self, image: Array) -> Source:
         """Copy a picture through page-locked memory to the device; does not wait for the copy."""
         self._enter()
         image = np.ascontiguousarray(image)
         nbytes = image.nbytes
-        if nbytes > self._pictures.device_bytes:
-            self._scheduler.drain()  # the old buffer may still be read by a picture that was given up
-        address = self._pictures.device("picture", nbytes)
+        address = self._picture_buffer(nbytes)
         pinned, copied = self._staging_for(nbytes)
         self._driver.host_view(pinned, nbytes)[:] = image.reshape(-1).view(np.uint8)
         with self._scheduler.uploading(self._order) as stream:
             self._driver.copy_in(address, pinned, nbytes, stream)
             self._driver.event_record(copied, stream)
         height, width = image.shape[:2]
-        self._uploads += 1
-        self._source = _Source(
-            DevicePicture(address, height, width, str(image.dtype), width * 3 * image.itemsize), self._uploads
+        return self._uploaded(
+            DevicePicture(address, height, width, str(image.dtype), width * 3 * image.itemsize)
         )
+
+    def _picture_buffer(self, nbytes: int) -> int:
+        if nbytes > self._pictures.device_bytes:
+            self._scheduler.drain()  # the old buffer may still be read by a picture that was given up
+        return self._pictures.device("picture", nbytes)
+
+    def _uploaded(self, picture: DevicePicture, owner: Any = None) -> Source:
+        self._uploads += 1
+        self._source = Source(picture, self._uploads, owner)
         return self._source
 
     def _staging_for(self, nbytes: int) -> tuple[int, int]:
@@ -285,7 +255,7 @@ class TrtBackend:
         self._staging.append((address, nbytes, self._driver.event_create()))
         return address, self._staging[-1][2]
 
-    def canvas(self, plan: TilePlan) -> _Canvas:
+    def canvas(self, plan: TilePlan) -> Canvas:
         """Return a zeroed canvas; a canvas handed out before is no longer usable.
 
         Waits for earlier work if `plan` differs from the one before, and only then.
@@ -311,29 +281,29 @@ class TrtBackend:
                 _log.info("TensorRT says that these engines cannot be captured: running without CUDA graphs")
                 self._graphs.enabled = False
         self._buffers.clear(0, self._scheduler.canvas_stream)
-        return _Canvas(plan, self._runs, blended=[])
+        return Canvas(plan, self._runs)
 
-    def gather(self, source: _Source, plan: TilePlan, batch: TileBatch, *, lane: int) -> _Pending:
+    def gather(self, source: Source, plan: TilePlan, batch: TileBatch, *, lane: int) -> Pending:
         """Take note of a batch."""
         if source is not self._source:
             raise InputError("this picture was replaced by a later upload; upload it again")
-        return _Pending(source, plan, batch, "gather")
+        return Pending(source, plan, batch, "gather")
 
-    def encode(self, tiles: _Pending, *, lane: int) -> _Pending:
+    def encode(self, tiles: Pending, *, lane: int) -> Pending:
         """Take note; see `decode`."""
-        return _noted(tiles, "gather", "encode")
+        return noted(tiles, "gather", "encode")
 
     def noise(self, plan: TilePlan, batch: TileBatch, *, seed: int, lane: int) -> int:
         """Take note of the seed."""
         return seed
 
-    def step(self, noise: int, z_l: _Pending, *, lane: int) -> _Pending:
+    def step(self, noise: int, z_l: Pending, *, lane: int) -> Pending:
         """Take note; see `decode`."""
-        return replace(_noted(z_l, "encode", "step"), seed=noise)
+        return replace(noted(z_l, "encode", "step"), seed=noise)
 
-    def decode(self, z_0: _Pending, *, lane: int) -> _Tiles:
+    def decode(self, z_0: Pending, *, lane: int) -> Tiles:
         """Queue the whole batch on the next lane in turn; `lane` (the calling thread's) has no effect."""
-        pending = _noted(z_0, "step", "decode")
+        pending = noted(z_0, "step", "decode")
         self._enter()
         with self._mutex:
             number, self._turn = self._turn % self._buffers.lanes, self._turn + 1
@@ -350,9 +320,9 @@ class TrtBackend:
                 stream,
                 lambda: networks.enqueue(self._kernels, picture, seed, tiles, flags, stream),
             )
-        return _Tiles(slot, pending.source, pending.batch, seed)
+        return Tiles(slot, pending.source, pending.batch, seed)
 
-    def blend(self, canvas: _Canvas, tiles: _Tiles, plan: TilePlan, batch: TileBatch) -> None:
+    def blend(self, canvas: Canvas, tiles: Tiles, plan: TilePlan, batch: TileBatch) -> None:
         """Queue the addition of a batch to the canvas."""
         self._enter()
         self._check_canvas(canvas)
@@ -371,14 +341,13 @@ class TrtBackend:
             self._buffers.add(self._kernels, canvas.front, batch, address, flags, half=half, stream=stream)
             self._driver.copy(self._buffers.flags(index), flags, 4 * plan.batch, stream)
         canvas.count += 1
-        assert canvas.blended is not None
         canvas.blended.append(tiles)
 
-    def _check_canvas(self, canvas: _Canvas) -> None:
+    def _check_canvas(self, canvas: Canvas) -> None:
         if canvas.number != self._runs:
             raise ClosedError("this canvas was replaced by a later run; make a new one")
 
-    def download(self, canvas: _Canvas, plan: TilePlan, y0_px: int, y1_px: int) -> NDArray[np.float32]:
+    def download(self, canvas: Canvas, plan: TilePlan, y0_px: int, y1_px: int) -> NDArray[np.float32]:
         """Wait for finished rows and return a copy; the only call that waits while a picture runs.
 
         Raises
@@ -388,41 +357,102 @@ class TrtBackend:
         """
         self._enter()
         self._check_canvas(canvas)
-        fresh, canvas.blended = canvas.blended or [], []
-        row_bytes, flag_bytes = 12 * plan.padded_w_px, 4 * plan.batch * len(fresh)
+        row_bytes = 12 * plan.padded_w_px
         nbytes = (y1_px - y0_px) * row_bytes
         rows = self._pictures.pinned("rows", nbytes)
-        flags = self._pictures.pinned("flags", flag_bytes)
         with self._scheduler.downloading() as stream:
             first = self._buffers.canvas(canvas.front) + (y0_px - plan.ys[canvas.band]) * row_bytes
             self._driver.copy_out(rows, first, nbytes, stream)
-            if fresh:
-                start = self._buffers.flags(canvas.count - len(fresh))
-                self._driver.copy_out(flags, start, flag_bytes, stream)
-        if fresh:
-            raised = self._driver.host_view(flags, flag_bytes).view(np.int32).reshape(-1, plan.batch) != 0
-            if raised.any():
-                for tiles, bad in zip(fresh, raised, strict=True):
-                    bad[tiles.batch.live :] = False
-                    if bad.any():
-                        self._repair.run(
-                            self._networks[0],
-                            self._order,
-                            tiles.source.picture,
-                            tiles.seed,
-                            canvas.front,
-                            tiles.batch,
-                            bad,
-                        )
-                return self.download(canvas, plan, y0_px, y1_px)
+            self._fetch_flags(canvas, stream)
+        if self._repaired(canvas):
+            return self.download(canvas, plan, y0_px, y1_px)
         array = self._driver.host_view(rows, nbytes).view(np.float32).reshape(-1, plan.padded_w_px, 3)
         return array[:, : plan.width_px].copy()
 
+    def _fetch_flags(self, canvas: Canvas, stream: int) -> None:
+        """Queue a copy of the flags of the batches that nobody has looked at yet."""
+        fresh = len(canvas.blended)
+        if fresh:
+            nbytes = 4 * canvas.plan.batch * fresh
+            pinned = self._pictures.pinned("flags", nbytes)
+            self._driver.copy_out(pinned, self._buffers.flags(canvas.count - fresh), nbytes, stream)
 
-def _noted(pending: _Pending, before: str, now: str) -> _Pending:
-    if not isinstance(pending, _Pending) or pending.done != before:
-        raise ConfigError(
-            f"{now} got something else than the result of {before}; call gather, encode, step and decode in "
-            "this order for every batch"
+    def _repaired(self, canvas: Canvas) -> bool:
+        """Look at the flags that were fetched; True if the canvas has changed since."""
+        fresh, canvas.blended = canvas.blended, []
+        if not fresh:
+            return False
+        nbytes = 4 * canvas.plan.batch * len(fresh)
+        flags = self._driver.host_view(self._pictures.pinned("flags", nbytes), nbytes).view(np.int32)
+        raised = flags.reshape(-1, canvas.plan.batch) != 0
+        for tiles, bad in zip(fresh, raised, strict=True):
+            bad[tiles.batch.live :] = False
+            if bad.any():
+                self._repair.run(
+                    self._networks[0],
+                    self._order,
+                    tiles.source.picture,
+                    tiles.seed,
+                    canvas.front,
+                    tiles.batch,
+                    bad,
+                )
+        return bool(raised.any())
+
+    # --- pictures that stay on the device (yonos_trt.trt_device) ------------------------------------------
+
+    @property
+    def driver(self) -> Driver:
+        """The device."""
+        return self._driver
+
+    def look_at(self, image: Any) -> DeviceView:
+        """Return a view of a picture in device memory, ready for `adopt`."""
+        self._enter()
+        return view_of(image, consumer=self._scheduler.copy_stream)
+
+    def adopt(self, view: DeviceView, *, after: int | None) -> Source:
+        """Copy a picture on the device, after the work that the stream `after` has; does not wait."""
+        row_bytes = view.width * 3 * np.dtype(view.dtype).itemsize
+        address = self._picture_buffer(view.height * row_bytes)
+        with self._scheduler.uploading(self._order, after=after) as stream:
+            self._driver.copy_rows(
+                address, row_bytes, view.address, view.pitch_bytes, row_bytes, view.height, stream
+            )
+        picture = DevicePicture(address, view.height, view.width, view.dtype, row_bytes)
+        return self._uploaded(picture, owner=view.owner)
+
+    def check(self, canvas: Canvas) -> None:
+        """Wait for the blends so far and repair what is not finite, as `download` does."""
+        self._enter()
+        self._check_canvas(canvas)
+        with self._scheduler.downloading() as stream:
+            self._fetch_flags(canvas, stream)
+        self._repaired(canvas)
+
+    def deliver(self, canvas: Canvas, y0_px: int, y1_px: int, out: int, *, dtype: str) -> None:
+        """Queue finished rows, rounded to `dtype` and packed, for the device address `out`."""
+        self._enter()
+        self._check_canvas(canvas)
+        plan, rows = canvas.plan, y1_px - y0_px
+        row_bytes = 3 * np.dtype(dtype).itemsize * plan.width_px
+        padded_bytes = 3 * np.dtype(dtype).itemsize * plan.padded_w_px
+        padded = row_bytes != padded_bytes
+        target = self._buffers.memory.device("finished", rows * padded_bytes) if padded else out
+        stream = self._scheduler.canvas_stream
+        first = self._buffers.canvas(canvas.front) + (y0_px - plan.ys[canvas.band]) * 12 * plan.padded_w_px
+        self._kernels.finalize(
+            first, 0, target, dtype=dtype, values=rows * 3 * plan.padded_w_px, stream=stream
         )
-    return replace(pending, done=now)
+        if padded:
+            self._driver.copy_rows(out, row_bytes, target, padded_bytes, row_bytes, rows, stream)
+
+    def hand_over(self, caller: int | None) -> None:
+        """Let later work of the caller's stream come after ours; without one, wait."""
+        self._enter()
+        if caller is None:
+            with self._scheduler.downloading():
+                pass
+        else:
+            with self._scheduler.handing_over(caller):
+                pass

@@ -1,0 +1,326 @@
+"""Pictures that stay on the device: no pixel visits the host, the caller's stream is kept in order."""
+
+from __future__ import annotations
+
+import gc
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_tensorrt import FakeTensorRT, write_engines
+from simulated_device import DeviceFault, SimulatedDriver
+from test_trt import open_backend, picture, plan_for, poisoned, reference, spotted
+
+from yonos_trt import device_arrays
+from yonos_trt import sr as sr_module
+from yonos_trt.backend import NumpyBackend
+from yonos_trt.device_arrays import DeviceArray, is_on_device, stream_handle, view_of
+from yonos_trt.errors import ConfigError, InputError, NumericError
+from yonos_trt.trt import TrtBackend
+from yonos_trt.trt_device import upscale_on_device, upscale_same_kind
+
+
+@pytest.fixture(scope="module")
+def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("engines")
+    write_engines(root)
+    return root
+
+
+class Tensor:
+    """A caller's array: in the simulated device's memory, being written on his own stream."""
+
+    def __init__(
+        self, driver: SimulatedDriver, image: np.ndarray, *, pitch: int = 0, named: bool = True
+    ) -> None:
+        self.driver, self.stream = driver, driver.make_caller_stream()
+        self.shape, self.dtype = image.shape, image.dtype
+        row_bytes = image.shape[1] * 3 * image.itemsize
+        self.pitch = pitch or row_bytes
+        self.address = driver.allocate(self.pitch * image.shape[0])
+        pinned = driver.allocate_pinned(image.nbytes)
+        driver.host_view(pinned, image.nbytes)[:] = image.reshape(-1).view(np.uint8)
+        for y in range(image.shape[0]):
+            driver.copy_in(self.address + y * self.pitch, pinned + y * row_bytes, row_bytes, self.stream)
+        self.named = named
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "version": 3,
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.address, True),
+            "strides": (self.pitch, 3 * self.dtype.itemsize, self.dtype.itemsize),
+            **({"stream": self.stream} if self.named else {}),
+        }
+
+
+def fetch(driver: SimulatedDriver, array: DeviceArray, stream: int) -> np.ndarray:
+    """What the caller sees when he copies the result on his stream."""
+    pinned = driver.allocate_pinned(array.nbytes)
+    driver.copy_out(pinned, array.address, array.nbytes, stream)
+    event = driver.event_create()
+    driver.event_record(event, stream)
+    driver.event_synchronize(event)
+    return driver.host_view(pinned, array.nbytes).view(array.dtype).reshape(array.shape).copy()
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_the_result_is_the_pipelines_and_no_pixel_visits_the_host(
+    engine_dir: Path, dtype: Any, check: bool
+) -> None:
+    for seed in range(5):
+        driver = SimulatedDriver(random.Random(seed).randrange, eagerness=seed)
+        backend = open_backend(engine_dir, driver)
+        image = picture(33, 45, dtype)  # 180 px wide: padded to 192, so rows are repacked
+        plan = plan_for(image, batch=2)
+        tensor = Tensor(driver, image, pitch=64 * 3 * 4)
+        before = driver.calls.copy()
+        out = upscale_on_device(tensor, backend, plan=plan, seed=7, check=check)
+        calls = driver.calls - before
+        assert calls["copy_in"] == 3 + 1  # windows and origins, no picture
+        assert calls["copy_out"] == (plan.bands if check else 0)  # flags
+        assert out.dtype == np.dtype(dtype).name
+        assert np.array_equal(fetch(driver, out, tensor.stream), reference(image, plan, seed=7))
+        backend.close()
+
+
+def test_without_the_check_the_host_never_waits(engine_dir: Path) -> None:
+    driver = SimulatedDriver(lambda n: 0, eagerness=0)
+    backend = open_backend(engine_dir, driver)
+    image = picture(16, 48)
+    plan = plan_for(image)
+    upscale_on_device(Tensor(driver, image), backend, plan=plan)  # makes the buffers, which waits
+    tensor = Tensor(driver, image)
+    before = driver.calls["event_synchronize"]
+    out = upscale_on_device(tensor, backend, plan=plan, check=False)
+    assert driver.calls["event_synchronize"] == before
+    assert not driver.idle()
+    assert np.array_equal(fetch(driver, out, tensor.stream), reference(image, plan))
+    backend.close()
+
+
+def test_the_caller_may_write_his_picture_again_on_his_stream_right_away(engine_dir: Path) -> None:
+    for seed in range(10):
+        driver = SimulatedDriver(random.Random(seed).randrange)
+        backend = open_backend(engine_dir, driver)
+        image = picture(20, 48)
+        plan = plan_for(image)
+        tensor = Tensor(driver, image)
+        out = upscale_on_device(tensor, backend, plan=plan, check=False)
+        driver.fill(tensor.address, 0, image.nbytes, tensor.stream)  # a race if we were still reading
+        assert np.array_equal(fetch(driver, out, tensor.stream), reference(image, plan))
+        backend.close()
+
+
+def test_a_stream_that_is_given_is_used(engine_dir: Path) -> None:
+    driver = SimulatedDriver(random.Random(0).randrange)
+    backend = open_backend(engine_dir, driver)
+    image = picture(20, 48)
+    plan = plan_for(image)
+    tensor = Tensor(driver, image, named=False)
+    with pytest.raises(ConfigError, match="without a stream"):
+        upscale_on_device(tensor, backend, plan=plan, check=False)
+    out = upscale_on_device(tensor, backend, plan=plan, stream=tensor.stream, check=False)
+    assert np.array_equal(fetch(driver, out, tensor.stream), reference(image, plan))
+    backend.close()
+
+
+def test_outputs_own_their_memory_and_survive_the_back_end(engine_dir: Path) -> None:
+    driver = SimulatedDriver()
+    backend = open_backend(engine_dir, driver)
+    image = picture(20, 48)
+    plan = plan_for(image)
+    tensor = Tensor(driver, image)
+    out = upscale_on_device(tensor, backend, plan=plan)
+    other = upscale_on_device(tensor, backend, plan=plan, seed=1)
+    backend.close()
+    assert np.array_equal(fetch(driver, out, tensor.stream), reference(image, plan))
+    assert np.array_equal(fetch(driver, other, tensor.stream), reference(image, plan, seed=1))
+    used = driver.used_bytes
+    size = out.nbytes
+    del out
+    gc.collect()
+    assert driver.used_bytes == used - size
+
+
+def test_numbers_that_are_not_finite_are_found(engine_dir: Path) -> None:
+    driver = SimulatedDriver()
+    backend = open_backend(engine_dir, driver, module=FakeTensorRT(driver, poisoned("step", np.nan)))
+    image = spotted()
+    with np.errstate(invalid="ignore"), pytest.raises(NumericError) as caught:
+        upscale_on_device(Tensor(driver, image), backend, plan=plan_for(image))
+    assert caught.value.stage == "step"
+    backend.close()
+
+
+def test_a_plan_for_another_size_is_refused(engine_dir: Path) -> None:
+    driver = SimulatedDriver()
+    backend = open_backend(engine_dir, driver)
+    with pytest.raises(ConfigError, match="80 x 192"):
+        upscale_on_device(Tensor(driver, picture(20, 48)), backend, plan=plan_for(picture(20, 49)))
+    backend.close()
+
+
+def test_sr_takes_and_returns_device_memory(engine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = SimulatedDriver()
+    monkeypatch.setattr(sr_module, "open_backend", lambda root, manifest, request: open_backend(root, driver))
+    image = picture(20, 48)
+    tensor = Tensor(driver, image)
+    with sr_module.SR(engine_dir, runtime="tensorrt", tile_px=64, overlap_px=16, color_fix="none") as sr:
+        out = sr.upscale(tensor)
+        assert isinstance(out, DeviceArray)
+        assert np.array_equal(fetch(driver, out, tensor.stream), reference(image, plan_for(image)))
+        again = sr.upscale(tensor, stream=tensor.stream)
+        assert np.array_equal(fetch(driver, again, tensor.stream), reference(image, plan_for(image)))
+    with (
+        sr_module.SR(engine_dir, runtime="tensorrt", tile_px=64, overlap_px=16) as sr,
+        pytest.raises(ConfigError, match="color_fix='none'"),
+    ):
+        sr.upscale(tensor)
+
+
+def test_a_back_end_on_the_host_refuses_device_memory() -> None:
+    with pytest.raises(InputError, match=r"NumpyBackend reads host memory.*\.cpu\(\)"):
+        upscale_same_kind(
+            Interface(), NumpyBackend(), lambda h, w: plan_for(picture(h, w)), seed=0, color_fix="none"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Views and streams
+
+
+class Interface:
+    def __init__(self, **changes: Any) -> None:
+        self.__cuda_array_interface__ = {
+            "version": 3,
+            "shape": (4, 5, 3),
+            "typestr": "|u1",
+            "data": (4096, False),
+            "strides": None,
+            **changes,
+        }
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"shape": (4, 5)}, r"shape \(4, 5\)"),
+        ({"shape": (4, 5, 4)}, r"expected \(height, width, 3\)"),
+        ({"shape": (0, 5, 3)}, "shape"),
+        ({"typestr": "<f8"}, "<f8, expected uint8"),
+        ({"strides": (15, 1, 5)}, "contiguous"),
+        ({"strides": (10, 3, 1)}, "contiguous"),
+        ({"strides": (-15, 3, 1)}, "contiguous"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused_and_not_copied(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        view_of(Interface(**changes), consumer=5)
+
+
+def test_an_interface_is_read() -> None:
+    view = view_of(Interface(strides=(32, 3, 1), stream=9), consumer=5)
+    assert (view.address, view.height, view.width, view.dtype) == (4096, 4, 5, "uint8")
+    assert (view.pitch_bytes, view.stream) == (32, 9)
+    assert view_of(Interface(stream=None), consumer=5).stream is None
+
+
+def test_a_dlpack_tensor_is_read_with_our_stream_as_consumer() -> None:
+    torch = pytest.importorskip("torch")
+    whole = torch.arange(6 * 8 * 3, dtype=torch.float32).reshape(6, 8, 3)
+    part = whole[1:5, :4]
+    asked: list[Any] = []
+
+    class OnDevice:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 0
+
+        def __dlpack__(self, *, stream: Any) -> Any:
+            asked.append(stream)
+            return part.__dlpack__()
+
+    view = view_of(OnDevice(), consumer=77)
+    assert asked == [77]
+    assert is_on_device(OnDevice())
+    assert not is_on_device(whole)
+    assert view.address == part.data_ptr()
+    assert (view.height, view.width, view.dtype, view.pitch_bytes) == (4, 4, "float32", 96)
+
+
+def test_streams_of_every_kind() -> None:
+    class Standard:
+        def __cuda_stream__(self) -> tuple[int, int]:
+            return 0, 1234
+
+    class Torch:
+        cuda_stream = 0
+
+    class CuPy:
+        ptr = 99
+
+    assert stream_handle(None) is None
+    assert stream_handle(5) == 5
+    assert stream_handle(Standard()) == 1234
+    assert stream_handle(Torch()) == 1  # the default stream has the handle 1
+    assert stream_handle(CuPy()) == 99
+    for wrong in ("5", -1, True, 1.0):
+        with pytest.raises(InputError, match="__cuda_stream__"):
+            stream_handle(wrong)
+
+
+class OnHost(DeviceArray):
+    """The same array, said to be in host memory, so that a real consumer can read it."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_real_consumers_read_our_dlpack_and_free_it(library: str, dtype: Any) -> None:
+    consumer = pytest.importorskip(library)
+    memory = picture(4, 5, dtype)
+    freed: list[int] = []
+    array = OnHost(memory.ctypes.data, (4, 5, 3), np.dtype(dtype).name, 0, freed.append)
+    taken = consumer.from_dlpack(array)
+    assert np.array_equal(np.asarray(taken), memory)
+    del array
+    gc.collect()
+    assert freed == []  # the consumer still has it
+    del taken
+    gc.collect()
+    assert freed == [memory.ctypes.data]
+    assert device_arrays._exported == {}
+
+
+def test_a_capsule_that_nobody_takes_frees_the_array() -> None:
+    freed: list[int] = []
+    array = DeviceArray(64, (1, 1, 3), "uint8", 0, freed.append)
+    assert array.__dlpack_device__() == (2, 0)
+    interface = array.__cuda_array_interface__
+    assert (interface["data"], interface["typestr"], interface["stream"]) == ((64, False), "|u1", None)
+    capsule = array.__dlpack__(stream=1, max_version=(1, 0))
+    del array
+    gc.collect()
+    assert freed == []
+    del capsule
+    gc.collect()
+    assert freed == [64]
+
+
+def test_the_caller_cannot_be_raced_unnoticed(engine_dir: Path) -> None:
+    """The judge works: a caller who overwrites his picture on an unordered stream is caught."""
+    driver = SimulatedDriver(lambda n: 0, eagerness=0)
+    backend: TrtBackend = open_backend(engine_dir, driver)
+    image = picture(20, 48)
+    tensor = Tensor(driver, image)
+    for _ in range(2):  # the first run makes the buffers, for which the host waits
+        upscale_on_device(tensor, backend, plan=plan_for(image), check=False)
+    with pytest.raises(DeviceFault):
+        driver.fill(tensor.address, 0, image.nbytes, driver.make_caller_stream())
