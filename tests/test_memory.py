@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from simulated_device import SimulatedDriver
 from test_trt import picture, plan_for, reference
 
-from yonos_trt import sr as sr_module
+from yonos_trt import session
 from yonos_trt.errors import ConfigError, OutOfMemoryError
 from yonos_trt.manifest import identity_manifest
 from yonos_trt.memory import CONTEXT_BYTES, BatchShape, layout, tensor_shapes
@@ -90,7 +90,7 @@ def make_sr(engine_dir: Path, driver: SimulatedDriver, monkeypatch: pytest.Monke
             kernels=FakeKernels(driver),
         )
 
-    monkeypatch.setattr(sr_module, "open_backend", open_fake)
+    monkeypatch.setattr(session, "open_backend", open_fake)
     return SR(engine_dir, runtime="tensorrt", color_fix="none", **options)
 
 
