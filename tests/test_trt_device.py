@@ -13,7 +13,7 @@ from fake_tensorrt import FakeTensorRT, write_engines
 from simulated_device import DeviceFault, SimulatedDriver
 from test_trt import open_backend, picture, plan_for, poisoned, reference, spotted
 
-from yonos_trt import device_arrays
+from yonos_trt import device_arrays, session
 from yonos_trt import sr as sr_module
 from yonos_trt.backend import NumpyBackend
 from yonos_trt.device_arrays import DeviceArray, is_on_device, stream_handle, view_of
@@ -168,7 +168,7 @@ def test_a_plan_for_another_size_is_refused(engine_dir: Path) -> None:
 
 def test_sr_takes_and_returns_device_memory(engine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = SimulatedDriver()
-    monkeypatch.setattr(sr_module, "open_backend", lambda root, manifest, request: open_backend(root, driver))
+    monkeypatch.setattr(session, "open_backend", lambda root, manifest, request: open_backend(root, driver))
     image = picture(20, 48)
     tensor = Tensor(driver, image)
     with sr_module.SR(engine_dir, runtime="tensorrt", tile_px=64, overlap_px=16, color_fix="none") as sr:
