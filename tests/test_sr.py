@@ -270,7 +270,7 @@ def test_with_opens_and_closes(engine_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"runtime": "cuda"}, "auto, onnx, tensorrt, tensorrt-rtx"),
+        ({"runtime": "cuda"}, "auto, onnx, openvino, tensorrt, tensorrt-rtx"),
         ({"color_fix": "yes"}, "wavelet, adain, none"),
         ({"seed": -1}, "seed"),
         ({"lanes": 0}, "lanes is 0"),
