@@ -181,8 +181,9 @@ class SR(Session):
         source, target
             Paths.
         stream
-            "auto" writes row by row when the result would not fit into memory, "always" and "never" do as
-            they say. Formats that cannot be written row by row are refused then.
+            "auto" writes row by row when the result would not fit into free memory or into
+            `memory_limit_mb`, "always" and "never" do as they say. Formats that cannot be written row by row
+            are refused then.
         format
             Format of the target; None: as its suffix says.
         options
