@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 pytest.importorskip("onnx")
@@ -523,12 +524,57 @@ def test_tensorrt_without_a_gpu_is_refused_before_the_work(
     assert not (tmp_path / "out").exists()
 
 
+class FakeUpscaler:
+    """Adds `error` to every pixel."""
+
+    def __init__(self, error: int) -> None:
+        self.error = error
+
+    def __enter__(self) -> FakeUpscaler:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def upscale(self, picture: Any) -> Any:
+        return picture + np.uint8(self.error)
+
+
+def test_engines_that_can_run_are_held_against_the_graphs(
+    graphs: Path, monkeypatch: pytest.MonkeyPatch, fake: Any
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def opened(error: int) -> Any:
+        def make(folder: Path, *, runtime: str, precision: str, seed: int) -> FakeUpscaler:
+            load_manifest(folder, verify=True)
+            asked.append((runtime, precision, seed))
+            return FakeUpscaler(error if runtime == "tensorrt" else 0)
+
+        return make
+
+    monkeypatch.setattr(builder, "load_module", lambda runtime: fake)
+    monkeypatch.setattr("yonos_export.verify_engines.gpu_is_here", lambda: True)
+    before = {p.name: p.read_bytes() for p in graphs.iterdir()}
+    config = ExportConfig(
+        source=graphs, engine_dir=graphs, precision="fp16", runtime="tensorrt", verify_tile_px=64
+    )
+    monkeypatch.setattr("yonos_trt.sr.SR", opened(9))
+    with pytest.raises(BuildError, match=r"PSNR 29\.0 dB, at least 45\.0 asked for"):
+        export(config)
+    assert {p.name: p.read_bytes() for p in graphs.iterdir()} == before
+    monkeypatch.setattr("yonos_trt.sr.SR", opened(1))
+    export(config)
+    assert load_manifest(graphs).stages.step.find("tensorrt", "fp16")
+    assert asked == [("onnx", "fp32", 0), ("tensorrt", "fp16", 0)] * 2
+
+
 def test_failing_build_leaves_the_old_directory(
     graphs: Path, monkeypatch: pytest.MonkeyPatch, fake: Any
 ) -> None:
     before = {p.name: p.read_bytes() for p in graphs.iterdir()}
     fake.Builder.errors.append("out of memory")
-    monkeypatch.setattr(builder.importlib, "import_module", lambda name: fake)
+    monkeypatch.setattr(builder, "load_module", lambda runtime: fake)
     with pytest.raises(BuildError, match="memory ran out"):
         export(ExportConfig(source=graphs, engine_dir=graphs, runtime="tensorrt"))
     assert {p.name: p.read_bytes() for p in graphs.iterdir()} == before
@@ -538,7 +584,7 @@ def test_failing_build_leaves_the_old_directory(
 def test_tensorrt_engine_is_registered_with_its_gpu(
     graphs: Path, monkeypatch: pytest.MonkeyPatch, fake: Any
 ) -> None:
-    monkeypatch.setattr(builder.importlib, "import_module", lambda name: fake)
+    monkeypatch.setattr(builder, "load_module", lambda runtime: fake)
     export(ExportConfig(source=graphs, engine_dir=graphs, runtime="tensorrt", version_compatible=True))
     artifact = load_manifest(graphs).stages.decoder.find("tensorrt")[0]
     assert artifact.file == "decoder.fp32.trt-sm86-11.2.0.50.engine"

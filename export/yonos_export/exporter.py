@@ -18,7 +18,7 @@ import yonos_trt
 from yonos_export.config import DEFAULT_THRESHOLDS, ExportConfig, Precision
 from yonos_export.graph_file import GraphFile
 from yonos_export.lock import only_builder
-from yonos_export.samples import Sample, make_samples
+from yonos_export.samples import Sample, make_samples, read_pictures
 from yonos_export.source import CARD_NAME, Source, fp32_graphs, open_source
 from yonos_export.verify import ParityReport, functions_from_onnx, gate, measure
 from yonos_trt.errors import ConfigError, MissingExtraError
@@ -229,6 +229,8 @@ def _export(config: ExportConfig, source: Source, work: Path, report: Progress) 
     if config.runtime != "onnx":
         _engines(config, source, graphs, directory, work, report)
     manifest = directory.manifest(source)
+    if config.runtime != "onnx" and config.verify:
+        _try_engines(config, directory, manifest, work, report)
     report("write", 0.95)
     write_engine_dir(config.engine_dir, directory.files, manifest)
     report("done", 1.0)
@@ -293,6 +295,22 @@ def _engines(
             progress=lambda done, start=start, what=what: report(what, start + 0.18 * done),  # type: ignore[misc]
         )
         directory.add_engine(stage, built, options, config.precision)
+
+
+def _try_engines(
+    config: ExportConfig, directory: _Directory, manifest: EngineManifest, work: Path, report: Progress
+) -> None:
+    """Run the engines where there is a GPU and hold them against the graphs; say so where there is none."""
+    from yonos_export.verify_engines import compare_engines, gpu_is_here
+
+    if not gpu_is_here():
+        log.warning("the %s engines were built but not run: no GPU can be used here", config.runtime)
+        return
+    report("parity of the engines", 0.94)
+    candidate = write_engine_dir(work / "candidate", directory.files, manifest)
+    reference: Precision = "fp32" if manifest.stages.step.find("onnx", "fp32") else config.precision
+    pictures = read_pictures(config.verify_images)
+    compare_engines(candidate, config.runtime, config.precision, reference, pictures, config.limits)
 
 
 def _require_packages() -> None:
