@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_device import Race, SimulatedDriver
 
-from yonos_trt import pipeline, trt
+from yonos_trt import pipeline, trt_resources
 from yonos_trt.backend import NumpyBackend, batches
 from yonos_trt.errors import (
     ClosedError,
@@ -341,7 +341,7 @@ def test_a_scheduler_that_lacks_an_event_is_caught_on_the_whole_path(
             if name != edge:
                 super()._order(name, stream, event)
 
-    monkeypatch.setattr(trt, "LaneScheduler", Mutant)
+    monkeypatch.setattr(trt_resources, "LaneScheduler", Mutant)
     driver = SimulatedDriver(lambda n: 0, eagerness=0)
     backend = open_backend(engines["fp16"], driver)
     image = picture(24, 100)

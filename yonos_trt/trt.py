@@ -11,40 +11,25 @@ again on the directory's FP32 engines if it has any; otherwise it is a `NumericE
 from __future__ import annotations
 
 import logging
-import os
-import threading
-from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.backend import Array, TileBatch
-from yonos_trt.cuda_kernels import DevicePicture, TileKernels
-from yonos_trt.device import Driver, Graphs, Memory
+from yonos_trt.cuda_kernels import DevicePicture
+from yonos_trt.device import Driver
 from yonos_trt.device_arrays import DeviceView, view_of
 from yonos_trt.errors import (
     ClosedError,
     ConfigError,
-    CudaError,
-    EngineDeviceError,
-    EngineNotFoundError,
-    EngineVersionError,
     InputError,
 )
-from yonos_trt.lanes import LaneScheduler
-from yonos_trt.manifest import EngineManifest, Precision, Runtime, load_manifest
-from yonos_trt.memory import CONTEXT_BYTES, SLOTS_PER_LANE, BatchShape, layout
 from yonos_trt.tiling import TilePlan
-from yonos_trt.trt_artifacts import pick_engines, read_engine
-from yonos_trt.trt_buffers import PlanBuffers, batch_index
-from yonos_trt.trt_engines import Engine, cache_path, check_dtypes
-from yonos_trt.trt_lane import LaneNetworks, buffer_dtypes, stage_inputs
-from yonos_trt.trt_module import TensorRT
+from yonos_trt.trt_buffers import batch_index
 from yonos_trt.trt_notes import Canvas, Pending, Source, Tiles, noted
-from yonos_trt.trt_repair import Repair
+from yonos_trt.trt_resources import TrtResources
 
 __all__ = ["TrtBackend"]
 
@@ -53,7 +38,7 @@ _log = logging.getLogger(__name__)
 _GRAPHS_PER_LANE = 16
 
 
-class TrtBackend:
+class TrtBackend(TrtResources):
     """Run an engine directory's TensorRT engines; the methods are those of `yonos_trt.backend.Backend`.
 
     Parameters
@@ -82,141 +67,6 @@ class TrtBackend:
     MissingExtraError
         The TensorRT module cannot be imported.
     """
-
-    def __init__(
-        self,
-        engine_dir: str | os.PathLike[str],
-        manifest: EngineManifest | None = None,
-        *,
-        runtime: Runtime = "tensorrt",
-        precision: Precision | None = None,
-        device: int = 0,
-        lanes: int = 2,
-        graphs: bool = True,
-        module: Any = None,
-        driver: Driver | None = None,
-        kernels: TileKernels | None = None,
-    ) -> None:
-        if lanes < 1:
-            raise ConfigError(f"lanes is {lanes}, expected at least 1")
-        self.lanes = lanes
-        self._root, self._runtime = Path(engine_dir), runtime
-        self.manifest = manifest or load_manifest(self._root, verify=False)
-        self._closed = False
-        self._mutex = threading.Lock()
-        self._turn = self._uploads = self._runs = 0
-        self._source: Source | None = None
-        self._scratch: dict[BatchShape, int] = {}
-        self._staging: list[tuple[int, int, int]] = []
-        self._fallback: dict[str, Engine] | None = None
-        if driver is None:
-            from yonos_trt.cuda import CudaDriver
-
-            driver = CudaDriver(device)
-        self._driver = driver
-        try:
-            if kernels is None:
-                from yonos_trt.cuda_kernels import CudaKernels
-
-                kernels = CudaKernels()
-            self._kernels = kernels
-            self._trt = TensorRT(runtime, module=module)
-            self._engines = self._open(precision)
-            self._scheduler = LaneScheduler(driver, lanes, slots=SLOTS_PER_LANE)
-        except BaseException:
-            driver.close()
-            raise
-        self._networks = [LaneNetworks(self._engines, self.manifest, ("lane", i)) for i in range(lanes)]
-        self._active = lanes
-        self._graphs = Graphs(driver, enabled=graphs)
-        self._buffers = PlanBuffers(driver, self._scheduler, self.manifest)
-        self._repair = Repair(
-            driver, self._kernels, self._scheduler, self._buffers, self.manifest, self._open_fp32
-        )
-        self._pictures = Memory(driver)
-        self._order = self._scheduler.picture()
-        _log.info(
-            "opened %s with %s %s on %s: %s, %d lanes",
-            self.manifest.model.name, runtime, self._trt.version, driver.info.name,
-            self._engines["step"].artifact.precision, lanes,
-        )  # fmt: skip
-
-    def _open(self, precision: Precision | None) -> dict[str, Engine]:
-        info = self._driver.info
-        picked = pick_engines(
-            self.manifest,
-            self._root,
-            runtime=self._runtime,
-            tensorrt_version=self._trt.version,
-            compute_capability=info.compute_capability,
-            gpu=info.name,
-            precision=precision,
-        )
-        engines = {}
-        for name, artifact in picked.items():
-            raw = read_engine(self._root, artifact)
-            cache = cache_path(artifact, self._trt.version, info.name)
-            stage = getattr(self.manifest.stages, name)
-            engines[name] = Engine(self._trt, name, stage, artifact, raw, cache=cache)
-        check_dtypes(engines)
-        return engines
-
-    def _open_fp32(self) -> dict[str, Engine] | None:
-        if all(engine.artifact.precision == "fp32" for engine in self._engines.values()):
-            return None
-        try:
-            self._fallback = self._open("fp32")
-        except (EngineNotFoundError, EngineVersionError, EngineDeviceError) as error:
-            _log.info("no fp32 engines to fall back to: %s", error)
-        return self._fallback
-
-    def _enter(self) -> None:
-        if self._closed:
-            raise ClosedError("the TensorRT back end is closed; open the engine directory again")
-        self._driver.activate()
-
-    def close(self) -> None:
-        """Wait for what is running and release everything; may be called twice."""
-        if self._closed:
-            return
-        self._enter()
-        self._closed = True
-        with suppress(CudaError):  # a device that has failed cannot be waited for, but is let go all the same
-            self._scheduler.drain()
-        for engine in (*self._engines.values(), *(self._fallback or {}).values()):
-            engine.save_cache()
-        self._networks.clear()
-        self._engines, self._fallback = {}, None
-        with suppress(CudaError):
-            self._graphs.clear()
-            for _, _, event in self._staging:
-                self._driver.event_destroy(event)
-            self._scheduler.close()
-            self._buffers.memory.free_all()
-            self._pictures.free_all()
-        self._driver.close()
-
-    def use_lanes(self, lanes: int) -> None:
-        """Use only the first `lanes` from the next canvas on; the others hold no buffers then."""
-        self._active = max(1, min(lanes, self.lanes))
-
-    def peak_bytes(self, plan: TilePlan, lanes: int | None = None) -> int:
-        """Predict the device memory that `plan` takes, from the engines' own numbers."""
-        self._enter()
-        shape = BatchShape.of(plan)
-        if shape not in self._scratch:
-            inputs, stream = stage_inputs(self.manifest, shape), self._scheduler.canvas_stream
-            self._scratch[shape] = max(
-                engine.context().set_shapes(inputs[name], stream) for name, engine in self._engines.items()
-            )
-        sizes = layout(
-            plan,
-            self.manifest,
-            scratch_bytes=self._scratch[shape],
-            dtypes=buffer_dtypes(self._engines),
-        )
-        weights = sum(engine.weights_bytes for engine in self._engines.values())
-        return CONTEXT_BYTES + weights + sizes.total_bytes(lanes or self.lanes)
 
     # --- the data path ------------------------------------------------------------------------------------
 
