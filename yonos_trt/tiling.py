@@ -14,17 +14,45 @@ which repeat the same float32 operations in the same order and therefore agree b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-Float = NDArray[np.float32]
-Index = NDArray[np.int64]
-Image = NDArray[Any]
+from yonos_trt.bicubic import (
+    LARGEST_VALUE,
+    Float,
+    Image,
+    Index,
+    bicubic_taps,
+    check_picture,
+    gain_of,
+    output_array,
+    reflect,
+    upscale_bicubic,
+    weighted_rows,
+    white,
+)
 
-LARGEST_VALUE: Final = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
-"""Value that stands for white, by picture dtype."""
+__all__ = [
+    "LARGEST_VALUE",
+    "WINDOW_STEPS",
+    "Float",
+    "Image",
+    "Index",
+    "TilePlan",
+    "bicubic_taps",
+    "blend",
+    "finalize",
+    "gather",
+    "gather_lr",
+    "plan_tiles",
+    "reflect",
+    "rows_final_after_band",
+    "upscale_bicubic",
+    "white",
+    "window",
+]
 
 WINDOW_STEPS: Final = 4096
 """Window weights are multiples of 1 / WINDOW_STEPS: their sums and products are then exact in float32."""
@@ -203,71 +231,6 @@ def rows_final_after_band(plan: TilePlan, band: int) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Bicubic taps: Keys' kernel with a = -0.5 (R. Keys 1981, eq. 4), taps outside the picture dropped and the
-# rest renormalised: torch's bicubic with antialias=True and Pillow's BICUBIC for enlargements.
-
-
-def bicubic_taps(positions: Index, size_lr: int, scale: int) -> tuple[Index, Float]:
-    """Return indices (n, 4) into the LR axis and weights (n, 4) of canvas positions, which are reflected
-    first.
-
-    The source coordinate of canvas position y is (y + 0.5) / scale - 0.5; its fraction is a ratio of small
-    integers and everything after it float32, so that every implementation gets the same bits.
-    """
-    y = reflect(positions, size_lr * scale)
-    numerator = 2 * y + 1 - scale
-    base = numerator // (2 * scale)
-    t = (numerator - base * (2 * scale)).astype(np.float32) / np.float32(2 * scale)
-    one, half = np.float32(1), np.float32(0.5)
-    w = np.stack(
-        (
-            ((-half * t + one) * t - half) * t,
-            (np.float32(1.5) * t - np.float32(2.5)) * t * t + one,
-            ((np.float32(-1.5) * t + np.float32(2)) * t + half) * t,
-            (half * t - half) * t * t,
-        ),
-        axis=1,
-    )
-    index = base[:, None] + np.arange(-1, 3)
-    w[(index < 0) | (index >= size_lr)] = 0
-    total = ((w[:, 0] + w[:, 1]) + w[:, 2]) + w[:, 3]
-    return np.clip(index, 0, size_lr - 1), w / total[:, None]
-
-
-def reflect(positions: Index, size: int) -> Index:
-    """Return positions reflected into [0, size): half-sample symmetric, period 2 * size (NumPy's mode
-    "symmetric").
-    """
-    wrapped = positions % (2 * size)
-    return np.where(wrapped < size, wrapped, 2 * size - 1 - wrapped)
-
-
-def white(dtype: np.dtype[Any]) -> float:
-    """Return the value that stands for white in pictures of this dtype."""
-    if dtype not in LARGEST_VALUE:
-        raise ValueError(f"picture must be uint8, uint16 or float32, got {dtype}")
-    return LARGEST_VALUE[dtype]
-
-
-def _normalisation(dtype: np.dtype[Any]) -> np.float32:
-    return np.float32(2) / np.float32(white(dtype))
-
-
-def _check_picture(image: Image) -> None:
-    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"picture must be (H, W, 3) with H, W >= 1, got shape {image.shape}")
-
-
-def _weighted_rows(image: Image, index: Index, weight: Float) -> Float:
-    """Return sum_k weight[:, k] * image[index[:, k]] in float32, k ascending."""
-    w = weight.reshape(*weight.shape, *(1,) * (image.ndim - 1))
-    total: Float = w[:, 0] * image[index[:, 0]].astype(np.float32)
-    for k in range(1, 4):
-        total = total + w[:, k] * image[index[:, k]].astype(np.float32)
-    return total
-
-
-# ---------------------------------------------------------------------------------------------------------
 # Kernels
 
 
@@ -296,15 +259,15 @@ def gather(
     -------
     float32 (N, 3, tile_h_px, tile_w_px), black = -1, white = 1, not clamped.
     """
-    _check_picture(image)
-    gain = _normalisation(image.dtype)
-    out = _output(out, (len(ys), 3, tile_h_px, tile_w_px))
+    check_picture(image)
+    gain = gain_of(image.dtype)
+    out = output_array(out, (len(ys), 3, tile_h_px, tile_w_px))
     for n, (y0, x0) in enumerate(zip(ys, xs, strict=True)):
         iy, wy = bicubic_taps(y0 + np.arange(tile_h_px), image.shape[0], scale)
         ix, wx = bicubic_taps(x0 + np.arange(tile_w_px), image.shape[1], scale)
         left, right = int(ix.min()), int(ix.max()) + 1
-        columns = _weighted_rows(image[:, left:right], iy, wy).transpose(1, 2, 0)
-        tile = _weighted_rows(columns, ix - left, wx)
+        columns = weighted_rows(image[:, left:right], iy, wy).transpose(1, 2, 0)
+        tile = weighted_rows(columns, ix - left, wx)
         out[n] = (tile * gain - np.float32(1)).transpose(1, 2, 0)
     return out
 
@@ -328,40 +291,18 @@ def gather_lr(
     -------
     float32 (N, 3, tile_h_px / scale, tile_w_px / scale) in [-1, 1].
     """
-    _check_picture(image)
-    gain = _normalisation(image.dtype)
+    check_picture(image)
+    gain = gain_of(image.dtype)
     for name, values in (("ys", ys), ("xs", xs), ("tile size", np.array([tile_h_px, tile_w_px]))):
         if np.any(values % scale):
             raise ValueError(f"{name} must be multiples of the scale ({scale}), got {values.tolist()}")
     h, w = tile_h_px // scale, tile_w_px // scale
-    out = _output(out, (len(ys), 3, h, w))
+    out = output_array(out, (len(ys), 3, h, w))
     for n, (y0, x0) in enumerate(zip(ys // scale, xs // scale, strict=True)):
         rows = reflect(y0 + np.arange(h), image.shape[0])
         columns = reflect(x0 + np.arange(w), image.shape[1])
         tile = image[rows[:, None], columns[None, :]].astype(np.float32)
         out[n] = (tile * gain - np.float32(1)).transpose(2, 0, 1)
-    return out
-
-
-def upscale_bicubic(
-    image: Image, y0_px: int, y1_px: int, *, scale: int, threads: int = 1, out: Float | None = None
-) -> Float:
-    """Return the canvas rows [y0_px, y1_px) of the picture's bicubic enlargement, float32 (rows, scale * W,
-    3).
-    """
-    _check_picture(image)
-    gain = _normalisation(image.dtype)
-    height, width = image.shape[0] * scale, image.shape[1] * scale
-    if not 0 <= y0_px <= y1_px <= height:
-        raise ValueError(f"rows must satisfy 0 <= y0_px <= y1_px <= {height}, got {y0_px} and {y1_px}")
-    out = _output(out, (y1_px - y0_px, width, 3))
-    iy, wy = bicubic_taps(np.arange(y0_px, y1_px), image.shape[0], scale)
-    ix, wx = bicubic_taps(np.arange(width), image.shape[1], scale)
-    for first in range(0, y1_px - y0_px, 64):
-        part = slice(first, first + 64)
-        columns = _weighted_rows(image, iy[part], wy[part]).transpose(1, 0, 2)
-        rows = _weighted_rows(columns, ix, wx)
-        out[part] = (rows * gain - np.float32(1)).transpose(1, 0, 2)
     return out
 
 
@@ -441,12 +382,4 @@ def finalize(
     if out.shape != acc.shape or out.dtype != kind:
         raise ValueError(f"out must be {kind} {acc.shape}, got {out.dtype} {out.shape}")
     out[...] = value
-    return out
-
-
-def _output(out: Float | None, shape: tuple[int, ...]) -> Float:
-    if out is None:
-        return np.empty(shape, np.float32)
-    if out.shape != shape or out.dtype != np.float32:
-        raise ValueError(f"out must be float32 {shape}, got {out.dtype} {out.shape}")
     return out
