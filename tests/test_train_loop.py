@@ -168,10 +168,27 @@ def test_smoke_preset_runs_every_stage_and_leaves_bundles(pictures, tmp_path):
         assert bundle.config.scale == scale
         z = bundle.encoder(torch.rand(1, 3, 32, 32))
         assert torch.isfinite(bundle.decoder(z)).all()
+    facts = load_bundle(run / "bundles" / "smoke-x4").config.training
+    assert facts["pictures"] == 3
+    assert list(facts["stages"]) == ["autoencoder", "x2", "x4", "decoder-x4"]  # what x4 rests on, not x8
+    assert facts["stages"]["x4"]["steps"] == 2
     # all stages are done: a second call redoes nothing
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")}
     assert CliRunner().invoke(main, args).exit_code == 0
     assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")}
+
+
+def test_licence_and_card_reach_the_bundle(pictures, tmp_path):
+    (tmp_path / "licence.json").write_text('{"training pictures": "CC0"}')
+    (tmp_path / "card.md").write_text("# Smoke\n")
+    args = ["--preset", "smoke", "--data", str(pictures), "--run", str(tmp_path / "r")]
+    args += ["--set", "loop.precision=fp32", "--licence", str(tmp_path / "licence.json")]
+    args += ["--stage", "autoencoder", "--stage", "x2", "--stage", "decoder-x2"]
+    result = CliRunner().invoke(main, [*args, "--card", str(tmp_path / "card.md")])
+    assert result.exit_code == 0, result.output
+    config = load_bundle(tmp_path / "r" / "bundles" / "smoke-x2").config
+    assert config.licence == {"training pictures": "CC0"}
+    assert config.card == "# Smoke\n"
 
 
 def test_decoder_stage_leaves_encoder_and_unet_untouched(pictures, tmp_path):

@@ -85,6 +85,10 @@ def apply_overrides(config: Any, overrides: dict[str, dict[str, Any]]) -> Any:
 @click.option("--steps", type=int, help="Steps of every stage.")
 @click.option("--seed", type=int, help="Seed of the run.")
 @click.option("--limit", type=int, default=0, show_default=True, help="Use only the first N images.")
+@click.option(
+    "--licence", type=click.Path(exists=True, dir_okay=False), help="JSON: licences of data and weights."
+)
+@click.option("--card", type=click.Path(exists=True, dir_okay=False), help="Markdown: the models' card.")
 @click.option("--dry-run", is_flag=True, help="Print the config as JSON and stop.")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @click.pass_context
@@ -102,6 +106,8 @@ def main(
     steps: int | None,
     seed: int | None,
     limit: int,
+    licence: str | None,
+    card: str | None,
     dry_run: bool,
     verbose: bool,
 ) -> None:
@@ -134,6 +140,11 @@ def main(
         if seed is not None:
             changes.setdefault("loop", {})["seed"] = seed
         config = apply_overrides(config, changes)
+        if licence is not None:
+            facts = json.loads(Path(licence).read_text(encoding="utf-8"))
+            config = dataclasses.replace(config, licence=facts)
+        if card is not None:
+            config = dataclasses.replace(config, card=Path(card).read_text(encoding="utf-8"))
         if base is not None:
             config = dataclasses.replace(config, base=base)
         if preset == "sd" and config.base is None:

@@ -208,6 +208,18 @@ class Run:
             log.info("%s: %s", config.name, ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
 
 
+def checkpoint_progress(folder: Path) -> tuple[int, float]:
+    """Return (step, seconds) of a stage's newest checkpoint, (0, 0) where there is none."""
+    from safetensors import safe_open
+
+    newest = max(folder.glob("checkpoint-*.safetensors"), default=None)
+    if newest is None:
+        return 0, 0.0
+    with safe_open(newest, framework="pt") as handle:
+        meta = handle.metadata()
+    return int(meta["step"]), float(meta["elapsed_s"])
+
+
 _RESULTS: dict[str, tuple[str, ...]] = {
     "autoencoder": ("encoder", "decoder"),
     "diffusion": ("unet",),
