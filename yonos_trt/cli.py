@@ -229,7 +229,7 @@ def upscale(
             sr, jobs, options | {"alpha": alpha, "stream": stream, "save": dataclasses.asdict(save)}
         )
         return
-    reporter = make_progress(progress)
+    reporter = make_progress("none" if quiet and progress == "auto" else progress)
 
     def work(job: Job) -> None:
         sr.upscale_file(

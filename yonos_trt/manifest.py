@@ -104,14 +104,14 @@ def load_manifest(directory: str | os.PathLike[str], *, verify: bool = True) -> 
     if not root.is_dir():
         raise EngineNotFoundError(
             f"engine directory {str(root)!r} does not exist or is not a directory; "
-            f"build one with: yonos-export CHECKPOINT {root}"
+            f"build one with: yonos-export CHECKPOINT --engine-dir {root}"
         )
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
         raise EngineNotFoundError(
             f"{str(root)!r} has no {MANIFEST_NAME}, so it is not an engine directory; "
-            f"build one with: yonos-export CHECKPOINT {root}"
+            f"build one with: yonos-export CHECKPOINT --engine-dir {root}"
         ) from None
     except OSError as error:
         raise ManifestError(

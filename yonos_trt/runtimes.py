@@ -102,6 +102,9 @@ def open_backend(engine_dir: Path, manifest: EngineManifest, request: Request) -
     for runtime in ("tensorrt", "tensorrt-rtx"):
         if not _has_all(manifest, runtime, request.precision):
             continue
+        if not probe_driver().devices:
+            _log.info("no GPU (%s): the %s engines are not used", probe_driver().problem, runtime)
+            continue
         try:
             return _open_tensorrt(engine_dir, manifest, request, runtime)
         except (EngineDeviceError, EngineNotFoundError, EngineVersionError, MissingExtraError) as error:

@@ -26,6 +26,7 @@ from yonos_trt.backend import Array
 from yonos_trt.device_arrays import is_on_device
 from yonos_trt.dlpack import from_dlpack
 from yonos_trt.errors import ConfigError, InputError
+from yonos_trt.host_memory import available_bytes
 from yonos_trt.picture import Picture, from_array, luma, to_array
 from yonos_trt.session import OnTiles, Session
 from yonos_trt.upscaled import UpscaledImage
@@ -285,7 +286,7 @@ class SR(Session):
         height, width = picture.height_px * self.scale, picture.width_px * self.scale
         needed = estimate_output(picture.kind, height, width, target, format=format).peak_bytes
         needed += self.plan(picture.height_px, picture.width_px).peak_bytes
-        return needed <= min(_available_bytes(), self._limit_bytes or sys.maxsize)
+        return needed <= min(available_bytes(), self._limit_bytes or sys.maxsize)
 
     def _stream(
         self,
@@ -332,15 +333,3 @@ def _is_pil(image: Any) -> bool:
 
 def _as_rgb(grey: Array) -> Array:
     return np.repeat(grey[..., None], 3, axis=2)
-
-
-def _available_bytes() -> int:
-    """Return memory that can be used without swapping; where the system does not say, half of all memory."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) << 10
-    except OSError:
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
