@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.prefetch import stream
-from yonos_trt.video_encode import EncoderSettings, FrameEncoder, OutputFormat, make_frame, output_format
+from yonos_trt.video_encode import EncoderSettings, OutputFormat, make_frame, output_format
 from yonos_trt.video_info import VideoInfo, frame_planes
 from yonos_trt.video_mux import MuxReport, container_of, count_frames, mux_video
 from yonos_trt.video_read import Frame, VideoReader
+from yonos_trt.video_segment_encode import SegmentedEncoder
 from yonos_trt.video_segments import Job
 from yonos_trt.video_y4m import Y4mWriter
 
@@ -252,7 +253,25 @@ def _to_file(
                 job.remove()
                 return report
             report.frames_resumed = job.frames
-            _encode_segments(reader, upscale, form, job, options, watch, report, progress)
+            done_times = [t for segment in job.segments for t in sorted(r.pts for r in segment.packets)]
+            with (
+                SegmentedEncoder(job, form, options.segment_frames) as encoder,
+                _upscaled(reader, upscale, options, watch, len(done_times)) as frames,
+            ):
+                for frame in frames:
+                    if frame.index < len(done_times):
+                        _check_same(reader, frame, done_times[frame.index])
+                        continue
+                    begin = time.perf_counter()
+                    encoder.encode(frame, round(reader.info.seconds(frame.pts), 6))
+                    watch.seconds["encode"] += time.perf_counter() - begin
+                    if progress is not None:
+                        progress(frame.index + 1, _expected_frames(reader.info, options))
+                begin = time.perf_counter()
+                encoder.finish()
+                watch.seconds["encode"] += time.perf_counter() - begin
+            if job.frames < len(done_times):
+                raise InputError(f"{reader.name} has lost frames since the segments were made; start again")
             if not job.segments:
                 raise InputError(
                     f"{reader.name} has no frame between {options.start_s} and {options.end_s} s; nothing "
@@ -279,83 +298,11 @@ def _to_file(
     return report
 
 
-def _encode_segments(
-    reader: VideoReader,
-    upscale: Upscale,
-    form: OutputFormat,
-    job: Job,
-    options: VideoOptions,
-    watch: _Stopwatch,
-    report: VideoReport,
-    progress: Progress | None,
-) -> None:
-    """Run the three stages until every frame is in a finished segment of the job."""
-    done_times = [t for segment in job.segments for t in sorted(r.pts for r in segment.packets)]
-    total = _expected_frames(reader.info, options)
-    segment: _OpenSegment | None = None
-    try:
-        with _upscaled(reader, upscale, options, watch, len(done_times)) as frames:
-            for frame in frames:
-                if frame.index < len(done_times):
-                    if frame.pts != done_times[frame.index]:
-                        raise InputError(
-                            f"{reader.name} is not the file the finished segments were made from (frame "
-                            f"{frame.index} "
-                            f"differs in time); start again with --overwrite without --resume"
-                        )
-                    continue
-                begin = time.perf_counter()
-                if segment is None:
-                    segment = _OpenSegment(job, form)
-                segment.add(frame, reader.info)
-                if segment.frames == options.segment_frames:
-                    segment.finish()
-                    segment = None
-                watch.seconds["encode"] += time.perf_counter() - begin
-                if progress is not None:
-                    progress(frame.index + 1, total)
-        if segment is not None:
-            begin = time.perf_counter()
-            segment.finish()
-            segment = None
-            watch.seconds["encode"] += time.perf_counter() - begin
-    finally:
-        if segment is not None:
-            segment.writer.abort()
-    if job.frames < len(done_times):
+def _check_same(reader: VideoReader, frame: Frame, expected_pts: int) -> None:
+    """Refuse to resume on an input whose frames differ from what the finished segments show."""
+    if frame.pts != expected_pts:
         raise InputError(
-            f"{reader.name} has fewer frames than the finished segments; start again with --overwrite"
-        )
-
-
-class _OpenSegment:
-    """A segment being written: its own encoder, its own file."""
-
-    def __init__(self, job: Job, form: OutputFormat) -> None:
-        self.job = job
-        self.encoder = FrameEncoder(form)
-        self.writer = job.begin()
-        self.frames = 0
-        self.repeated_s: list[float] = []
-        self.last_duration = 0
-
-    def add(self, frame: Frame, info: VideoInfo) -> None:
-        assert frame.rgb is not None, "only frames of finished segments come without a picture"
-        for packet in self.encoder.encode(frame.rgb, frame.pts):
-            self._store(packet)
-        self.frames += 1
-        self.last_duration = frame.duration
-        if frame.repeated:
-            self.repeated_s.append(round(info.seconds(frame.pts), 6))
-
-    def _store(self, packet: Any) -> None:
-        self.writer.add(packet.pts, packet.is_keyframe, bytes(packet))
-
-    def finish(self) -> None:
-        for packet in self.encoder.finish():
-            self._store(packet)
-        self.job.segments.append(
-            self.writer.finish(
-                extradata=self.encoder.extradata, last_duration=self.last_duration, repeated_s=self.repeated_s
-            )
+            f"{reader.name} is not the file the finished segments were made from (frame {frame.index} "
+            f"differs in "
+            f"time); start again with --overwrite without --resume"
         )

@@ -278,9 +278,9 @@ class Job:
     def path_of(self, number: int) -> Path:
         return self.folder / f"segment-{number:06d}"
 
-    def begin(self) -> SegmentWriter:
-        """Open the next segment."""
-        return SegmentWriter(self.path_of(len(self.segments)), self.frames)
+    def begin(self, number: int, first_frame: int) -> SegmentWriter:
+        """Open segment ``number`` for writing; finished ones are appended to ``segments`` by the caller."""
+        return SegmentWriter(self.path_of(number), first_frame)
 
     def _clear(self) -> None:
         for path in self.folder.glob("segment-*"):
