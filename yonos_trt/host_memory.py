@@ -9,7 +9,7 @@ __all__ = ["available_bytes"]
 
 
 def available_bytes(root: Path = Path("/")) -> int:
-    """Return the bytes that can be taken without swapping, within the limit of the control group if there is one.
+    """Return the bytes that can be taken without swapping, within the limit of the control group.
 
     Linux: ``MemAvailable``, and for a container ``memory.max - memory.current + inactive_file`` (page cache
     counts as used there, but gives way). Where nothing of that can be read: half of the physical memory.

@@ -1,8 +1,8 @@
 """Choose what runs an engine directory, and open it.
 
 ``"auto"`` takes TensorRT engines where there are a GPU, the library and a fitting artifact, and ONNX Runtime
-on the CPU otherwise. A runtime that is named is taken or refused, never replaced silently. "openvino" runs the
-same ONNX graphs as "onnx"; it has to be named, since on some CPUs it computes in bfloat16.
+on the CPU otherwise. A runtime that is named is taken or refused, never replaced silently. "openvino" runs
+the same ONNX graphs as "onnx"; it has to be named, since on some CPUs it computes in bfloat16.
 """
 
 from __future__ import annotations
