@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from copy_networks import CopyTensorRT, numpy_backend
 from fake_tensorrt import FakeTensorRT, write_engines
 from test_cuda import build_standin
 from test_trt import picture, plan_for, reference, upscale
 
+from yonos_trt import pipeline
 from yonos_trt.cuda import CudaDriver
 from yonos_trt.cuda_kernels import SIGNATURES, CudaKernels, DevicePicture
 from yonos_trt.errors import CudaError, MissingExtraError
@@ -134,3 +136,42 @@ def test_finalize_through_ctypes(libraries: tuple[Any, Path]) -> None:
                 stream=0,
             )
             assert np.array_equal(out, tiling.finalize(acc, dtype, delta=extra))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Networks that only copy: the same check here on the stand-in and, with a GPU, on the real thing
+
+
+def copy_backend(engine_dir: Path, driver: CudaDriver, kernels: CudaKernels, **options: Any) -> TrtBackend:
+    return TrtBackend(engine_dir, driver=driver, kernels=kernels, module=CopyTensorRT(driver), **options)
+
+
+def test_copying_networks_through_the_driver_give_the_numpy_backends_bits(
+    tmp_path: Path, libraries: tuple[Any, Path]
+) -> None:
+    standin, kernels = libraries
+    manifest = write_engines(tmp_path)
+    image = picture(30, 41)
+    plan = plan_for(image, batch=2)
+    for lanes in (1, 3):
+        backend = copy_backend(
+            tmp_path, CudaDriver(library=standin.path), CudaKernels(kernels), lanes=lanes, graphs=False
+        )
+        got = upscale(backend, image, plan, seed=3)
+        backend.close()
+        expected = pipeline.upscale_array(image, numpy_backend(manifest), plan=plan, seed=3, color_fix="none")
+        assert np.array_equal(got, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+def test_on_a_gpu_lanes_and_graphs_change_no_bit(tmp_path: Path, lanes: int, graphs: bool) -> None:
+    manifest = write_engines(tmp_path, capability=())
+    image = picture(120, 333)
+    plan = plan_for(image, tile_px=128, batch=2)
+    expected = pipeline.upscale_array(image, numpy_backend(manifest), plan=plan, seed=3, color_fix="none")
+    backend = copy_backend(tmp_path, CudaDriver(), CudaKernels(), lanes=lanes, graphs=graphs)
+    for _ in range(4):
+        assert np.array_equal(upscale(backend, image, plan, seed=3), expected)
+    backend.close()
