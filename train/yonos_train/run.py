@@ -185,12 +185,39 @@ class Run:
     def write_bundle(self, scale: int) -> Path:
         """Write ``bundles/<name>-x<scale>``."""
         bundle = self.bundle(scale)
+        facts = {**bundle.config.training, **self.training_facts(scale)}
+        bundle.config = dataclasses.replace(bundle.config, training=facts)
         target = self.folder / "bundles" / bundle.config.name
         if self.config.base is None:
             return save_bundle(bundle, target)
         from .sd_folder import save_sd
 
         return save_sd(bundle, self.config.base, target)
+
+    def lineage(self, scale: int) -> list[StageConfig]:
+        """Return the finished stages that the bundle for ``scale`` rests on, in order."""
+        named = {stage.name: stage for stage in self.config.stages}
+        wanted = {stage.name for stage in self.config.stages if stage.scale in (0, scale)}
+        for stage in reversed(self.config.stages):
+            if stage.name in wanted:
+                wanted |= {name for name in (stage.init, stage.teacher) if name is not None}
+        return [named[name] for name in named if name in wanted and self.is_done(named[name])]
+
+    def training_facts(self, scale: int) -> dict[str, Any]:
+        """Return what the manifest says of the training: pictures, and per stage steps, minutes, settings."""
+        stages = {}
+        for stage in self.lineage(scale):
+            step, elapsed_s = checkpoint_progress(self.folder / stage.name)
+            stages[stage.name] = {
+                "kind": stage.kind,
+                "steps": step,
+                "minutes": round(elapsed_s / 60, 1),
+                "batch": stage.batch * stage.accumulate,
+                "crop_px": stage.crop_px,
+                **({"degradation": stage.degradation} if stage.scale else {}),
+                **({"loss": stage.loss} if stage.loss else {}),
+            }
+        return {"pictures": len(self.images), "seed": self.config.loop.seed, "stages": stages}
 
     def run(self, only: tuple[str, ...] = ()) -> None:
         """Run all stages that are not done (or just those named ``only``)."""
