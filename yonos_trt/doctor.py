@@ -19,7 +19,7 @@ from yonos_trt.runtimes import shipped_models
 __all__ = ["examine", "lines"]
 
 _IMPORT_TIMEOUT_S = 60.0
-_OPTIONAL = (("av", "video"), ("pyvips", "images"), ("tifffile", "images"), ("cuda.core", "tensorrt"))
+_OPTIONAL = (("av", "video"), ("pyvips", "images"), ("tifffile", "images"), ("openvino", "openvino"))
 
 
 def examine() -> dict[str, Any]:
