@@ -4,19 +4,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from PIL import Image
+from safetensors import safe_open
 from yonos_train.model import LiteConfig, UNet
 from yonos_train.objectives import OBJECTIVES, STUDENT, Latents, make_objective
 from yonos_train.objectives.base import draw_t
 from yonos_train.objectives.boot import Boot
 from yonos_train.objectives.latent_gan import LatentDiscriminator, encoder_features
 from yonos_train.objectives.sinsr import invert
+from yonos_train.presets import PRESETS
+from yonos_train.run import Run
 from yonos_train.schedule import Schedule, add_noise, ddim, v_target, x0_from_v
+from yonos_train.stages import StageConfig
 
 CONFIG = LiteConfig(latent_channels=4, unet_widths=(8, 16), unet_blocks=1, time_dim=16)
 
@@ -217,6 +225,39 @@ def test_latent_discriminator_reads_every_encoder_level_and_keeps_the_denoiser_o
     own = {p.data_ptr() for p in discriminator.parameters()}
     assert own.isdisjoint(p.data_ptr() for p in teacher.parameters())
     assert not any("denoiser" in key for key in discriminator.state_dict())
+
+
+def test_tad_sr_stage_runs_with_its_discriminator(tmp_path: Path) -> None:
+    """Through run and loop: a teacher of the same scale, two optimiser groups, both in the checkpoint."""
+    (tmp_path / "images").mkdir()
+    for k in range(2):
+        pixels = (torch.rand(72, 72, 3, generator=rng(k)) * 255).byte().numpy()
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{k}.png")
+    few: dict[str, Any] = {"batch": 2, "crop_px": 64, "degradation": "bicubic"}
+    smoke = PRESETS["smoke"]
+
+    def run(folder: str, steps: int) -> bytes:
+        stages = (
+            StageConfig("autoencoder", "autoencoder", steps=1, **few),
+            StageConfig("x2", "diffusion", 2, steps=2, **few),
+            StageConfig(
+                "tad", "diffusion", 2, init="x2", teacher="x2", objective="tad_sr", steps=steps,
+                loss={"teacher_steps": 2}, warmup_steps=1, **few,
+            ),
+        )  # fmt: skip
+        loop = dataclasses.replace(smoke.loop, precision="fp32", sample_steps=0)
+        config = dataclasses.replace(smoke, stages=stages, loop=loop)
+        Run(config, tmp_path / folder, data=str(tmp_path / "images"), weights={}).run()
+        return (tmp_path / folder / "tad" / "unet.safetensors").read_bytes()
+
+    whole = run("a", 4)
+    rows = [json.loads(row) for row in (tmp_path / "a" / "tad" / "metrics.jsonl").read_text().splitlines()]
+    assert {"reg", "hfsd", "gan", "disc"} <= set(rows[0])
+    assert whole != (tmp_path / "a" / "x2" / "unet.safetensors").read_bytes()
+    newest = max((tmp_path / "a" / "tad").glob("checkpoint-*.safetensors"))
+    with safe_open(newest, framework="pt") as handle:
+        groups = {key.split("/")[0] for key in handle.keys()}  # noqa: SIM118
+    assert groups == {"discriminator", "unet"}
 
 
 @pytest.mark.parametrize("name", ["scale_distillation", "tad_sr", "sinsr", "boot"])

@@ -210,12 +210,14 @@ def test_sd_preset_needs_a_base_and_has_no_lite_stages() -> None:
 
 def test_decoder_stage_leaves_encoder_and_unet_bytes_alone(folder: Path) -> None:
     bundle = load_sd(folder, 4)
-    config = StageConfig("d", "decoder", scale=4, steps=1, degradation="bicubic", loss={"l1": 1.0})
+    loss_weights = {"l1": 1.0, "gan": 0.5, "disc_width": 8}
+    config = StageConfig("d", "decoder", scale=4, steps=1, degradation="bicubic", loss=loss_weights)
     stage = DecoderStage(config, bundle, weights={}, seed=0)
     before = [m.state_dict() for m in (bundle.encoder, bundle.unet)]
     before = [{key: value.clone() for key, value in state.items()} for state in before]
     batch = Batch(rand(1, 3, 64, 64).clamp(-1, 1), (1,))
-    loss, _ = stage.loss("decoder", batch, torch.Generator().manual_seed(0), 0)
+    loss, logs = stage.loss("decoder", batch, torch.Generator().manual_seed(0), 0)
+    assert logs["gan_weight"] > 0
     loss.backward()
     torch.optim.SGD([p for p in bundle.decoder.parameters() if p.requires_grad], lr=0.1).step()
     assert bundle.decoder.decoder.conv_in.weight.grad.abs().max() > 0

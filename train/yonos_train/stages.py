@@ -316,7 +316,7 @@ class DecoderStage(_Conditioned):
         # carried to the last layer for the weight, and handed on as one linear loss with the same gradient.
         gan = hinge_generator(self.discriminator(y).float())
         at_y = [torch.autograd.grad(loss, y)[0] for loss in (total, gan)]
-        last = self.decoder.get_submodule("conv_out").get_parameter("weight")
+        last = last_layer(self.decoder)
         weight = gradient_ratio(*(torch.autograd.grad(y, last, g, retain_graph=True)[0] for g in at_y))
         linear = (y * (at_y[0] + self.w_gan * weight * at_y[1])).sum()
         logs.update(gan=gan.item(), gan_weight=float(weight))
@@ -380,6 +380,12 @@ def required(weights: dict[str, str], name: str) -> str:
             f"pass --weights {name}=FILE, or set the loss weight {name} to 0"
         )
     return weights[name]
+
+
+def last_layer(decoder: nn.Module) -> Tensor:
+    """Return the weight of a decoder's last convolution, lite or diffusers'."""
+    inner = decoder.get_submodule("decoder") if hasattr(decoder, "decoder") else decoder
+    return inner.get_submodule("conv_out").get_parameter("weight")
 
 
 def frozen_copy(module: nn.Module) -> nn.Module:

@@ -96,7 +96,8 @@ class LatentDiscriminator(nn.Module):
         frequencies = torch.exp(torch.linspace(0.0, math.log(1000.0), self.time_dim // 2, device=t.device))
         phase = t.float()[:, None] * frequencies
         embedding = torch.cat([phase.cos(), phase.sin()], dim=1)
-        maps = encoder_features(self.__dict__["denoiser"], z_t, z_l, t)
+        # torch 2.13's channels-last group norm crashes in backward where its input needs no gradient
+        maps = [f.contiguous() for f in encoder_features(self.__dict__["denoiser"], z_t, z_l, t)]
         with torch.autocast(z_t.device.type, enabled=False):
             return [head(f, embedding) for head, f in zip(self.heads, maps, strict=True)]
 
