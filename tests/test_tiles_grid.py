@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from yonos_trt import noise, tiling
+from yonos_trt.cuda_kernels import kernel_library
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc"
 KINDS = {np.uint8: 0, np.uint16: 1, np.float32: 2}
@@ -34,38 +35,115 @@ ORDERS = st.sampled_from([0, 1, 12345])
 SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.fixture(scope="session")
-def grid(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+class Emulation:
+    """The kernels' grid on host memory."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+        self.inputs: list[np.ndarray] = []
+
+    def memory(self, size: int) -> np.ndarray:
+        """Return bytes that the kernels can reach."""
+        return np.empty(size, np.uint8)
+
+    def wait(self) -> None:
+        """Wait for what was queued."""
+
+    def release(self) -> None:
+        """Free all memory given out."""
+
+    def stream(self, order: int) -> ctypes.c_void_p:
+        """Return the stream argument: here the order in which threads run."""
+        return ctypes.c_void_p(order)
+
+    def put(self, values: np.ndarray | None) -> ctypes.c_void_p | None:
+        """Copy an input to where the kernels can read it; return its address."""
+        if values is None:
+            return None
+        memory = self.memory(max(values.nbytes, 1))
+        self.inputs.append(memory)  # kept alive until the output is checked
+        memory[: values.nbytes] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        return address(memory)
+
+    @contextmanager
+    def output(self, shape: tuple[int, ...], dtype: Any, shift: int = 0) -> Iterator[np.ndarray]:
+        """Yield an array of 0xFF bytes, `shift` elements off a 16-byte border, between guard zones."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        memory = self.memory(size + 2 * GUARD + 64)
+        memory[...] = ZONE
+        start = GUARD + (-memory.ctypes.data - GUARD) % 16 + shift * np.dtype(dtype).itemsize
+        memory[start : start + size] = 0xFF
+        yield memory[start : start + size].view(dtype).reshape(shape)
+        assert np.all(memory[:start] == ZONE), "written before the output"
+        assert np.all(memory[start + size :] == ZONE), "written behind the output"
+        del memory
+        self.inputs.clear()
+        self.release()
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Run a kernel and wait for it."""
+        assert getattr(self.library, name)(*arguments) == 0
+        self.wait()
+
+
+class Device(Emulation):
+    """The real kernels, on managed memory, which the host reaches too."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        super().__init__(library)
+        self.driver = ctypes.CDLL("libcuda.so.1")
+        self.pointers: list[ctypes.c_void_p] = []
+        device, context = ctypes.c_int(), ctypes.c_void_p()
+        self.check(self.driver.cuInit(0))
+        self.check(self.driver.cuDeviceGet(ctypes.byref(device), 0))
+        self.check(self.driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device))
+        self.check(self.driver.cuCtxSetCurrent(context))
+
+    def check(self, status: int) -> None:
+        assert status == 0, f"the driver answered {status}"
+
+    def memory(self, size: int) -> np.ndarray:
+        pointer = ctypes.c_void_p()
+        self.check(self.driver.cuMemAllocManaged(ctypes.byref(pointer), ctypes.c_size_t(size), 1))
+        self.pointers.append(pointer)
+        assert pointer.value is not None
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pointer.value))
+
+    def wait(self) -> None:
+        self.check(self.driver.cuCtxSynchronize())
+
+    def release(self) -> None:
+        for pointer in self.pointers:
+            self.check(self.driver.cuMemFree_v2(pointer))
+        self.pointers.clear()
+
+    def stream(self, order: int) -> ctypes.c_void_p:
+        return ctypes.c_void_p(0)
+
+
+def emulated_library(folder: Path) -> ctypes.CDLL:
     """Build the emulation; needs a C++ compiler."""
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
     if compiler is None:
         if os.environ.get("YONOS_REQUIRE_NATIVE") == "1":
             pytest.fail("YONOS_REQUIRE_NATIVE=1, but there is no C++ compiler", pytrace=False)
         pytest.skip("no C++ compiler to build csrc/tiles_emulated.cpp with")
-    library = tmp_path_factory.mktemp("grid") / "libyonos_emulated.so"
+    library = folder / "libyonos_emulated.so"
     command = [compiler, "-std=c++20", "-O2", "-shared", "-fPIC", "-ffp-contract=off"]
     subprocess.run([*command, str(SOURCES / "tiles_emulated.cpp"), "-o", str(library)], check=True)
     return ctypes.CDLL(str(library))
 
 
-@contextmanager
-def guarded(shape: tuple[int, ...], dtype: Any, shift: int = 0) -> Iterator[np.ndarray]:
-    """Yield an array of NaN (or 0xFF) bytes, `shift` elements off a 16-byte border, between guard zones."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    memory = np.full(size + 2 * GUARD + 64, ZONE, np.uint8)
-    start = GUARD + (-memory.ctypes.data - GUARD) % 16 + shift * np.dtype(dtype).itemsize
-    memory[start : start + size] = 0xFF
-    yield memory[start : start + size].view(dtype).reshape(shape)
-    assert np.all(memory[:start] == ZONE), "written before the output"
-    assert np.all(memory[start + size :] == ZONE), "written behind the output"
+@pytest.fixture(scope="session", params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def grid(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Emulation:
+    """The kernels' grid, emulated on the host or (with a GPU) real."""
+    if request.param == "cuda":
+        return Device(ctypes.CDLL(str(kernel_library())))
+    return Emulation(emulated_library(tmp_path_factory.mktemp("grid")))
 
 
 def address(array: np.ndarray) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
-
-
-def call(function: Any, *arguments: Any) -> None:
-    assert function(*arguments) == 0
 
 
 def picture(height: int, width: int, dtype: Any, pad: int) -> tuple[np.ndarray, np.ndarray]:
@@ -94,7 +172,7 @@ def as_tiles(values: np.ndarray, half: bool) -> np.ndarray:
     order=ORDERS,
 )
 def test_gather_on_the_grid_is_its_twin(
-    grid: ctypes.CDLL,
+    grid: Emulation,
     size: tuple[int, int],
     tile: tuple[int, int],
     scale: int,
@@ -112,18 +190,18 @@ def test_gather_on_the_grid_is_its_twin(
     sizes = {"tile_h_px": tile[0] * step, "tile_w_px": tile[1] * step, "scale": scale}
     twin = tiling.gather_lr if lr else tiling.gather
     expected = as_tiles(twin(image, *origins, **sizes), half)
-    with guarded(expected.shape, expected.dtype, shift) as out:
-        call(
-            grid.yonos_gather,
-            address(memory),
+    with grid.output(expected.shape, expected.dtype, shift) as out:
+        grid.call(
+            "yonos_gather",
+            grid.put(memory),
             KINDS[dtype],
             *size,
             ctypes.c_int64(memory.strides[0]),
-            address(origins),
+            grid.put(origins),
             address(out),
             len(places),
             *(tile[0] * step, tile[1] * step, scale, int(lr), int(half)),
-            ctypes.c_void_p(order),
+            grid.stream(order),
         )
         assert np.array_equal(out, expected)
 
@@ -140,7 +218,7 @@ def test_gather_on_the_grid_is_its_twin(
     order=ORDERS,
 )
 def test_noise_on_the_grid_is_its_twin(
-    grid: ctypes.CDLL,
+    grid: Emulation,
     seed: int,
     places: list[tuple[int, int]],
     size: tuple[int, int],
@@ -153,15 +231,15 @@ def test_noise_on_the_grid_is_its_twin(
     lat = np.array(places, np.int64).T.copy()
     expected = as_tiles(noise.tiles(seed, *lat, channels=channels, h_lat=size[0], w_lat=size[1]), half)
     origins = lat * factor
-    with guarded(expected.shape, expected.dtype, shift) as out:
-        call(
-            grid.yonos_noise,
+    with grid.output(expected.shape, expected.dtype, shift) as out:
+        grid.call(
+            "yonos_noise",
             ctypes.c_uint64(seed),
-            address(origins),
+            grid.put(origins),
             address(out),
             len(places),
             *(channels, factor, *size, int(half)),
-            ctypes.c_void_p(order),
+            grid.stream(order),
         )
         assert np.array_equal(out, expected)
 
@@ -178,7 +256,7 @@ def test_noise_on_the_grid_is_its_twin(
     seed=st.integers(0, 99),
 )
 def test_blend_on_the_grid_is_its_twin(
-    grid: ctypes.CDLL,
+    grid: Emulation,
     canvas: tuple[int, int],
     tile: tuple[int, int],
     count: int,
@@ -200,26 +278,26 @@ def test_blend_on_the_grid_is_its_twin(
     expected = start.copy()
     shown = wy if skip is None else wy * (skip == 0)[:, None].astype(np.float32)
     tiling.blend(expected, tiles.astype(np.float32), rows, columns, shown, wx)
-    with guarded(start.shape, np.float32, shift) as out:
+    with grid.output(start.shape, np.float32, shift) as out:
         out[...] = start
-        call(
-            grid.yonos_blend,
-            *(address(array) for array in (out, tiles, rows, columns, wy, wx)),
-            address(skip) if skip is not None else None,
+        grid.call(
+            "yonos_blend",
+            address(out),
+            *(grid.put(array) for array in (tiles, rows, columns, wy, wx, skip)),
             *(count, h, w, *canvas, int(half)),
-            ctypes.c_void_p(order),
+            grid.stream(order),
         )
         assert np.array_equal(out, expected)
 
 
-def test_blend_on_the_grid_drops_what_lies_outside_the_canvas(grid: ctypes.CDLL) -> None:
+def test_blend_on_the_grid_drops_what_lies_outside_the_canvas(grid: Emulation) -> None:
     tiles = np.ones((2, 3, 12, 80), np.float32)
     rows, columns = np.array([-3, 5]), np.array([-5, 8])
     wy, wx = np.ones((2, 12), np.float32), np.ones((2, 80), np.float32)
-    with guarded((6, 10, 3), np.float32) as out:
+    with grid.output((6, 10, 3), np.float32) as out:
         out[...] = 0
-        arrays = (address(array) for array in (out, tiles, rows, columns, wy, wx))
-        call(grid.yonos_blend, *arrays, None, 2, 12, 80, 6, 10, 0, None)
+        arrays = (grid.put(array) for array in (tiles, rows, columns, wy, wx))
+        grid.call("yonos_blend", address(out), *arrays, None, 2, 12, 80, 6, 10, 0, None)
         assert np.all(out[5, 8:] == 2)
         out[5, 8:] = 1
         assert np.all(out == 1)
@@ -234,22 +312,22 @@ def test_blend_on_the_grid_drops_what_lies_outside_the_canvas(grid: ctypes.CDLL)
     order=ORDERS,
 )
 def test_finalize_on_the_grid_is_its_twin(
-    grid: ctypes.CDLL, size: tuple[int, int], dtype: Any, with_delta: bool, shift: int, order: int
+    grid: Emulation, size: tuple[int, int], dtype: Any, with_delta: bool, shift: int, order: int
 ) -> None:
     rng = np.random.default_rng(size[1])
     acc = rng.standard_normal((*size, 3), dtype=np.float32)
     acc.flat[:3] = (np.nan, np.inf, -np.inf)
     delta = rng.standard_normal(acc.shape, dtype=np.float32) if with_delta else None
     expected = tiling.finalize(acc, dtype, delta=delta)
-    with guarded(acc.shape, dtype, shift) as out:
-        call(
-            grid.yonos_finalize,
-            address(acc),
-            address(delta) if delta is not None else None,
+    with grid.output(acc.shape, dtype, shift) as out:
+        grid.call(
+            "yonos_finalize",
+            grid.put(acc),
+            grid.put(delta),
             address(out),
             KINDS[dtype],
             ctypes.c_int64(acc.size),
-            ctypes.c_void_p(order),
+            grid.stream(order),
         )
         assert np.array_equal(out, expected)
 
@@ -263,22 +341,25 @@ def test_finalize_on_the_grid_is_its_twin(
     seed=st.integers(0, 99),
 )
 def test_check_on_the_grid_finds_each_tile_with_nan_or_infinity(
-    grid: ctypes.CDLL, count: int, items: int, half: bool, bad: float, seed: int
+    grid: Emulation, count: int, items: int, half: bool, bad: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     tiles = as_tiles(rng.standard_normal((count, items), dtype=np.float32), half)
     broken = rng.integers(0, 2, count).astype(bool)
     tiles[broken, rng.integers(0, items)] = bad
-    with guarded((count,), np.int32) as flags:
-        call(grid.yonos_check, address(tiles), address(flags), count, ctypes.c_int64(items), int(half), None)
+    with grid.output((count,), np.int32) as flags:
+        grid.call(
+            "yonos_check", grid.put(tiles), address(flags), count, ctypes.c_int64(items), int(half), None
+        )
         assert flags.tolist() == broken.astype(int).tolist()
 
 
-def test_half_precision_is_numpys(grid: ctypes.CDLL) -> None:
+def test_half_precision_of_the_emulation_is_numpys(tmp_path: Path) -> None:
     """Every half is read back; middles between neighbours, and the floats around them, round as NumPy's."""
+    library = emulated_library(tmp_path)
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
     values = np.empty(halves.size, np.float32)
-    grid.yonos_emulated_from_half(address(halves), address(values), ctypes.c_int64(halves.size))
+    library.yonos_emulated_from_half(address(halves), address(values), ctypes.c_int64(halves.size))
     assert np.array_equal(values, halves.astype(np.float32), equal_nan=True)
     finite = np.sort(values[np.isfinite(values)])
     middles = (finite[:-1] + finite[1:]) / 2
@@ -287,11 +368,11 @@ def test_half_precision_is_numpys(grid: ctypes.CDLL) -> None:
         [finite, middles, np.nextafter(middles, np.inf), np.nextafter(middles, -np.inf), edges, -edges]
     ).astype(np.float32)
     out = np.empty(floats.size, np.float16)
-    grid.yonos_emulated_to_half(address(floats), address(out), ctypes.c_int64(floats.size))
+    library.yonos_emulated_to_half(address(floats), address(out), ctypes.c_int64(floats.size))
     with np.errstate(over="ignore"):
         expected = floats.astype(np.float16)
     assert np.array_equal(out.view(np.uint16), expected.view(np.uint16))
-    grid.yonos_emulated_to_half(address(np.array([np.nan], np.float32)), address(out), ctypes.c_int64(1))
+    library.yonos_emulated_to_half(address(np.array([np.nan], np.float32)), address(out), ctypes.c_int64(1))
     assert np.isnan(out[0])
 
 
@@ -309,9 +390,9 @@ def test_half_precision_is_numpys(grid: ctypes.CDLL) -> None:
     ],
 )
 def test_sizes_out_of_range_are_refused_before_anything_is_touched(
-    grid: ctypes.CDLL, name: str, arguments: tuple[Any, ...]
+    grid: Emulation, name: str, arguments: tuple[Any, ...]
 ) -> None:
-    assert getattr(grid, name)(*arguments) == 1
+    assert getattr(grid.library, name)(*arguments) == 1
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ that emulates its grid on the host has the same.
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,7 @@ from typing import Any, Protocol
 
 from yonos_trt.errors import CudaError, MissingExtraError
 
-__all__ = ["CudaKernels", "DevicePicture", "TileKernels"]
-
-KERNEL_LIBRARY = Path(__file__).with_name("libyonos_cuda.so")
+__all__ = ["CudaKernels", "DevicePicture", "TileKernels", "kernel_library"]
 
 KINDS = {"uint8": 0, "uint16": 1, "float32": 2}
 
@@ -115,6 +114,18 @@ class TileKernels(Protocol):
         """Turn `values` float32 numbers in [-1, 1] into `dtype`; `delta` is added first unless it is 0."""
 
 
+def kernel_library() -> Path:
+    """Return where the build puts the library: beside this module, or beside the compiled CPU kernels.
+
+    An editable install keeps the two apart.
+    """
+    here = Path(__file__).with_name("libyonos_cuda.so")
+    native = importlib.util.find_spec("yonos_trt._native")
+    if here.exists() or native is None or native.origin is None:
+        return here
+    return Path(native.origin).with_name(here.name)
+
+
 class CudaKernels:
     """The compiled kernels.
 
@@ -130,7 +141,7 @@ class CudaKernels:
     """
 
     def __init__(self, library: str | os.PathLike[str] | None = None) -> None:
-        path = Path(library or os.environ.get("YONOS_CUDA_KERNELS") or KERNEL_LIBRARY)
+        path = Path(library or os.environ.get("YONOS_CUDA_KERNELS") or kernel_library())
         try:
             self._library: Any = ctypes.CDLL(str(path))
             for name, arguments in SIGNATURES.items():
