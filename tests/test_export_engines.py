@@ -329,6 +329,7 @@ class FakeTensorRT:
     class BuilderFlag(enum.Enum):
         VERSION_COMPATIBLE = "version"
         REFIT = "refit"
+        REFIT_IDENTICAL = "identical"
         STRIP_PLAN = "strip"
 
     class HardwareCompatibilityLevel(enum.Enum):
@@ -459,6 +460,19 @@ def test_tensorrt_is_told_every_option(fake: Any, tmp_path: Path) -> None:
     assert (built.gpu, built.compute_capability) == ("Stand-in 3000", ("8.6",))
     assert built.tensorrt_version == "11.2.0.50"
     assert built.path.read_bytes() == b"a plan"
+
+
+def test_stripped_engine_is_built_for_the_same_weights_and_registered_so(
+    graphs: Path, monkeypatch: pytest.MonkeyPatch, fake: Any
+) -> None:
+    monkeypatch.setattr(builder, "load_module", lambda runtime: fake)
+    config = ExportConfig(
+        source=graphs, engine_dir=graphs, runtime="tensorrt", strip_weights=True, verify=False
+    )
+    export(config)
+    flags = fake.BuilderFlag
+    assert fake.Builder.configs[0].said[:2] == [flags.STRIP_PLAN, flags.REFIT_IDENTICAL]
+    assert load_manifest(graphs).stages.step.find("tensorrt")[0].stripped
 
 
 def test_timing_cache_is_kept_per_gpu_and_version(fake: Any, tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ class Artifact(_Strict, frozen=True):
     hardware_compatibility: str | None = None  # "ampere-plus", "same-compute-capability"
     version_compatible: bool = False
     gpu: str | None = None  # name of the GPU it was built on, if any
+    stripped: bool = False  # no weights inside: they come from the graph of the same precision at load
 
 
 class Stage(_Strict, frozen=True):

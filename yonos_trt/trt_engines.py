@@ -23,6 +23,7 @@ from yonos_trt.errors import (
 )
 from yonos_trt.manifest import Artifact, Stage
 from yonos_trt.trt_module import TensorRT
+from yonos_trt.trt_refit import refit
 
 __all__ = ["Context", "Engine", "cache_path", "check_dtypes"]
 
@@ -47,11 +48,13 @@ class Engine:
         The plan, as `yonos_trt.trt_artifacts.read_engine` returned it.
     cache
         File of the run-time cache (TensorRT-RTX); None keeps none.
+    weights
+        Graph to take the weights from, for an engine that was built without.
 
     Raises
     ------
     EngineDeviceError
-        TensorRT refuses the plan on this machine.
+        TensorRT refuses the plan on this machine, or the weights.
     ManifestError
         Its tensors are not those of the manifest.
     """
@@ -65,6 +68,7 @@ class Engine:
         raw: bytes,
         *,
         cache: Path | None = None,
+        weights: Path | None = None,
     ) -> None:
         self.name, self.artifact = name, artifact
         self.weights_bytes = len(raw)
@@ -78,6 +82,9 @@ class Engine:
                 f"{tensorrt.runtime} {tensorrt.version} cannot load {artifact.file}: "
                 f"{tensorrt.last_words()}; update the NVIDIA driver, or build the engine on this machine"
             )
+        if weights is not None:
+            self.weights_bytes += weights.stat().st_size
+            refit(tensorrt.module, tensorrt.logger, self._engine, artifact, weights)
         self.dtypes: dict[str, str] = {}
         self._check_tensors(stage)
         self._cache_file = cache if tensorrt.is_rtx else None

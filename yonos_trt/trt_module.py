@@ -45,14 +45,14 @@ class TensorRT:
         self.is_rtx = runtime == "tensorrt-rtx"
         self.version = str(module.__version__)
         self.messages: list[str] = []
-        self._logger = _make_logger(module, self.messages)
+        self.logger = _make_logger(module, self.messages)
         self._opened: Any = None
 
     @property
     def opened(self) -> Any:
         """The `Runtime` object, made at first use."""
         if self._opened is None:
-            self._opened = self.module.Runtime(self._logger)
+            self._opened = self.module.Runtime(self.logger)
             if self._opened is None:
                 raise EngineDeviceError(f"{self.runtime} {self.version} cannot start: {self.last_words()}")
         return self._opened

@@ -29,6 +29,7 @@ from yonos_trt.trt_engines import Engine, cache_path, check_dtypes
 from yonos_trt.trt_lane import LaneNetworks, buffer_dtypes, stage_inputs
 from yonos_trt.trt_module import TensorRT
 from yonos_trt.trt_notes import Source
+from yonos_trt.trt_refit import weights_of
 from yonos_trt.trt_repair import Repair
 
 __all__ = ["TrtResources"]
@@ -113,7 +114,8 @@ class TrtResources:
             raw = read_engine(self._root, artifact)
             cache = cache_path(artifact, self._trt.version, info.name)
             stage = getattr(self.manifest.stages, name)
-            engines[name] = Engine(self._trt, name, stage, artifact, raw, cache=cache)
+            weights = weights_of(self._root, name, stage, artifact)
+            engines[name] = Engine(self._trt, name, stage, artifact, raw, cache=cache, weights=weights)
         check_dtypes(engines)
         return engines
 

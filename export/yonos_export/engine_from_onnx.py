@@ -347,6 +347,8 @@ def _configure(module: Any, config: Any, options: EngineOptions) -> None:
         config.set_flag(module.BuilderFlag.REFIT)
     if options.strip_weights:
         config.set_flag(module.BuilderFlag.STRIP_PLAN)
+        if not options.refit:  # the same weights come back, so kernels may be chosen for them
+            config.set_flag(module.BuilderFlag.REFIT_IDENTICAL)
     if options.hardware_compatibility != "none":
         level = options.hardware_compatibility.replace("-", "_").upper()
         config.hardware_compatibility_level = getattr(module.HardwareCompatibilityLevel, level)

@@ -104,6 +104,7 @@ class _Directory:
             hardware_compatibility=None if hardware == "none" else hardware,
             version_compatible=options.version_compatible,
             gpu=built.gpu,
+            stripped=options.strip_weights,
         )
         self.add(stage, artifact, {name: built.path})
 
