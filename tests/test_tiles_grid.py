@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from yonos_trt import noise, tiling
-from yonos_trt.cuda_kernels import kernel_library
+from yonos_trt.cuda_kernels import SIGNATURES, kernel_library
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc"
 KINDS = {np.uint8: 0, np.uint16: 1, np.float32: 2}
@@ -411,3 +411,13 @@ def test_cuda_kernels_do_not_spill_and_use_no_atomics() -> None:
     for report in reports:
         assert report.clean, report
         assert report.wide_accesses > 0, report
+
+
+def test_cuda_library_loads_without_a_driver_and_checks_sizes_first() -> None:
+    path = kernel_library()
+    if not path.exists():
+        pytest.skip("built without nvcc: there is no libyonos_cuda.so")
+    library = ctypes.CDLL(str(path))
+    for name in SIGNATURES:
+        assert getattr(library, name)
+    assert library.yonos_finalize(None, None, None, 0, ctypes.c_int64(0), None) == 1
