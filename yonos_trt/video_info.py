@@ -45,12 +45,15 @@ def exact_seconds(seconds: float) -> Fraction:
 
 
 def require_av() -> Any:
-    """Import PyAV, or say how to install it."""
+    """Import PyAV, or say how to install it.
+
+    PyAV's log level is left as it is (off): its callback takes the interpreter's lock in FFmpeg's threads,
+    which can wait for ever on a thread that closes a decoder while holding it.
+    """
     try:
         import av
     except ImportError as error:
         raise MissingExtraError("video", package="av", extra="video", reason=str(error)) from error
-    av.logging.set_level(av.logging.PANIC)  # errors arrive as exceptions; nothing is printed behind our back
     return av
 
 
