@@ -169,6 +169,17 @@ def test_an_existing_result_is_refused_skipped_or_replaced_as_asked(engine_dir: 
     assert read_image(target).rgb.shape == (80, 120, 3)
 
 
+def test_results_of_an_earlier_run_are_not_upscaled_again(engine_dir: Path, photos: Path) -> None:
+    for _ in range(2):
+        assert upscale(engine_dir, "-i", photos, "--recursive", "--skip-existing").exit_code == 0
+        assert tree(photos) == ["a.png", "a_x4.png", "notes.txt", "sub/b.jpg", "sub/b_x4.jpg"]
+    inside = photos / "out"
+    for _ in range(2):
+        assert upscale(engine_dir, "-i", photos, "-o", inside, "--recursive", "--overwrite").exit_code == 0
+    assert upscale(engine_dir, photos / "a_x4.png", "-q").exit_code == 0  # asked for by name
+    assert (photos / "a_x4_x4.png").exists()
+
+
 def test_a_source_is_never_replaced_by_its_result(engine_dir: Path, photos: Path) -> None:
     before = (photos / "a.png").read_bytes()
     result = upscale(engine_dir, "-i", photos / "a.png", "-o", photos / "a.png", "--overwrite")

@@ -68,3 +68,12 @@ def test_lanes_are_bit_identical(engine_dir: Path) -> None:
         image = np.asarray(opened.convert("RGB"))[:100, :100]
     one, three = (SR(lanes=n, tile_px=256).upscale(image) for n in (1, 3))
     np.testing.assert_array_equal(one, three)
+
+
+def test_tiles_are_as_good_as_one_tile(engine_dir: Path) -> None:
+    with Image.open(EXAMPLE) as opened:
+        image = np.asarray(opened.convert("RGB"))
+    whole = SR(tile_px=1024, color_fix="none").upscale(image)
+    tiled = SR(tile_px=256, color_fix="none").upscale(image)
+    assert psnr_db(tiled, whole) >= 55
+    assert np.abs(tiled.astype(int) - whole).max() <= 4

@@ -62,6 +62,7 @@ def plan_jobs(
     ----------
     inputs
         Files and folders. Of a folder, the files with a picture's suffix; of sub-folders too if `recursive`.
+        Files that are the result of another one, from an earlier run, are left out.
     output
         A file for one input file; otherwise a folder, made if needed, in which the tree of a folder input is
         kept. None: beside each source.
@@ -102,6 +103,9 @@ def plan_jobs(
         jobs.append(Job(source, target))
     if output is not None and not single and Path(output).is_file():
         raise ConfigError(f"the output {output} is a file, but there are several inputs; name a folder")
+    results = {job.target for job in jobs}
+    given = set(inputs)
+    jobs = [job for job in jobs if job.source in given or job.source not in results]
     targets: dict[Path, Path] = {}
     for job in jobs:
         other = targets.setdefault(job.target, job.source)
