@@ -173,6 +173,14 @@ def test_mistakes_have_exit_codes_and_one_line(
     assert "Traceback" not in result.output
 
 
+def test_model_of_the_package_goes_by_its_name(
+    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("yonos_trt.runtimes.shipped_models", lambda: {"tiny-x4": graphs})
+    assert _run("tiny-x4", "-o", tmp_path / "out").exit_code == 0
+    assert load_manifest(tmp_path / "out").model.name == "tiny-x4"
+
+
 def test_interrupt_ends_with_130_and_writes_nothing(
     graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

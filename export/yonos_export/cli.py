@@ -107,8 +107,8 @@ def main(**options: Any) -> None:
     """Export SOURCE into an engine directory.
 
     SOURCE is a checkpoint folder of yonos-train, a local diffusers folder (unet/ and vae/), or an engine
-    directory whose FP32 graphs are converted and built. The same directory as --engine-dir: what it holds is
-    kept.
+    directory whose FP32 graphs are converted and built: its path, or the name of a model that ships with
+    the package, such as lite-x4. The same directory as --engine-dir: what it holds is kept.
     """
     progress, verbose, quiet = options.pop("progress"), options.pop("verbose"), options.pop("quiet")
     logging.basicConfig(
@@ -137,6 +137,10 @@ def _config(options: dict[str, Any]) -> ExportConfig:
         if options["runtime"] != "onnx":
             raise ConfigError(f"--onnx-only and --runtime {options['runtime']} contradict each other")
         options["runtime"] = "onnx"
+    if not options["source"].exists():
+        from yonos_trt.runtimes import shipped_models
+
+        options["source"] = shipped_models().get(str(options["source"]), options["source"])
     psnr, cosine = options.pop("min_psnr"), options.pop("min_cosine")
     if psnr is not None or cosine is not None:
         default = DEFAULT_THRESHOLDS[options["precision"]]

@@ -72,8 +72,8 @@ def open_source(path: Path) -> Source:
     """
     if not path.is_dir():
         raise ConfigError(
-            f"{path} is not a directory; expected a checkpoint folder of yonos-train, a diffusers folder "
-            "or an engine directory"
+            f"{path} is not a directory; expected a checkpoint folder of yonos-train, a diffusers folder, an "
+            "engine directory or the name of a model of the package"
         )
     if (path / MANIFEST_NAME).is_file():
         manifest = load_manifest(path)
