@@ -1,0 +1,340 @@
+"""The paper's ablation at small scale: Table 4's four cells at x4 and x8, Figure 3, and TAD-SR part by part.
+
+    with       x2 raw (1 unit) -> x4 distilled (1) -> x8 distilled (1)
+    without    x4 raw (2 units), x8 raw (3 units)               the same U-Net budget per scale
+    both       the same autoencoder, and a decoder fine-tuned for 1 unit per scale
+    TAD-SR     from the x4 model of "with", 1 unit each: L_reg, + HFSD, + discriminator; one step on data
+
+A unit is ``--unit-steps`` steps. Everything is seeded; an interrupted run goes on where it stopped.
+
+    python -m benchmarks.ablation --data photos/ --dev dev/ --run runs/ablation --unit-steps 2000 \
+        --weights lpips_alex=lpips_alex.safetensors --weights lpips_vgg=lpips_vgg_fp16.safetensors
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from safetensors.torch import load_file
+from yonos_train.evaluate import Pair, Upscaler, crop_pairs, evaluate
+from yonos_train.metrics import HIGHER_IS_BETTER, Metrics
+from yonos_train.model import Bundle, new_bundle
+from yonos_train.presets import PRESETS, RunConfig
+from yonos_train.run import Run
+from yonos_train.stages import StageConfig
+from yonos_train.upscalers import BicubicUpscaler, BundleUpscaler
+
+from benchmarks.machine import command_line, header
+
+log = logging.getLogger(__name__)
+
+CELLS: Final = (
+    ("original decoder", "without"),
+    ("original decoder", "with"),
+    ("tuned decoder", "without"),
+    ("tuned decoder", "with"),
+)
+# YONOS-SR, Table 4, in the order of CELLS.
+PAPER: Final[dict[int, dict[str, tuple[float, float, float, float]]]] = {
+    4: {
+        "fid": (27.93, 21.63, 16.77, 12.25),
+        "lpips": (0.227, 0.210, 0.162, 0.145),
+        "psnr_y": (24.25, 25.06, 24.21, 25.19),
+    },
+    8: {
+        "fid": (102.92, 56.84, 41.54, 21.48),
+        "lpips": (0.541, 0.378, 0.305, 0.217),
+        "psnr_y": (21.08, 23.20, 21.53, 23.14),
+    },
+}
+# (worse, better) pairs of cells whose order is compared with the paper's: by distillation, then by decoder.
+ORDERS: Final = ((0, 1), (2, 3), (0, 2), (1, 3))
+STEPS: Final = (1, 2, 4, 8, 16, 32, 64)
+TAD: Final[dict[str, dict[str, Any]]] = {
+    "tad-reg": {"objective": "tad_sr", "loss": {"reg": 1.0, "hfsd": 0.0, "gan": 0.0}},
+    "tad-reg-hfsd": {"objective": "tad_sr", "loss": {"reg": 1.0, "hfsd": 1.0, "gan": 0.0}},
+    "tad-reg-hfsd-gan": {"objective": "tad_sr", "loss": {"reg": 1.0, "hfsd": 1.0, "gan": 0.02}},
+    "one-step": {"objective": "one_step", "loss": {}},
+}
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Training
+
+
+def configs(
+    base: RunConfig, unit_steps: int, degradation: str, batch: int, crop_px: int, *, perceptual: bool = True
+) -> dict[str, RunConfig]:
+    """Return the two runs; stage names say what they train."""
+    common: dict[str, Any] = {"batch": batch, "crop_px": crop_px, "degradation": degradation}
+
+    def stage(name: str, kind: str, scale: int, units: int, **more: Any) -> StageConfig:
+        rate = {"autoencoder": 1e-3, "diffusion": 7e-4, "decoder": 4e-4, "encoder": 7e-4}[kind]
+        settings = {"lr": rate, "steps": units * unit_steps, **common, **more}
+        return StageConfig(name, kind, scale, **settings)
+
+    loss = {"l1": 1.0, "gradient": 0.3}
+    if perceptual:
+        loss |= {"lpips_alex": 0.2, "lpips_vgg": 0.2, "vgg_share": 0.5}
+    autoencoder = stage("autoencoder", "autoencoder", 0, 2)
+    decoders = [stage(f"decoder-x{s}", "decoder", s, 1, loss=loss) for s in (4, 8)]
+    tad = [
+        stage(name, "diffusion", 4, 1, init="x4", teacher="x4", **{"lr": 2e-4, **more})
+        for name, more in TAD.items()
+    ]
+    with_distillation = (
+        autoencoder,
+        stage("x2", "diffusion", 2, 1),
+        stage("x4", "diffusion", 4, 1, init="x2", teacher="x2"),
+        stage("x8", "diffusion", 8, 1, init="x4", teacher="x4"),
+        *decoders,
+        *tad,
+    )
+    without = (autoencoder, stage("x4", "diffusion", 4, 2), stage("x8", "diffusion", 8, 3), *decoders)
+    return {
+        "with": dataclasses.replace(base, name="ablation-with", stages=with_distillation),
+        "without": dataclasses.replace(base, name="ablation-without", stages=without),
+    }
+
+
+def train(runs: Mapping[str, Run]) -> None:
+    """Train both runs, with one autoencoder for both.
+
+    A run puts the newest result of every finished stage into a later stage's networks, so the decoders are
+    trained before the TAD-SR stages, and the TAD-SR stages start from the x4 stage by name.
+    """
+    runs["with"].run()
+    for name in ("encoder", "decoder"):
+        target = runs["without"].result("autoencoder", name)
+        if not target.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(runs["with"].result("autoencoder", name), target)
+    runs["without"].run()
+
+
+def assemble(run: Run, scale: int, unet: str, *, tuned: bool) -> Bundle:
+    """Return the networks with the U-Net of stage ``unet``, and the original or the tuned decoder."""
+    bundle = new_bundle(run.config.bundle_config(scale))
+    decoder = f"decoder-x{scale}" if tuned else "autoencoder"
+    for module, stage in (("encoder", "autoencoder"), ("unet", unet), ("decoder", decoder)):
+        getattr(bundle, module).load_state_dict(load_file(run.result(stage, module)))
+    return bundle
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Measuring
+
+
+def table4(runs: Mapping[str, Run], pairs: Mapping[int, Sequence[Pair]], metrics: Metrics) -> dict[str, Any]:
+    """Return the four cells at each scale, and for every comparison whether its order is the paper's."""
+    result: dict[str, Any] = {}
+    for scale, own in pairs.items():
+        upscalers: dict[str, Upscaler] = {"bicubic": BicubicUpscaler(scale)}
+        for decoder, run in CELLS:
+            bundle = assemble(runs[run], scale, f"x{scale}", tuned=decoder.startswith("tuned"))
+            upscalers[f"{decoder}, {run}"] = BundleUpscaler(bundle)
+        cells = _overall(evaluate(upscalers, own, metrics).means)
+        result[f"x{scale}"] = {"cells": cells, "orders": _orders(cells, scale, metrics.names)}
+    return result
+
+
+def _overall(means: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    last = "all" if any(row["set"] == "all" for row in means) else means[0]["set"]
+    return {
+        row["method"]: {k: v for k, v in row.items() if k not in ("set", "method")}
+        for row in means
+        if row["set"] == last
+    }
+
+
+def _orders(cells: dict[str, dict[str, float]], scale: int, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Compare the order of pairs of cells with the paper's, metric by metric."""
+    labels = [f"{decoder}, {run}" for decoder, run in CELLS]
+    rows = []
+    for name in names:
+        paper = PAPER[scale].get(
+            "psnr_y" if name == "psnr_y" else "lpips" if name.startswith("lpips") else name
+        )
+        if paper is None:
+            continue
+        sign = 1 if name in HIGHER_IS_BETTER else -1
+        for a, b in ORDERS:
+            ours = sign * (cells[labels[b]][name] - cells[labels[a]][name])
+            theirs = sign * (paper[b] - paper[a])
+            rows.append(
+                {
+                    "metric": name,
+                    "from": labels[a],
+                    "to": labels[b],
+                    "gain": ours,
+                    "paper_gain": theirs,
+                    "agrees": (ours > 0) == (theirs > 0),
+                }
+            )
+    return rows
+
+
+def figure3(runs: Mapping[str, Run], pairs: Sequence[Pair], metrics: Metrics) -> dict[str, Any]:
+    """Return quality against DDIM steps at x4, original decoder, with and without distillation."""
+    curves: dict[str, Any] = {}
+    for name, run in runs.items():
+        bundle = assemble(run, 4, "x4", tuned=False)
+        upscalers: dict[str, Upscaler] = {str(n): BundleUpscaler(bundle, steps=n) for n in STEPS}
+        curves[name] = _overall(evaluate(upscalers, pairs, metrics).means)
+    return curves
+
+
+def tad_rows(run: Run, pairs: Sequence[Pair], metrics: Metrics) -> dict[str, dict[str, float]]:
+    """Return the x4 model before, and after each further objective; original decoder, one step."""
+    upscalers: dict[str, Upscaler] = {
+        stage: BundleUpscaler(assemble(run, 4, stage, tuned=False)) for stage in ("x4", *TAD)
+    }
+    return _overall(evaluate(upscalers, pairs, metrics).means)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Reporting
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """Return the report's tables."""
+    lines = ["# Ablation at small scale", "", f"`{' '.join(report['command'])}`", ""]
+    machine = report["machine"]
+    lines += [f"{machine['processor']}, {machine['cores']} cores, {report['created'][:10]}.", ""]
+    for scale, part in report["table4"].items():
+        lines += [f"## {scale}: decoder and scale distillation", "", *_table(part["cells"]), ""]
+        lines += ["| metric | from | to | gain | paper's gain | same order |", "|---|---|---|---|---|---|"]
+        lines += [
+            f"| {r['metric']} | {r['from']} | {r['to']} | {r['gain']:+.4f} | {r['paper_gain']:+.4f} | "
+            f"{'yes' if r['agrees'] else 'no'} |"
+            for r in part["orders"]
+        ]
+        lines.append("")
+    lines += ["## Quality against DDIM steps, x4, original decoder", ""]
+    for name, curve in report["figure3"].items():
+        lines += [f"{name} scale distillation:", "", *_table(curve), ""]
+    lines += ["## TAD-SR part by part, x4, original decoder, one step", "", *_table(report["tad_sr"])]
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
+    names = [key for key in next(iter(rows.values())) if key not in ("pictures", "seconds")]
+    head = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    digits = {"psnr_y": 2}
+    return head + [
+        f"| {label} | " + " | ".join(f"{row[n]:.{digits.get(n, 4)}f}" for n in names) + " |"
+        for label, row in rows.items()
+    ]
+
+
+def ablation(
+    base: RunConfig,
+    *,
+    data: str,
+    dev: str,
+    folder: Path,
+    weights: Mapping[str, str],
+    unit_steps: int,
+    degradation: str = "average",
+    perceptual: bool = True,
+    batch: int = 16,
+    crop_px: int = 128,
+    metric_names: Sequence[str] = ("psnr_y", "lpips_alex", "lpips_vgg"),
+    crops: int = 2,
+    hr_px: int = 256,
+    sets: Sequence[str] = (),
+    device: str = "cpu",
+    command: Sequence[str] = (),
+    limit: int = 0,
+) -> dict[str, Any]:
+    """Train, measure and write ``ablation.json`` and ``ablation.md`` into ``folder``."""
+    made = configs(base, unit_steps, degradation, batch, crop_px, perceptual=perceptual)
+    runs = {
+        name: Run(config, folder / name, data=data, weights=dict(weights), limit=limit)
+        for name, config in made.items()
+    }
+    train(runs)
+    metrics = Metrics(metric_names, weights, device=device)
+    pairs = {
+        scale: crop_pairs(dev, scale, crops=crops, hr_px=hr_px, sets=sets, degradation=degradation)
+        for scale in (4, 8)
+    }
+    report = {
+        **header("ablation", command, peaks=False),
+        "unit_steps": unit_steps,
+        "degradation": degradation,
+        "pairs": {f"x{scale}": len(own) for scale, own in pairs.items()},
+        "table4": table4(runs, pairs, metrics),
+        "figure3": figure3(runs, pairs[4], metrics),
+        "tad_sr": tad_rows(runs["with"], pairs[4], metrics),
+    }
+    (folder / "ablation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (folder / "ablation.md").write_text(markdown(report), encoding="utf-8")
+    return report
+
+
+@click.command()
+@click.option("--data", required=True, help="Training pictures.")
+@click.option("--dev", required=True, help="Sets to measure on, <set>/HR.")
+@click.option("--run", "folder", required=True, type=click.Path(path_type=Path), help="Run folder.")
+@click.option("--weights", multiple=True, metavar="NAME=FILE", help="lpips_alex, lpips_vgg, dists.")
+@click.option("--unit-steps", default=2000, show_default=True, help="Steps of one unit.")
+@click.option("--degradation", default="average", show_default=True)
+@click.option("--no-perceptual", is_flag=True, help="Fine-tune decoders without LPIPS.")
+@click.option("--preset", default="lite", show_default=True, help="Networks: lite or smoke.")
+@click.option("--batch", default=16, show_default=True)
+@click.option("--crop-px", default=128, show_default=True)
+@click.option("--crops", default=2, show_default=True, help="Measured crops a picture.")
+@click.option("--hr-px", default=256, show_default=True, help="Their side.")
+@click.option("--sets", default="", help="Comma-separated sets of --dev.")
+@click.option("--limit", default=0, show_default=True, help="First N training pictures (0: all).")
+@click.option("--device", default="cpu", show_default=True, help="Where models are measured.")
+def main(
+    data: str,
+    dev: str,
+    folder: Path,
+    weights: tuple[str, ...],
+    unit_steps: int,
+    degradation: str,
+    no_perceptual: bool,
+    preset: str,
+    batch: int,
+    crop_px: int,
+    crops: int,
+    hr_px: int,
+    sets: str,
+    limit: int,
+    device: str,
+) -> None:
+    """Run the ablation and print its tables."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    report = ablation(
+        PRESETS[preset],
+        data=data,
+        dev=dev,
+        folder=folder,
+        weights=dict(pair.partition("=")[::2] for pair in weights),
+        unit_steps=unit_steps,
+        degradation=degradation,
+        perceptual=not no_perceptual,
+        batch=batch,
+        crop_px=crop_px,
+        crops=crops,
+        hr_px=hr_px,
+        sets=[name for name in sets.split(",") if name],
+        device=device,
+        command=command_line("benchmarks.ablation"),
+        limit=limit,
+    )
+    click.echo(markdown(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""The ablation runs from pictures to tables on tiny networks, and judges orders as the paper's table does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("safetensors")
+
+from PIL import Image
+from yonos_train.presets import PRESETS
+
+from benchmarks.ablation import PAPER, TAD, _orders, ablation, configs
+
+
+def test_both_runs_spend_the_same_unet_budget_per_scale() -> None:
+    made = configs(PRESETS["smoke"], 100, "average", 2, 64)
+    stages = {name: {stage.name: stage for stage in config.stages} for name, config in made.items()}
+    chain = stages["with"]
+    assert chain["x4"].teacher == "x2"
+    assert chain["x8"].teacher == "x4"
+    assert all(stage.teacher is None for stage in stages["without"].values())
+    until = {"x4": ("x2", "x4"), "x8": ("x2", "x4", "x8")}
+    for scale, names in until.items():
+        assert stages["without"][scale].steps == sum(chain[name].steps for name in names)
+        assert stages["without"][f"decoder-{scale}"].steps == chain[f"decoder-{scale}"].steps
+
+
+def test_paper_prefers_distillation_in_every_comparison() -> None:
+    """The comparison code, fed with the paper's own cells, agrees with the paper everywhere."""
+    labels = [f"{decoder} decoder, {run}" for decoder in ("original", "tuned") for run in ("without", "with")]
+    for scale, table in PAPER.items():
+        cells = {
+            label: {"psnr_y": table["psnr_y"][k], "lpips_alex": table["lpips"][k], "fid": table["fid"][k]}
+            for k, label in enumerate(labels)
+        }
+        rows = _orders(cells, scale, ("psnr_y", "lpips_alex", "fid"))
+        assert len(rows) == 12
+        assert all(row["agrees"] for row in rows)
+        by_distillation = [
+            row for row in rows if row["from"].endswith("without") and row["to"].endswith(", with")
+        ]
+        assert all(row["paper_gain"] > 0 for row in by_distillation)
+        swapped = {label: cells[labels[(k + 1) % 4]] for k, label in enumerate(labels)}
+        assert not all(row["agrees"] for row in _orders(swapped, scale, ("psnr_y", "lpips_alex", "fid")))
+
+
+def test_ablation_writes_every_table(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for folder in ("train", "dev/one/HR"):
+        (tmp_path / folder).mkdir(parents=True)
+        for k in range(2):
+            coarse = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+            coarse.resize((80, 80), Image.Resampling.BICUBIC).save(tmp_path / folder / f"{k}.png")
+    arguments: dict[str, Any] = {
+        "data": str(tmp_path / "train"), "dev": str(tmp_path / "dev"), "folder": tmp_path / "run",
+        "weights": {}, "unit_steps": 1, "perceptual": False, "batch": 1, "crop_px": 64,
+        "metric_names": ("psnr_y",), "crops": 1, "hr_px": 64,
+    }  # fmt: skip
+    report = ablation(PRESETS["smoke"], **arguments)
+    assert json.loads((tmp_path / "run" / "ablation.json").read_text())["table4"] == report["table4"]
+    for scale in ("x4", "x8"):
+        assert set(report["table4"][scale]["cells"]) == {
+            "bicubic",
+            "original decoder, without",
+            "original decoder, with",
+            "tuned decoder, without",
+            "tuned decoder, with",
+        }
+    assert list(report["figure3"]["with"]) == ["1", "2", "4", "8", "16", "32", "64"]
+    assert set(report["tad_sr"]) == {"x4", *TAD}
+    text = (tmp_path / "run" / "ablation.md").read_text()
+    assert text.count("| tuned decoder, with |") >= 2
+    shared = [tmp_path / "run" / name / "autoencoder" / "decoder.safetensors" for name in ("with", "without")]
+    assert shared[0].read_bytes() == shared[1].read_bytes()
