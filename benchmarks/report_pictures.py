@@ -1,0 +1,86 @@
+"""Before-and-after pairs of the report: a photograph reduced, and enlarged again by bicubic and a model."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from yonos_trt.sr import SR
+
+__all__ = ["Pair", "make_pair"]
+
+_LARGEST_PX = (540, 760)  # height and width of what is shown, at 100 %
+_QUALITY = 90  # of the embedded WebP files
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two pictures of one size.
+
+    Attributes
+    ----------
+    name, caption : str
+        Title and the sentence below.
+    before, after : str
+        What the two sides are.
+    before_uri, after_uri : str
+        WebP as data URIs.
+    height_px, width_px : int
+        Size of both.
+    """
+
+    name: str
+    caption: str
+    before: str
+    after: str
+    before_uri: str
+    after_uri: str
+    height_px: int
+    width_px: int
+
+
+def make_pair(photo: Path, sr: SR, *, largest_px: tuple[int, int] = _LARGEST_PX) -> Pair:
+    """Reduce the middle of a photograph by the model's scale, and enlarge it by bicubic and by the model.
+
+    Raises
+    ------
+    ValueError
+        The photograph is smaller than one pixel of the reduced picture.
+    """
+    with Image.open(photo) as opened:
+        image = ImageOps.exif_transpose(opened).convert("RGB")
+    scale = sr.scale
+    sides = zip((image.height, image.width), largest_px, strict=True)
+    height, width = (min(side, limit) // scale * scale for side, limit in sides)
+    if not height or not width:
+        raise ValueError(f"{photo} is {image.height} x {image.width} px, expected at least {scale} x {scale}")
+    top, left = (image.height - height) // 2, (image.width - width) // 2
+    truth = image.crop((left, top, left + width, top + height))
+    lr = truth.resize((width // scale, height // scale), Image.Resampling.BICUBIC)
+    before = np.asarray(lr.resize((width, height), Image.Resampling.BICUBIC))
+    after: NDArray[np.uint8] = sr.upscale(np.asarray(lr))
+    return Pair(
+        name=photo.stem,
+        caption=(
+            f"{height // scale} x {width // scale} px enlarged to {height} x {width}; the input is the "
+            f"photograph reduced by {scale} with a bicubic filter."
+        ),
+        before="bicubic",
+        after=sr.manifest.model.name,
+        before_uri=_uri(before),
+        after_uri=_uri(after),
+        height_px=height,
+        width_px=width,
+    )
+
+
+def _uri(pixels: NDArray[np.uint8]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "WEBP", quality=_QUALITY, method=6)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
