@@ -20,7 +20,7 @@ from yonos_export.graph_file import GraphFile
 from yonos_export.lock import only_builder
 from yonos_export.samples import Sample, make_samples, read_pictures
 from yonos_export.source import CARD_NAME, Source, fp32_graphs, open_source
-from yonos_export.verify import ParityReport, functions_from_onnx, gate, measure
+from yonos_export.verify import Chain, ParityReport, functions_from_onnx, gate, measure, run_chain
 from yonos_trt.errors import ConfigError, MissingExtraError
 from yonos_trt.manifest import (
     MANIFEST_NAME,
@@ -212,7 +212,8 @@ def _export(config: ExportConfig, source: Source, work: Path, report: Progress) 
     if config.verify or config.precision != "fp32":
         report("pictures", 0.15)
         samples = make_samples(source.info, config.verify_images, tile_px=config.verify_tile_px)
-    reference = source.reference(graphs)
+    reference = source.reference(graphs) if samples else {}
+    expected = [run_chain(reference, sample) for sample in samples]
     if source.stages is not None:
         if config.keep_fp32 or config.precision == "fp32":
             for stage, graph in graphs.items():
@@ -221,12 +222,12 @@ def _export(config: ExportConfig, source: Source, work: Path, report: Progress) 
             report("parity fp32", 0.2)
             limits = config.limits if config.precision == "fp32" else DEFAULT_THRESHOLDS["fp32"]
             candidate = functions_from_onnx({s: g.path for s, g in graphs.items()})
-            figures = measure(reference, candidate, samples)
+            figures = measure(expected, candidate, samples)
             gate(figures, limits, what="the FP32 graph")
             directory.add_parity("fp32", figures)
     if config.precision != "fp32":
         report(f"convert {config.precision}", 0.3)
-        graphs = _low(config, source, graphs, samples, directory, work)
+        graphs = _low(config, graphs, samples, expected, directory, work)
     if config.runtime != "onnx":
         _engines(config, source, graphs, directory, work, report)
     manifest = directory.manifest(source)
@@ -240,9 +241,9 @@ def _export(config: ExportConfig, source: Source, work: Path, report: Progress) 
 
 def _low(
     config: ExportConfig,
-    source: Source,
     graphs: dict[str, GraphFile],
     samples: list[Sample],
+    expected: list[Chain],
     directory: _Directory,
     work: Path,
 ) -> dict[str, GraphFile]:
@@ -251,12 +252,10 @@ def _low(
 
     assert config.precision != "fp32"
     precision = config.precision
-    reference = source.reference(graphs)
     low = low_graphs(
         graphs,
         precision,
-        reference,
-        samples,
+        expected,
         work,
         islands=config.fp32_islands,
         auto_islands=config.auto_islands,
@@ -265,7 +264,7 @@ def _low(
         directory.add_graph(stage, graph, precision)
     directory.add_file(f"{precision}.ranges.json", low.report())
     if config.verify:
-        figures = verify_low(low.graphs, precision, reference, samples, config.limits, work)
+        figures = verify_low(low.graphs, precision, expected, samples, config.limits, work)
         directory.add_parity(precision, figures)
     return low.graphs
 

@@ -15,12 +15,11 @@ from yonos_export.onnx_from_torch import load_graph, save_graph
 from yonos_export.ranges import Ranges, measure_ranges
 from yonos_export.samples import Sample
 from yonos_export.verify import (
+    Chain,
     ParityReport,
-    StageFunction,
     functions_from_onnx,
     gate,
     measure,
-    run_chain,
 )
 from yonos_trt.errors import BuildError
 
@@ -59,8 +58,7 @@ class LowGraphs:
 def low_graphs(
     graphs: Mapping[str, GraphFile],
     precision: LowPrecision,
-    reference: Mapping[str, StageFunction],
-    samples: Sequence[Sample],
+    expected: Sequence[Chain],
     work: Path,
     *,
     islands: Sequence[str] = (),
@@ -74,10 +72,8 @@ def low_graphs(
         Stage -> FP32 graph.
     precision
         ``fp16`` or ``bf16``.
-    reference
-        FP32 stages; they make the inputs of the range check.
-    samples
-        Pictures to run it on.
+    expected
+        What the FP32 reference made of the pictures: the inputs of the range check.
     work
         Folder for the results.
     islands
@@ -92,10 +88,9 @@ def low_graphs(
     ConfigError
         A pattern matches nothing.
     """
-    chains = [run_chain(reference, sample) for sample in samples]
     converted, ranges, done = {}, {}, {}
     for stage, graph in graphs.items():
-        feeds = [chain[stage][0] for chain in chains]
+        feeds = [chain[stage][0] for chain in expected]
         ranges[stage] = measure_ranges(stage, graph.path, feeds, work)
         for name, magnitude in ranges[stage].top(3):
             log.info("%s: largest values %.4g at %s", stage, magnitude, name)
@@ -119,7 +114,7 @@ def low_graphs(
 def verify_low(
     low: Mapping[str, GraphFile],
     precision: LowPrecision,
-    reference: Mapping[str, StageFunction],
+    expected: Sequence[Chain],
     samples: Sequence[Sample],
     limits: Thresholds,
     work: Path,
@@ -139,7 +134,7 @@ def verify_low(
         emulate(model, precision)
         emulated[stage] = save_graph(model, work / f"{stage}.{precision}.emulated.onnx", check=False)
     files = {stage: graph.path for stage, graph in emulated.items()}
-    report = measure(reference, functions_from_onnx(files, optimise=False), samples)
+    report = measure(expected, functions_from_onnx(files, optimise=False), samples)
     for graph in emulated.values():
         for path in (graph.path, *graph.external):
             path.unlink()
@@ -147,7 +142,7 @@ def verify_low(
     if precision == "fp16":
         files = {stage: graph.path for stage, graph in low.items()}
         gate(
-            measure(reference, functions_from_onnx(files), samples[:1]),
+            measure(expected[:1], functions_from_onnx(files), samples[:1]),
             limits,
             what="the FP16 graph as ONNX Runtime runs it",
         )

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 Float = NDArray[np.float32]
 # name of input -> array  =>  the stage's output
 StageFunction = Callable[[Mapping[str, Float]], Float]
+# stage -> (its inputs by name, its output)
+Chain = dict[str, tuple[dict[str, Float], Float]]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -106,9 +108,7 @@ class ParityReport:
 # Running stages
 
 
-def run_chain(
-    stages: Mapping[str, StageFunction], sample: Sample
-) -> dict[str, tuple[dict[str, Float], Float]]:
+def run_chain(stages: Mapping[str, StageFunction], sample: Sample) -> Chain:
     """Run the three stages on one sample; return stage -> (its inputs, its output)."""
     z_l = stages["encoder"]({"image": sample.image})
     z_0 = stages["step"]({"noise": sample.noise, "z_l": z_l})
@@ -121,18 +121,17 @@ def run_chain(
 
 
 def measure(
-    reference: Mapping[str, StageFunction], candidate: Mapping[str, StageFunction], samples: Sequence[Sample]
+    expected: Sequence[Chain], candidate: Mapping[str, StageFunction], samples: Sequence[Sample]
 ) -> ParityReport:
-    """Measure a candidate against the reference on all samples."""
+    """Measure a candidate against what the reference made of the same samples (`run_chain`)."""
     pairs: dict[str, list[tuple[Float, Float]]] = {stage: [] for stage in STAGE_TENSORS}
     whole: list[tuple[Float, Float]] = []
-    for sample in samples:
-        expected = run_chain(reference, sample)
-        for stage, (inputs, output) in expected.items():
+    for chain, sample in zip(expected, samples, strict=True):
+        for stage, (inputs, output) in chain.items():
             pairs[stage].append((output, candidate[stage](inputs)))
         got = run_chain(candidate, sample)["decoder"][1]
         finite = np.where(np.isfinite(got), np.clip(got, -1, 1), got)
-        whole.append((np.clip(expected["decoder"][1], -1, 1), finite))
+        whole.append((np.clip(chain["decoder"][1], -1, 1), finite))
     report = ParityReport({stage: compare(p) for stage, p in pairs.items()}, compare(whole, peak=2.0))
     for stage, figures in (*report.stages.items(), ("end to end", report.end_to_end)):
         log.info(
