@@ -153,3 +153,51 @@ def _first_tile(page: Any) -> np.ndarray:
     """Decode one tile of a TIFF page without reading the others."""
     segment, _, _ = next(page.segments())
     return np.asarray(segment).squeeze()
+
+
+_PEAK = """
+import json, sys
+from pathlib import Path
+import numpy
+from yonos_trt.pipeline import upscale
+from yonos_trt.sr import SR
+
+def status_kb(field):
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field))
+    return int(line.split()[1])
+
+directory, lanes, batch = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+image = numpy.random.default_rng(0).integers(0, 256, (300, 400, 3), numpy.uint8)
+with SR(directory, lanes=lanes, batch=batch) as sr:
+    plan = sr.plan(300, 400)
+    backend = sr.backend
+    before = status_kb("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    for rows in upscale(image, backend, plan=plan.tiles, threads=sr.threads):
+        del rows
+measured = (status_kb("VmHWM") - before) / 1024
+print(json.dumps({"predicted_mb": plan.peak_bytes / 2**20, "measured_mb": measured}))
+"""
+
+
+@pytest.mark.parametrize(("lanes", "batch"), [(1, 1), (1, 2), (2, 1)])
+def test_the_predicted_memory_is_an_upper_bound(
+    benchmark: Any, engine_dir: Path, lanes: int, batch: int
+) -> None:
+    def child() -> dict[str, float]:
+        done = subprocess.run(
+            [sys.executable, "-c", _PEAK, str(engine_dir), str(lanes), str(batch)],
+            check=True,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        return dict(json.loads(done.stdout))
+
+    figures = benchmark.pedantic(child, rounds=1)
+    benchmark.extra_info |= figures
+    print(
+        f"\nlanes {lanes}, batch {batch}: {figures['measured_mb']:.0f} MiB measured, "
+        f"{figures['predicted_mb']:.0f} MiB predicted"
+    )
+    assert 0.4 * figures["predicted_mb"] <= figures["measured_mb"] <= figures["predicted_mb"]

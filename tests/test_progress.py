@@ -1,0 +1,80 @@
+"""Reporters: what goes to stderr in each mode."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from yonos_trt.progress import Bar, JsonLines, Silent, make_progress, set_up_logging
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("json", JsonLines), ("bar", Bar), ("none", Silent), ("auto", Silent)]
+)
+def test_modes(mode: str, kind: type) -> None:
+    assert type(make_progress(mode)) is kind
+
+
+def test_auto_draws_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", type("Tty", (io.StringIO,), {"isatty": lambda self: True})())
+    assert type(make_progress("auto")) is Bar
+
+
+def test_json_lines_are_whole_objects_with_their_fields() -> None:
+    stream = io.StringIO()
+    lines = JsonLines(stream)
+    lines.start("a\nb", 0, 2)
+    lines.step(1, 3)
+    lines.finish("a\nb", target="c")
+    lines.skip("d", "exists")
+    lines.fail("e", ValueError("bad"))
+    lines.end(done=1, failed=1)
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [e["event"] for e in events] == ["start", "step", "finish", "skip", "fail", "end"]
+    assert events[0]["name"] == "a\nb"
+    assert events[4]["error"] == "ValueError"
+    assert all(e["elapsed_s"] >= 0 for e in events)
+
+
+def test_the_bar_may_go_back_and_leaves_nothing_but_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = Bar()
+    bar.start("a", 0, 1)
+    for done, total in ((1, 4), (2, 4), (1, 16), (16, 16)):
+        bar.step(done, total)
+    bar.finish("a")
+    bar.start("b", 1, 2)
+    bar.fail("b", ValueError("broken"))
+    bar.skip("c", "exists")
+    bar.end()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert [x.strip() for x in captured.err.splitlines() if x.strip()][-2:] == [
+        "error: broken",
+        "skipped c: exists",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mode", "quiet", "shown"), [("none", False, True), ("json", False, True), ("none", True, False)]
+)
+def test_warnings_of_the_package_are_shown_unless_quiet(
+    capsys: pytest.CaptureFixture[str], mode: str, quiet: bool, shown: bool, request: Any
+) -> None:
+    logger = logging.getLogger("yonos_trt")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+
+    def restore() -> None:
+        logger.handlers[:], logger.propagate = before[0], before[2]
+        logger.setLevel(before[1])
+
+    request.addfinalizer(restore)
+    set_up_logging(0, quiet=quiet, mode=mode)
+    logging.getLogger("yonos_trt.sr").warning("careful")
+    text = capsys.readouterr().err
+    assert ("careful" in text) == shown
+    if mode == "json":
+        assert json.loads(text)["event"] == "log"
