@@ -63,3 +63,8 @@ def test_smaller_goes_down_to_the_smallest_tile_and_ends(h: int, w: int, batch: 
         seen.append(after)
     assert seen[-1].tiles.batch == 1
     assert max(seen[-1].tiles.tile_h_px, seen[-1].tiles.tile_w_px) < 2 * MANIFEST.tiles.smallest_px
+
+
+def test_level_tiles_are_chosen_unless_the_caller_names_a_size() -> None:
+    assert plan_picture(MANIFEST, 160, 160, level=True).tiles.tile_h_px == 352
+    assert plan_picture(MANIFEST, 160, 160, tile_px=512, level=True).tiles.tile_h_px == 512

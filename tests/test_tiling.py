@@ -25,6 +25,7 @@ def plans(draw: st.DrawFn) -> tiling.TilePlan:
         multiple_px=multiple,
         smallest_px=draw(st.integers(1, tile)),
         batch=draw(st.integers(1, 5)),
+        level=draw(st.booleans()),
     )
 
 
@@ -61,6 +62,28 @@ def test_origins_are_multiples_of_the_multiple() -> None:
     assert plan.ys == (0, 192, 384, 576, 752)
     assert plan.xs == (0, 80)
     assert plan.tiles == 10
+
+
+@given(SIZES, SIZES, st.integers(4, 12), st.integers(0, 32), st.sampled_from([4, 16]))
+def test_level_tiles_are_as_many_and_no_larger(
+    height: int, width: int, count: int, overlap: int, multiple: int
+) -> None:
+    sizes = {"tile_px": 16 * count, "overlap_px": overlap, "multiple_px": multiple, "smallest_px": 16}
+    plain = tiling.plan_tiles(height, width, **sizes)
+    level = tiling.plan_tiles(height, width, level=True, **sizes)
+    assert (len(level.ys), len(level.xs)) == (len(plain.ys), len(plain.xs))
+    for tile, most in ((level.tile_h_px, plain.tile_h_px), (level.tile_w_px, plain.tile_w_px)):
+        assert tile <= most
+        assert tile % multiple == 0
+
+
+def test_level_tiles_spare_work_where_the_last_tile_would_overlap_most() -> None:
+    sizes = {"tile_px": 512, "overlap_px": 64, "multiple_px": 16, "smallest_px": 64}
+    plan = tiling.plan_tiles(640, 513, level=True, **sizes)
+    assert (plan.tile_h_px, plan.tile_w_px) == (352, 304)
+    assert plan.ys == (0, 288)
+    assert plan.xs == (0, 224)
+    assert tiling.plan_tiles(400, 2000, level=True, **sizes).tile_h_px == 400
 
 
 def test_small_picture_is_padded_to_the_smallest_tile() -> None:

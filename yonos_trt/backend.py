@@ -241,6 +241,9 @@ class NumpyBackend:
         Threads of the compiled functions; the twins take no notice.
     """
 
+    # Networks on the host take every legal tile at the same speed per pixel: plans may choose the size freely.
+    any_tile = True
+
     def __init__(
         self,
         manifest: EngineManifest | None = None,

@@ -63,6 +63,7 @@ def plan_picture(
     lanes: int = 1,
     limit_bytes: int | None = None,
     peak_bytes: Callable[[TilePlan, int], int] | None = None,
+    level: bool = False,
 ) -> PicturePlan:
     """Plan one picture.
 
@@ -82,6 +83,8 @@ def plan_picture(
         is halved.
     peak_bytes
         ``(tiles, lanes) -> bytes``, a backend's own figures; None takes the model of this module.
+    level
+        Shrink the tiles to what as many of them need to cover the picture; a `tile_px` that was given is kept.
 
     Raises
     ------
@@ -112,6 +115,7 @@ def plan_picture(
                 multiple_px=tiles.multiple_px,
                 smallest_px=tiles.smallest_px,
                 batch=batch,
+                level=level and tile_px is None,
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error

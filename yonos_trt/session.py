@@ -142,6 +142,7 @@ class Session:
             Nothing fits `memory_limit_mb`.
         """
         backend = self._backend
+        on_host = not self._request.runtime.startswith("tensorrt")
         return plan_picture(
             self.manifest,
             height_lr_px,
@@ -149,6 +150,7 @@ class Session:
             lanes=backend.lanes if backend is not None else self._request.lanes or 1,
             limit_bytes=self._limit_bytes,
             peak_bytes=getattr(backend, "peak_bytes", None),
+            level=on_host if backend is None else getattr(backend, "any_tile", False),
             **self._wanted,
         )
 
