@@ -259,6 +259,14 @@ def test_progress_json_writes_one_object_per_line_and_nothing_else(
     assert [e for e in events if e["event"] == "log"]  # -v
 
 
+def test_progress_json_reports_engine_errors_as_json_too(engine_dir: Path, photos: Path) -> None:
+    result = upscale(engine_dir, "-i", photos, "--progress", "json", "--runtime", "tensorrt")
+    assert result.exit_code == 3
+    last = json.loads(result.stderr.splitlines()[-1])
+    assert last["event"] == "error"
+    assert "yonos-export" in last["message"]
+
+
 def test_the_bar_goes_to_stderr(engine_dir: Path, photos: Path, tmp_path: Path) -> None:
     result = upscale(engine_dir, "-i", photos, "-o", tmp_path / "out", "--progress", "bar")
     assert result.exit_code == 0
@@ -324,7 +332,7 @@ def test_an_interrupted_run_leaves_no_unfinished_file(
     _, rest = process.communicate(timeout=60)
     assert process.returncode == 130, rest
     assert time.monotonic() - start < 20
-    assert "interrupted" in rest
+    assert json.loads(rest.splitlines()[-1])["event"] == "interrupted"
     assert "Traceback" not in rest
     assert tree(out) == ["a_x4.png"]
     assert read_image(out / "a_x4.png").rgb.shape == (48, 48, 3)

@@ -8,6 +8,7 @@ import shutil
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,37 @@ def test_torch_tensors_come_back_as_torch_tensors(sr: SR) -> None:
     assert isinstance(out, torch.Tensor)
     assert out.dtype == torch.uint8
     np.testing.assert_array_equal(out.numpy(), sr.upscale(image))
+
+
+def test_arrays_of_the_array_api_come_back_through_their_namespace(sr: SR) -> None:
+    class Wrapped:
+        def __init__(self, array: Any) -> None:
+            self.array = np.asarray(array)
+
+        def __dlpack__(self, **options: Any) -> Any:
+            return self.array.__dlpack__(**options)
+
+        def __dlpack_device__(self) -> Any:
+            return self.array.__dlpack_device__()
+
+        def __array_namespace__(self) -> Any:
+            return SimpleNamespace(from_dlpack=lambda other: Wrapped(np.from_dlpack(other)))
+
+    out = sr.upscale(Wrapped(picture(7, 6)))
+    assert isinstance(out, Wrapped)
+    np.testing.assert_array_equal(out.array, sr.upscale(picture(7, 6)))
+
+
+def test_an_array_whose_library_cannot_be_found_is_refused(sr: SR) -> None:
+    class Alone:
+        def __dlpack__(self) -> Any:
+            raise AssertionError("must not be read")
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return (1, 0)
+
+    with pytest.raises(InputError, match=r"no from_dlpack.*numpy\.from_dlpack"):
+        sr.upscale(Alone())
 
 
 def test_a_tensor_that_cannot_be_exported_is_an_input_error(sr: SR) -> None:

@@ -26,6 +26,10 @@ __all__ = ["cli", "exit_code", "main"]
 LAZY_COMMANDS = {"bench": "yonos_trt.bench_cli", "video": "yonos_trt.video_cli"}
 
 _INTERRUPTED = 130
+
+PROGRESS_KEY = "yonos_trt.progress"
+"""Where a command leaves its --progress value in ``click.Context.meta``."""
+
 _EXIT_CODES: tuple[tuple[tuple[type[BaseException], ...], int], ...] = (
     ((errors.ConfigError,), 2),
     ((errors.OutOfMemoryError, MemoryError), 5),
@@ -72,11 +76,21 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except (errors.YonosError, MemoryError) as error:
-            click.echo(f"error: {error or 'out of memory'}", err=True)
+            _say(ctx, "error", str(error) or "out of memory")
             ctx.exit(exit_code(error))
         except KeyboardInterrupt:
-            click.echo("interrupted; no unfinished file was left", err=True)
+            _say(ctx, "interrupted", "no unfinished file was left")
             ctx.exit(_INTERRUPTED)
+
+
+def _say(ctx: click.Context, event: str, message: str) -> None:
+    """Write the last line of a failed command; as JSON where the command promised to write nothing else."""
+    if ctx.meta.get(PROGRESS_KEY) == "json":
+        from yonos_trt.progress import JsonLines
+
+        JsonLines().write(event, message=message)
+    else:
+        click.echo(f"{event}: {message}", err=True)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -216,6 +230,7 @@ def upscale(
     paths = (*inputs, *more)
     if not paths:
         raise click.UsageError("no input; name files or folders with -i")
+    click.get_current_context().meta[PROGRESS_KEY] = progress
     set_up_logging(verbose, quiet=quiet, mode=progress)
     if options["device"] < 0:
         options |= {"device": 0, "runtime": "onnx"}

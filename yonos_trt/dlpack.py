@@ -26,7 +26,10 @@ def from_dlpack(image: Any) -> tuple[Array, Callable[[Array], Any]]:
             f"got a {name} on a device (DLPack device type {device}), expected "
             "host memory; copy it to the host first, for example with .cpu()"
         )
-    library = sys.modules.get(kind.__module__.partition(".")[0])
+    if hasattr(image, "__array_namespace__"):  # the array API standard: JAX, CuPy, ...
+        library = image.__array_namespace__()
+    else:
+        library = sys.modules.get(kind.__module__.partition(".")[0])
     back = getattr(library, "from_dlpack", None)
     if back is None:
         raise InputError(
