@@ -116,7 +116,7 @@ def test_objective_trains_the_student_and_never_the_teacher(name: str) -> None:
             if group == STUDENT and first is None:
                 first = loss.item()
     assert first is not None
-    if name != "tad_sr":  # an adversarial game's loss need not fall
+    if name not in ("tad_sr", "add"):  # an adversarial game's loss need not fall
         assert loss.item() < first
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
     assert all(p.grad is None for p in teacher.parameters())
@@ -177,6 +177,25 @@ def test_hfsd_gradient_is_the_teachers_score_difference() -> None:
     expected = -captured[0] / captured[0].numel()  # s = -v at t = 1 with alpha_1 = 0
     torch.testing.assert_close(v[0].grad, expected)
     assert captured[0].abs().max() > 1e-4
+
+
+def test_add_target_is_the_students_latent_for_a_teacher_that_denoises_perfectly() -> None:
+    """A teacher whose x0 estimate is 0 leaves ``alpha_t |s|^2``; the times drawn set the weight."""
+    schedule = Schedule()
+    objective = make_objective("add", schedule, channels=4, teacher=network(1), gan=0.0, distillation=1.0)
+
+    def zero_x0(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = (value.view(-1, 1, 1, 1) for value in schedule.alpha_sigma(t))
+        return x[:, :4] * alpha / sigma  # x0 = alpha z - sigma v = 0
+
+    objective.teacher = zero_x0
+    objective.times = torch.tensor([0.5])
+    student, g = network(2), rng()
+    batch = objective.prepare(latents(), g)
+    assert batch.noise is not None
+    s = ddim(student, schedule, batch.z_l, batch.noise)
+    _, logs = objective.loss(student, batch, g)
+    assert logs["distillation"] == pytest.approx(schedule.alpha(0.5) * s.square().mean().item(), rel=1e-4)
 
 
 def test_sinsr_inverse_of_a_known_linear_network() -> None:
@@ -260,7 +279,7 @@ def test_tad_sr_stage_runs_with_its_discriminator(tmp_path: Path) -> None:
     assert groups == {"discriminator", "unet"}
 
 
-@pytest.mark.parametrize("name", ["scale_distillation", "tad_sr", "sinsr", "boot"])
+@pytest.mark.parametrize("name", ["scale_distillation", "tad_sr", "sinsr", "boot", "add"])
 def test_missing_teacher_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="teacher"):
         make_objective(name, Schedule(), channels=4)

@@ -5,6 +5,7 @@
     tad_sr               regression + HFSD + latent discriminator
     sinsr                deterministic map, inverse, agreement
     boot                 bootstrapping along the teacher's ODE
+    add                  adversarial diffusion distillation
     one_step             no distillation
 
 A new one is a file with a subclass, and a line in ``OBJECTIVES``.
@@ -18,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from ..schedule import Schedule
+from .add import Add
 from .base import STUDENT, Latents, Logs, Objective
 from .boot import Boot
 from .one_step import OneStep
@@ -34,6 +36,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "tad_sr": TadSr,
     "sinsr": SinSr,
     "boot": Boot,
+    "add": Add,
     "one_step": OneStep,
 }
 

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
+from ..schedule import Denoiser, Schedule
+from .base import Latents, finite_logs, noised, one_step
+
 
 def encoder_taps(unet: nn.Module) -> list[nn.Module]:
     """Return the modules whose outputs are the features: the end of each down block, and the mid block.
@@ -112,3 +115,45 @@ def discriminator_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
 def generator_loss(fake: list[Tensor]) -> Tensor:
     """``-mean`` of the logits, mean over the feature maps."""
     return -torch.stack([f.mean() for f in fake]).mean()
+
+
+class LatentGan:
+    """The adversarial part of an objective: both players' losses, at drawn times.
+
+    Parameters
+    ----------
+    schedule
+        Noise schedule.
+    denoiser
+        Frozen U-Net that lends its features.
+    channels
+        Latent channels C.
+    """
+
+    def __init__(self, schedule: Schedule, denoiser: nn.Module, channels: int) -> None:
+        self.schedule = schedule
+        self.discriminator = LatentDiscriminator(denoiser, channels)
+        self.groups: dict[str, dict[str, nn.Module]] = {
+            "discriminator": {"discriminator": self.discriminator}
+        }
+
+    def judge(self, z: Tensor, z_l: Tensor, eps: Tensor, t: Tensor) -> list[Tensor]:
+        """Return the logits of ``z`` noised to time ``t``."""
+        logits: list[Tensor] = self.discriminator(noised(self.schedule, z, eps, t), z_l, t)
+        return logits
+
+    def discriminate(
+        self, student: Denoiser, latents: Latents, eps: Tensor, t: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return the discriminator's loss: HR latents are real, the student's one-step latents are not."""
+        assert latents.noise is not None, "prepare comes first"
+        with torch.no_grad():
+            fake = one_step(student, self.schedule, latents.noise, latents.z_l)
+        value = discriminator_loss(
+            self.judge(latents.z_h, latents.z_l, eps, t), self.judge(fake, latents.z_l, eps, t)
+        )
+        return value, finite_logs({"disc": value})
+
+    def generate(self, s: Tensor, z_l: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Return the student's loss for its latents ``s``."""
+        return generator_loss(self.judge(s, z_l, eps, t))

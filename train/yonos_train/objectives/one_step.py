@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ..schedule import Denoiser, Schedule
-from .base import STUDENT, Latents, Logs, Objective, choose, finite_logs, gaussian, noised, one_step
-from .latent_gan import LatentDiscriminator, discriminator_loss, generator_loss
+from .base import STUDENT, Latents, Logs, Objective, choose, finite_logs, gaussian, one_step
+from .latent_gan import LatentGan
 
 
 class OneStep(Objective):
@@ -47,8 +47,8 @@ class OneStep(Objective):
                 raise ValueError(
                     "OneStep: gan > 0 needs a frozen denoiser for its features; got teacher None."
                 )
-            self.discriminator = LatentDiscriminator(teacher, channels)
-            self.groups = {"discriminator": {"discriminator": self.discriminator}}
+            self.adversary = LatentGan(schedule, teacher, channels)
+            self.groups = self.adversary.groups
 
     def prepare(self, latents: Latents, rng: torch.Generator, group: str = STUDENT) -> Latents:
         return replace(latents, noise=gaussian(latents.z_h, rng))
@@ -60,19 +60,11 @@ class OneStep(Objective):
         eps = gaussian(latents.z_h, rng)
         t = choose(self.times, len(eps), rng).to(eps)
         if group == "discriminator":
-            with torch.no_grad():
-                s = one_step(student, self.schedule, latents.noise, latents.z_l)
-                real, fake = (noised(self.schedule, z, eps, t) for z in (latents.z_h, s))
-            value = discriminator_loss(
-                self.discriminator(real, latents.z_l, t), self.discriminator(fake, latents.z_l, t)
-            )
-            return value, finite_logs({"disc": value})
+            return self.adversary.discriminate(student, latents, eps, t)
         s = one_step(student, self.schedule, latents.noise, latents.z_l)
         parts = {"reconstruction": (s - latents.z_h).square().mean()}
         total = self.reconstruction * parts["reconstruction"]
         if self.gan > 0:
-            parts["gan"] = generator_loss(
-                self.discriminator(noised(self.schedule, s, eps, t), latents.z_l, t)
-            )
+            parts["gan"] = self.adversary.generate(s, latents.z_l, eps, t)
             total = total + self.gan * parts["gan"]
         return total, finite_logs(parts)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..schedule import Denoiser, Schedule, ddim, eps_from_v
 from .base import STUDENT, Latents, Logs, Objective, choose, finite_logs, gaussian, noised, one_step, predict
-from .latent_gan import LatentDiscriminator, discriminator_loss, generator_loss
+from .latent_gan import LatentGan
 
 
 class TadSr(Objective):
@@ -61,8 +61,8 @@ class TadSr(Objective):
         self.times = t_step * torch.arange(1, round(t_last / t_step) + 1)
         if gan > 0:
             assert teacher is not None
-            self.discriminator = LatentDiscriminator(teacher, channels)
-            self.groups = {"discriminator": {"discriminator": self.discriminator}}
+            self.adversary = LatentGan(schedule, teacher, channels)
+            self.groups = self.adversary.groups
 
     @torch.no_grad()
     def prepare(self, latents: Latents, rng: torch.Generator, group: str = STUDENT) -> Latents:
@@ -80,34 +80,27 @@ class TadSr(Objective):
         eps = gaussian(latents.z_h, rng)
         t = choose(self.times, len(eps), rng).to(eps)
         if group == "discriminator":
-            with torch.no_grad():
-                s = one_step(student, self.schedule, latents.noise, latents.z_l)
-                real, fake = (noised(self.schedule, z, eps, t) for z in (latents.z_h, s))
-            value = discriminator_loss(
-                self.discriminator(real, latents.z_l, t), self.discriminator(fake, latents.z_l, t)
-            )
-            return value, finite_logs({"disc": value})
+            return self.adversary.discriminate(student, latents, eps, t)
 
         s, r = one_step(student, self.schedule, latents.noise, latents.z_l), latents.reference
-        s_t = noised(self.schedule, s, eps, t)
         parts: dict[str, Tensor] = {}
         total = s.new_zeros(())
         if r is not None and self.reg > 0:
             parts["reg"] = (s - r).square().mean()
             total = total + self.reg * parts["reg"]
         if r is not None and self.hfsd > 0:
-            parts["hfsd"] = (self.score_difference(s_t.detach(), latents, r, eps, t) * s).mean()
+            parts["hfsd"] = (self.score_difference(s.detach(), latents, r, eps, t) * s).mean()
             total = total + self.hfsd * parts["hfsd"]
         if self.gan > 0:
-            parts["gan"] = generator_loss(self.discriminator(s_t, latents.z_l, t))
+            parts["gan"] = self.adversary.generate(s, latents.z_l, eps, t)
             total = total + self.gan * parts["gan"]
         return total, finite_logs(parts)
 
     @torch.no_grad()
-    def score_difference(self, s_t: Tensor, latents: Latents, r: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    def score_difference(self, s: Tensor, latents: Latents, r: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Return ``eps_teacher(s_t) - eps_teacher(r_t)``; the teacher's bias cancels."""
         teacher: Denoiser = self.teacher  # type: ignore[assignment]
-        r_t = noised(self.schedule, r, eps, t)
+        s_t, r_t = (noised(self.schedule, z, eps, t) for z in (s, r))
         eps_s, eps_r = (
             eps_from_v(self.schedule, z_t, predict(teacher, z_t, latents.z_l, t), t) for z_t in (s_t, r_t)
         )
