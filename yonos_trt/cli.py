@@ -27,9 +27,6 @@ LAZY_COMMANDS = {"bench": "yonos_trt.bench_cli", "video": "yonos_trt.video_cli"}
 
 _INTERRUPTED = 130
 
-PROGRESS_KEY = "yonos_trt.progress"
-"""Where a command leaves its --progress value in ``click.Context.meta``."""
-
 _EXIT_CODES: tuple[tuple[tuple[type[BaseException], ...], int], ...] = (
     ((errors.ConfigError,), 2),
     ((errors.OutOfMemoryError, MemoryError), 5),
@@ -85,9 +82,9 @@ class _Group(click.Group):
 
 def _say(ctx: click.Context, event: str, message: str) -> None:
     """Write the last line of a failed command; as JSON where the command promised to write nothing else."""
-    if ctx.meta.get(PROGRESS_KEY) == "json":
-        from yonos_trt.progress import JsonLines
+    from yonos_trt.progress import META_KEY, JsonLines
 
+    if ctx.meta.get(META_KEY) == "json":
         JsonLines().write(event, message=message)
     else:
         click.echo(f"{event}: {message}", err=True)
@@ -224,13 +221,13 @@ def upscale(
     """
     from yonos_trt.images import SaveOptions
     from yonos_trt.jobs import Job, plan_jobs, run_jobs
-    from yonos_trt.progress import make_progress, set_up_logging
+    from yonos_trt.progress import META_KEY, make_progress, set_up_logging
     from yonos_trt.sr import SR
 
     paths = (*inputs, *more)
     if not paths:
         raise click.UsageError("no input; name files or folders with -i")
-    click.get_current_context().meta[PROGRESS_KEY] = progress
+    click.get_current_context().meta[META_KEY] = progress
     set_up_logging(verbose, quiet=quiet, mode=progress)
     if options["device"] < 0:
         options |= {"device": 0, "runtime": "onnx"}

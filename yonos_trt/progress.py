@@ -8,9 +8,12 @@ import sys
 import time
 from typing import Any, Literal, Protocol, TextIO
 
-__all__ = ["Bar", "JsonLines", "Mode", "Progress", "Silent", "make_progress", "set_up_logging"]
+__all__ = ["META_KEY", "Bar", "JsonLines", "Mode", "Progress", "Silent", "make_progress", "set_up_logging"]
 
 Mode = Literal["auto", "bar", "json", "none"]
+
+META_KEY = "yonos_trt.progress"
+"""Where a command leaves its --progress value in ``click.Context.meta``, for errors that end it."""
 
 
 class Progress(Protocol):

@@ -155,11 +155,12 @@ def video(
     yonos video -i clip.mp4 -o big.mp4 -c libx265 --crf 18 --resume
     ffmpeg -i clip.mp4 -f yuv4mpegpipe - | yonos video -i - -o - | ffmpeg -i - big.mkv
     """
-    from yonos_trt.progress import make_progress, set_up_logging
+    from yonos_trt.progress import META_KEY, make_progress, set_up_logging
     from yonos_trt.sr import SR
     from yonos_trt.video import VideoOptions, upscale_video
     from yonos_trt.video_encode import EncoderSettings
 
+    click.get_current_context().meta[META_KEY] = progress
     set_up_logging(verbose, quiet=quiet, mode=progress)
     names = {f.name for f in dataclasses.fields(VideoOptions)}
     encoder = EncoderSettings(vcodec, crf, preset, pix_fmt, _pairs(pairs))
