@@ -17,7 +17,7 @@ pytest.importorskip("onnx")
 pytest.importorskip("filelock")
 
 import helpers
-import yonos_export.engine_from_onnx as builder
+import yonos_export.tensorrt_module as machine
 from yonos_export import ExportConfig, export
 from yonos_export.engine_from_onnx import EngineOptions, build_engine, profile_shapes
 from yonos_export.lock import only_builder
@@ -415,7 +415,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeTensorRT]:
     monkeypatch.setattr(FakeTensorRT.Builder, "errors", [])
     monkeypatch.setattr(FakeTensorRT.Builder, "configs", [])
     monkeypatch.setattr(FakeTensorRT.Builder, "network_flags", [])
-    monkeypatch.setattr(builder, "_gpu", lambda: ("Stand-in 3000", ("8.6",)))
+    monkeypatch.setattr(machine, "find_gpu", lambda: ("Stand-in 3000", ("8.6",)))
     return FakeTensorRT
 
 
@@ -465,7 +465,7 @@ def test_tensorrt_is_told_every_option(fake: Any, tmp_path: Path) -> None:
 def test_stripped_engine_is_built_for_the_same_weights_and_registered_so(
     graphs: Path, monkeypatch: pytest.MonkeyPatch, fake: Any
 ) -> None:
-    monkeypatch.setattr(builder, "load_module", lambda runtime: fake)
+    monkeypatch.setattr(machine, "load_module", lambda runtime: fake)
     config = ExportConfig(
         source=graphs, engine_dir=graphs, runtime="tensorrt", strip_weights=True, verify=False
     )
@@ -522,7 +522,7 @@ def test_missing_tensorrt_names_the_pip_command(graphs: Path, monkeypatch: pytes
     def missing(name: str) -> Any:
         raise ImportError(f"No module named {name!r}", name=name)
 
-    monkeypatch.setattr(builder.importlib, "import_module", missing)
+    monkeypatch.setattr(machine.importlib, "import_module", missing)
     for runtime, extra in (("tensorrt", "tensorrt"), ("tensorrt-rtx", "rtx")):
         with pytest.raises(MissingExtraError, match=rf"pip install 'yonos-trt\[{extra}\]'"):
             export(ExportConfig(source=graphs, engine_dir=graphs, runtime=runtime))  # type: ignore[arg-type]
@@ -531,8 +531,8 @@ def test_missing_tensorrt_names_the_pip_command(graphs: Path, monkeypatch: pytes
 def test_tensorrt_without_a_gpu_is_refused_before_the_work(
     graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builder, "_gpu", lambda: (None, ()))
-    monkeypatch.setattr(builder, "load_module", lambda runtime: FakeTensorRT)
+    monkeypatch.setattr(machine, "find_gpu", lambda: (None, ()))
+    monkeypatch.setattr(machine, "load_module", lambda runtime: FakeTensorRT)
     with pytest.raises(EngineDeviceError, match="--runtime tensorrt-rtx, which builds anywhere"):
         export(ExportConfig(source=graphs, engine_dir=tmp_path / "out", runtime="tensorrt"))
     assert not (tmp_path / "out").exists()
@@ -568,7 +568,7 @@ def test_engines_that_can_run_are_held_against_the_graphs(
 
         return make
 
-    monkeypatch.setattr(builder, "load_module", lambda runtime: fake)
+    monkeypatch.setattr(machine, "load_module", lambda runtime: fake)
     monkeypatch.setattr("yonos_export.verify_engines.gpu_is_here", lambda: True)
     before = {p.name: p.read_bytes() for p in graphs.iterdir()}
     config = ExportConfig(
@@ -589,7 +589,7 @@ def test_failing_build_leaves_the_old_directory(
 ) -> None:
     before = {p.name: p.read_bytes() for p in graphs.iterdir()}
     fake.Builder.errors.append("out of memory")
-    monkeypatch.setattr(builder, "load_module", lambda runtime: fake)
+    monkeypatch.setattr(machine, "load_module", lambda runtime: fake)
     with pytest.raises(BuildError, match="memory ran out"):
         export(ExportConfig(source=graphs, engine_dir=graphs, runtime="tensorrt"))
     assert {p.name: p.read_bytes() for p in graphs.iterdir()} == before
@@ -599,7 +599,7 @@ def test_failing_build_leaves_the_old_directory(
 def test_tensorrt_engine_is_registered_with_its_gpu(
     graphs: Path, monkeypatch: pytest.MonkeyPatch, fake: Any
 ) -> None:
-    monkeypatch.setattr(builder, "load_module", lambda runtime: fake)
+    monkeypatch.setattr(machine, "load_module", lambda runtime: fake)
     export(ExportConfig(source=graphs, engine_dir=graphs, runtime="tensorrt", version_compatible=True))
     artifact = load_manifest(graphs).stages.decoder.find("tensorrt")[0]
     assert artifact.file == "decoder.fp32.trt-sm86-11.2.0.50.engine"

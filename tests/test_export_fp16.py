@@ -14,8 +14,10 @@ ir = pytest.importorskip("onnx_ir")
 ort = pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-from yonos_export.fp16 import convert, emulate, matching, tail  # noqa: E402
+from yonos_export.emulation import emulate  # noqa: E402
+from yonos_export.fp16 import convert  # noqa: E402
 from yonos_export.graph_file import GraphFile  # noqa: E402
+from yonos_export.islands import matching, tail  # noqa: E402
 from yonos_export.onnx_from_torch import load_graph, save_graph  # noqa: E402
 from yonos_export.ranges import measure_ranges  # noqa: E402
 

@@ -6,34 +6,29 @@ exists. TensorRT-RTX builds without a GPU; TensorRT measures its kernels on the 
 
 from __future__ import annotations
 
-import importlib
 import logging
 import re
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from filelock import FileLock
 
+import yonos_export.tensorrt_module as machine
 from yonos_export.build_errors import explain, from_parser
 from yonos_export.config import ExportConfig, Hardware
 from yonos_export.model_info import ModelInfo
-from yonos_trt.errors import BuildError, ConfigError, EngineDeviceError, MissingExtraError
+from yonos_export.tensorrt_module import EngineRuntime, Progress
+from yonos_trt.errors import BuildError, ConfigError
 from yonos_trt.manifest import STAGE_TENSORS, Profile, ShapeRange
 
 log = logging.getLogger(__name__)
 
-EngineRuntime = Literal["tensorrt", "tensorrt-rtx"]
-MODULES = {"tensorrt": ("tensorrt", "tensorrt"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
-# From 10.13 on every precision is in the graph; 12 has not been seen.
-TENSORRT_FROM, TENSORRT_BELOW = (10, 13), (12,)
 Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
-Progress = Callable[[float], None]
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -121,130 +116,6 @@ class BuiltEngine:
 
 
 # ---------------------------------------------------------------------------------------------------------
-# The module and the machine
-
-
-def load_module(runtime: EngineRuntime) -> Any:
-    """Import TensorRT or TensorRT-RTX and check its version.
-
-    Raises
-    ------
-    MissingExtraError
-        It is not installed; names the pip command.
-    BuildError
-        It is of a version this builder does not know.
-    """
-    name, extra = MODULES[runtime]
-    try:
-        module = importlib.import_module(name)
-    except (ImportError, OSError, RuntimeError) as error:
-        raise MissingExtraError(
-            f"building engines for the runtime {runtime!r}", package=name, extra=extra, reason=str(error)
-        ) from error
-    return check_version(runtime, module)
-
-
-def check_version(runtime: EngineRuntime, module: Any) -> Any:
-    """Return the module if its version is one this builder knows."""
-    version = tuple(int(part) for part in re.findall(r"\d+", str(module.__version__)))
-    if runtime == "tensorrt" and not TENSORRT_FROM <= version < TENSORRT_BELOW:
-        raise BuildError(
-            f"tensorrt {module.__version__} is installed, expected at least 10.13 and below 12; install it "
-            "with: pip install 'yonos-trt[tensorrt]'"
-        )
-    return module
-
-
-def _gpu() -> tuple[str | None, tuple[str, ...]]:
-    """Name and compute capability of GPU 0; (None, ()) where there is none."""
-    from yonos_trt.driver import probe_driver
-
-    devices = probe_driver().devices
-    return (devices[0].name, (devices[0].compute_capability,)) if devices else (None, ())
-
-
-def require_gpu(runtime: EngineRuntime) -> None:
-    """Refuse a TensorRT build on a machine without GPU before any work is done.
-
-    Raises
-    ------
-    EngineDeviceError
-        There is no usable GPU.
-    """
-    if runtime == "tensorrt" and _gpu()[0] is None:
-        raise EngineDeviceError(
-            "runtime 'tensorrt' measures its kernels on the GPU while it builds, and no GPU can be used "
-            "here; build on the target machine, or use --runtime tensorrt-rtx, which builds anywhere"
-        )
-
-
-class _Log:
-    """Everything the builder says: (severity, text)."""
-
-    def __init__(self, module: Any) -> None:
-        self.lines: list[tuple[int, str]] = []
-        lines, severity = self.lines, module.ILogger.Severity
-
-        class Logger(module.ILogger):  # type: ignore[misc]
-            def __init__(self) -> None:
-                module.ILogger.__init__(self)
-
-            def log(self, level: Any, text: str) -> None:
-                if level in (severity.INTERNAL_ERROR, severity.ERROR):
-                    lines.append((logging.ERROR, text.strip()))
-                elif level == severity.WARNING:
-                    lines.append((logging.WARNING, text.strip()))
-                    log.info("%s", text.strip())
-
-        self.logger = Logger()
-
-    def errors(self) -> list[str]:
-        return [text for level, text in self.lines if level == logging.ERROR]
-
-
-def _monitor(module: Any, stop: threading.Event, progress: Progress) -> Any:
-    """Make a progress monitor: reports the outermost phase, and says no to going on once `stop` is set."""
-
-    class Monitor(module.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            module.IProgressMonitor.__init__(self)
-            self._lock = threading.Lock()
-            self._root: tuple[str, int] | None = None
-
-        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            with self._lock:
-                if self._root is None:
-                    self._root = (phase, max(steps, 1))
-
-        def step_complete(self, phase: str, step: int) -> bool:
-            with self._lock:
-                root = self._root
-            if root is not None and phase == root[0]:
-                progress(min((step + 1) / root[1], 1.0))
-            return not stop.is_set()
-
-        def phase_finish(self, phase: str) -> None:
-            with self._lock:
-                if self._root is not None and phase == self._root[0]:
-                    self._root = None
-
-    return Monitor()
-
-
-@contextmanager
-def _interruptible(stop: threading.Event) -> Iterator[None]:
-    """Turn Ctrl-C into `stop` while the builder runs: an exception must not cross its C++ frames."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, lambda *_: stop.set())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-# ---------------------------------------------------------------------------------------------------------
 # The builder
 
 
@@ -289,10 +160,14 @@ def build_engine(
     KeyboardInterrupt
         The build was cancelled.
     """
-    module = load_module(options.runtime) if module is None else check_version(options.runtime, module)
+    module = (
+        machine.load_module(options.runtime)
+        if module is None
+        else machine.check_version(options.runtime, module)
+    )
     stop, report = stop or threading.Event(), progress or (lambda done: None)
-    said, started = _Log(module), time.perf_counter()
-    gpu, capability = (None, ()) if options.runtime == "tensorrt-rtx" else _gpu()
+    said, started = machine.Log(module), time.perf_counter()
+    gpu, capability = (None, ()) if options.runtime == "tensorrt-rtx" else machine.find_gpu()
     try:
         builder = module.Builder(said.logger)
     except (TypeError, RuntimeError) as error:  # pybind11 turns a null pointer into a TypeError
@@ -311,8 +186,8 @@ def build_engine(
     config.add_optimization_profile(profile)
     cache = _timing_cache_file(options, str(module.__version__), capability)
     with _timing_cache(module, config, cache):
-        config.progress_monitor = _monitor(module, stop, report)
-        with _interruptible(stop):
+        config.progress_monitor = machine.make_monitor(module, stop, report)
+        with machine.interruptible(stop):
             plan = builder.build_serialized_network(network, config)
         if stop.is_set():
             raise KeyboardInterrupt

@@ -2,154 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
-import msgspec
-
-import yonos_trt
 from yonos_export.config import DEFAULT_THRESHOLDS, ExportConfig, Precision
+from yonos_export.directory import Directory
 from yonos_export.graph_file import GraphFile
 from yonos_export.lock import only_builder
 from yonos_export.samples import Sample, make_samples, read_pictures
-from yonos_export.source import CARD_NAME, Source, fp32_graphs, open_source
-from yonos_export.verify import Chain, ParityReport, functions_from_onnx, gate, measure, run_chain
+from yonos_export.source import Source, fp32_graphs, open_source
+from yonos_export.verify import Chain, functions_from_onnx, gate, measure, run_chain
 from yonos_trt.errors import ConfigError, MissingExtraError
 from yonos_trt.manifest import (
     MANIFEST_NAME,
-    SCHEMA_VERSION,
-    STAGE_TENSORS,
-    Artifact,
     EngineManifest,
-    FileRecord,
-    Parity,
-    Stages,
     artifact_path,
-    file_record,
     write_engine_dir,
 )
-from yonos_trt.schema import StageName
-
-if TYPE_CHECKING:
-    from yonos_export.engine_from_onnx import BuiltEngine, EngineOptions
 
 log = logging.getLogger(__name__)
 
 # (what is being done, fraction done in 0 .. 1)
 Progress = Callable[[str, float], None]
-
-
-@dataclass
-class _Directory:
-    """The engine directory in the making: files by name, artifacts by stage, figures."""
-
-    files: dict[str, Path | bytes] = field(default_factory=dict)
-    artifacts: dict[str, list[Artifact]] = field(default_factory=lambda: {s: [] for s in STAGE_TENSORS})
-    parity: Parity = field(default_factory=Parity)
-    extra: list[FileRecord] = field(default_factory=list)
-
-    def add(self, stage: str, artifact: Artifact, paths: dict[str, Path]) -> None:
-        """Add an artifact; one with the same identity is replaced."""
-
-        def identity(a: Artifact) -> tuple[object, ...]:
-            return a.runtime, a.precision, a.tensorrt_version, a.compute_capability, a.hardware_compatibility
-
-        kept = [a for a in self.artifacts[stage] if identity(a) != identity(artifact)]
-        for old in self.artifacts[stage]:
-            if old not in kept:
-                for name in (old.file, *(record.file for record in old.external)):
-                    self.files.pop(name, None)
-        self.artifacts[stage] = [*kept, artifact]
-        self.files.update(paths)
-
-    def add_graph(self, stage: str, graph: GraphFile, precision: Precision) -> None:
-        """Add an ONNX graph under its own file names."""
-        record = file_record(graph.path)
-        artifact = Artifact(
-            runtime="onnx",
-            precision=precision,
-            file=record.file,
-            sha256=record.sha256,
-            bytes=record.bytes,
-            external=tuple(file_record(path) for path in graph.external),
-        )
-        self.add(stage, artifact, {p.name: p for p in (graph.path, *graph.external)})
-
-    def add_engine(
-        self, stage: str, built: BuiltEngine, options: EngineOptions, precision: Precision
-    ) -> None:
-        """Add an engine; its file name tells it from its neighbours, its identity is in the manifest."""
-        name = built.path.name
-        if built.compute_capability and not options.compute_capabilities:
-            name = name.replace(".engine", f"-sm{built.compute_capability[0].replace('.', '')}.engine")
-        name = name.replace(".engine", f"-{built.tensorrt_version}.engine")
-        record = file_record(built.path, file=name)
-        hardware = options.hardware_compatibility
-        artifact = Artifact(
-            runtime=options.runtime,
-            precision=precision,
-            file=name,
-            sha256=record.sha256,
-            bytes=record.bytes,
-            profiles=(built.profile,),
-            tensorrt_version=built.tensorrt_version,
-            compute_capability=built.compute_capability,
-            hardware_compatibility=None if hardware == "none" else hardware,
-            version_compatible=options.version_compatible,
-            gpu=built.gpu,
-            stripped=options.strip_weights,
-        )
-        self.add(stage, artifact, {name: built.path})
-
-    def add_file(self, name: str, raw: bytes) -> None:
-        """Add a file that is no artifact."""
-        self.extra = [record for record in self.extra if record.file != name]
-        self.extra.append(_record_of(name, raw))
-        self.files[name] = raw
-
-    def add_parity(self, precision: Precision, report: ParityReport) -> None:
-        """Record what was measured for one precision."""
-        stages = {k: dict(v) for k, v in self.parity.stages.items()}
-        for stage, figures in report.stages.items():
-            stages.setdefault(cast(StageName, stage), {})[precision] = figures.record()
-        whole = {**self.parity.end_to_end_psnr_db, precision: _decibel(report)}
-        self.parity = Parity(stages=stages, end_to_end_psnr_db=whole)
-
-    def manifest(self, source: Source) -> EngineManifest:
-        """Put the manifest together; the model card goes in as a file of its own."""
-        model = source.info.model(source.weights_sha256)
-        if source.info.card:
-            raw = source.info.card.encode()
-            self.files[CARD_NAME] = raw
-            model = msgspec.structs.replace(model, card=_record_of(CARD_NAME, raw))
-        stages = {
-            name: msgspec.structs.replace(source.info.stage(name), artifacts=tuple(self.artifacts[name]))
-            for name in STAGE_TENSORS
-        }
-        return EngineManifest(
-            schema_version=SCHEMA_VERSION,
-            model=model,
-            tiles=source.info.tiles(),
-            stages=Stages(**stages),
-            parity=self.parity,
-            files=tuple(self.extra),
-            created_by=f"yonos-export {yonos_trt.__version__}",
-        )
-
-
-def _decibel(report: ParityReport) -> float | None:
-    return report.end_to_end.record().psnr_db
-
-
-def _record_of(name: str, raw: bytes) -> FileRecord:
-    return FileRecord(file=name, sha256=hashlib.sha256(raw).hexdigest(), bytes=len(raw))
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -203,7 +81,7 @@ def export(config: ExportConfig, *, progress: Progress | None = None) -> EngineM
 
 def _export(config: ExportConfig, source: Source, work: Path, report: Progress) -> EngineManifest:
     """Make everything in `work` and put it in place."""
-    directory = _Directory()
+    directory = Directory()
     if source.manifest is not None:
         _take_over(source, directory)
     report("graphs", 0.05)
@@ -244,7 +122,7 @@ def _low(
     graphs: dict[str, GraphFile],
     samples: list[Sample],
     expected: list[Chain],
-    directory: _Directory,
+    directory: Directory,
     work: Path,
 ) -> dict[str, GraphFile]:
     """Convert, measure and add the FP16 or BF16 graphs."""
@@ -273,7 +151,7 @@ def _engines(
     config: ExportConfig,
     source: Source,
     graphs: dict[str, GraphFile],
-    directory: _Directory,
+    directory: Directory,
     work: Path,
     report: Progress,
 ) -> None:
@@ -298,7 +176,7 @@ def _engines(
 
 
 def _try_engines(
-    config: ExportConfig, directory: _Directory, manifest: EngineManifest, work: Path, report: Progress
+    config: ExportConfig, directory: Directory, manifest: EngineManifest, work: Path, report: Progress
 ) -> None:
     """Run the engines where there is a GPU and hold them against the graphs; say so where there is none."""
     from yonos_export.verify_engines import compare_engines, gpu_is_here
@@ -322,7 +200,8 @@ def _require_packages() -> None:
 
 def _check_engines(config: ExportConfig) -> None:
     """Refuse what cannot be built here before any work is done."""
-    from yonos_export.engine_from_onnx import load_module, options_from_config, require_gpu
+    from yonos_export.engine_from_onnx import options_from_config
+    from yonos_export.tensorrt_module import load_module, require_gpu
 
     options = options_from_config(config)
     load_module(options.runtime)
@@ -344,7 +223,7 @@ def _check_target(config: ExportConfig) -> None:
         raise ConfigError(f"{target} exists; choose another --engine-dir, or replace it with --force")
 
 
-def _take_over(source: Source, directory: _Directory) -> None:
+def _take_over(source: Source, directory: Directory) -> None:
     """Keep all artifacts, other files and figures of an engine directory."""
     assert source.manifest is not None
     for name, stage in source.manifest.stages.items():

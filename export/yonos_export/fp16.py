@@ -16,9 +16,8 @@ overflow.
 
 from __future__ import annotations
 
-import fnmatch
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +27,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from yonos_export.graph_passes import add_const, const_array
+from yonos_export.islands import ISLAND_OPS
 from yonos_trt.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -40,30 +40,6 @@ NUMPY_TYPES = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16
 LARGEST = {"fp16": 65504.0, "bf16": float(np.finfo(np.float32).max)}
 BF16_OPSET = 22  # the first in which Conv takes bfloat16
 
-ISLAND_OPS = frozenset(
-    [
-        "InstanceNormalization",
-        "GroupNormalization",
-        "LayerNormalization",
-        "RMSNormalization",
-        "BatchNormalization",
-        "MeanVarianceNormalization",
-        "LpNormalization",
-        "ReduceMean",
-        "ReduceSum",
-        "ReduceSumSquare",
-        "ReduceL1",
-        "ReduceL2",
-        "ReduceLogSumExp",
-        "ReduceProd",
-        "CumSum",
-        "Pow",
-        "Exp",
-        "Log",
-        "Sqrt",
-        "Reciprocal",
-    ]
-)
 # Move values about and compute nothing: they take the precision of what they are given.
 MOVING_OPS = frozenset(
     [
@@ -106,48 +82,6 @@ class Conversion:
     islands: tuple[str, ...]
     casts: int
     vanished: int
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Choosing islands
-
-
-def matching(model: ir.Model, stage: str, patterns: Sequence[str]) -> set[str]:
-    """Return the names of the nodes that ``[stage:]pattern`` names (``fnmatch``); empty for other stages.
-
-    Raises
-    ------
-    ConfigError
-        A pattern for this stage matches no node.
-    """
-    names = [str(node.name) for node in model.graph]
-    found: set[str] = set()
-    for pattern in patterns:
-        where, _, what = pattern.rpartition(":")
-        if not fnmatch.fnmatchcase(stage, where or "*"):
-            continue
-        hits = fnmatch.filter(names, what)
-        if not hits and where == stage:
-            raise ConfigError(
-                f"fp32_islands: {pattern!r} matches no node of the {stage} graph; its nodes are named like "
-                f"{', '.join(names[:: max(1, len(names) // 4)][:4])}"
-            )
-        found.update(hits)
-    return found
-
-
-def tail(model: ir.Model) -> set[str]:
-    """Return the nodes from the last convolutions to the graph's outputs."""
-    found: set[str] = set()
-    pending = [v.producer() for v in model.graph.outputs]
-    while pending:
-        node = pending.pop()
-        if node is None or str(node.name) in found:
-            continue
-        found.add(str(node.name))
-        if node.op_type not in ("Conv", "ConvTranspose", "MatMul", "Gemm"):
-            pending.extend(v.producer() for v in node.inputs if v is not None)
-    return found
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -313,51 +247,3 @@ def convert(
         done.vanished,
     )
     return done
-
-
-# ---------------------------------------------------------------------------------------------------------
-# The same roundings in FP32
-
-
-def emulate(model: ir.Model, precision: LowPrecision) -> None:
-    """Turn a converted graph in place into an FP32 graph with the same roundings.
-
-    Every result of a low node is rounded once (cast there and back); sums inside a node are FP32, as on
-    tensor cores. Infinities appear where the real graph would have them.
-    """
-    graph, low = model.graph, LOW_TYPES[precision]
-    for value in list(graph.initializers.values()):
-        if value.dtype == low:
-            array = const_array(value)
-            assert array is not None
-            assert value.name is not None
-            value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
-            value.dtype = ir.DataType.FLOAT
-    for node in list(graph):
-        if node.op_type == "Cast" and node.outputs[0].dtype == ir.DataType.FLOAT:
-            node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.FLOAT))
-            continue
-        for value in node.outputs:
-            if value.dtype != low:
-                continue
-            value.dtype = ir.DataType.FLOAT
-            if node.op_type in MOVING_OPS:
-                continue
-            uses = list(value.uses())
-            if node.op_type == "Cast":
-                node.attributes["to"] = ir.AttrInt64("to", int(low))
-                value.dtype, rounded = low, value
-            else:
-                down = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(low))], num_outputs=1)
-                down.name = f"{value.name}/round"
-                down.outputs[0].name, down.outputs[0].dtype = down.name, low
-                graph.insert_after(node, down)
-                rounded = down.outputs[0]
-            producer = rounded.producer()
-            assert producer is not None
-            up = ir.Node("", "Cast", [rounded], [ir.AttrInt64("to", int(ir.DataType.FLOAT))], num_outputs=1)
-            up.name = f"{value.name}/back"
-            up.outputs[0].name, up.outputs[0].dtype = up.name, ir.DataType.FLOAT
-            graph.insert_after(producer, up)
-            for use in uses:
-                use.node.replace_input_with(use.idx, up.outputs[0])

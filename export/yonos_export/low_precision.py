@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yonos_export.config import Thresholds
-from yonos_export.fp16 import Conversion, LowPrecision, convert, emulate, matching, tail
+from yonos_export.emulation import emulate
+from yonos_export.fp16 import Conversion, LowPrecision, convert
 from yonos_export.graph_file import GraphFile
+from yonos_export.islands import matching, tail
 from yonos_export.onnx_from_torch import load_graph, save_graph
 from yonos_export.ranges import Ranges, measure_ranges
 from yonos_export.samples import Sample
