@@ -295,7 +295,10 @@ class _terminable:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--verify/--no-verify", default=True, help="Hash every file.")
 def info(engine_dir: Path | None, as_json: bool, verify: bool) -> None:
-    """Describe an engine directory (default: the shipped x4 model) and check its files."""
+    """Describe an engine directory and check its files.
+
+    The default is the shipped x4 model.
+    """
     from yonos_trt.manifest import load_manifest
     from yonos_trt.sr import SR
 
@@ -332,7 +335,10 @@ def info(engine_dir: Path | None, as_json: bool, verify: bool) -> None:
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor(as_json: bool) -> None:
-    """Say what this machine can run; works and ends on machines without driver or GPU."""
+    """Say what this machine can run.
+
+    Works, and ends, on machines without a driver or GPU.
+    """
     from yonos_trt.doctor import examine, lines
 
     facts = examine()
