@@ -92,11 +92,11 @@ class Engine:
 
     def _check_validity(self, raw: bytes) -> None:
         ask = getattr(self._trt.opened, "get_engine_validity", None)
-        if ask is None:
+        values = getattr(self._trt.module, "EngineValidity", None)
+        if ask is None or values is None:
             return
         answer = ask(raw)
         validity = answer[0] if isinstance(answer, tuple) else answer
-        values = self._trt.module.EngineValidity
         if validity == values.INVALID:
             raise EngineDeviceError(
                 f"{self._trt.runtime} {self._trt.version} says {self.artifact.file} cannot run here "
@@ -146,7 +146,8 @@ class Engine:
         self._cache = config.create_runtime_cache()
         if self._cache_file is not None and self._cache_file.is_file():
             try:
-                self._cache.deserialize(self._cache_file.read_bytes())
+                if self._cache.deserialize(self._cache_file.read_bytes()) is False:
+                    raise ValueError(self._trt.last_words())
             except Exception as error:
                 _log.warning("the kernel cache %s is not used: %s", self._cache_file, error)
         config.set_runtime_cache(self._cache)

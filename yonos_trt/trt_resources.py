@@ -25,7 +25,7 @@ from yonos_trt.memory import CONTEXT_BYTES, SLOTS_PER_LANE, BatchShape, layout
 from yonos_trt.tiling import TilePlan
 from yonos_trt.trt_artifacts import pick_engines, read_engine
 from yonos_trt.trt_buffers import PlanBuffers
-from yonos_trt.trt_engines import Engine, cache_path, check_dtypes
+from yonos_trt.trt_engines import Context, Engine, cache_path, check_dtypes
 from yonos_trt.trt_lane import LaneNetworks, buffer_dtypes, stage_inputs
 from yonos_trt.trt_module import TensorRT
 from yonos_trt.trt_notes import Source
@@ -64,6 +64,7 @@ class TrtResources:
         self._turn = self._uploads = self._runs = 0
         self._source: Source | None = None
         self._scratch: dict[BatchShape, int] = {}
+        self._planning: dict[str, Context] = {}
         self._staging: list[tuple[int, int, int]] = []
         self._fallback: dict[str, Engine] | None = None
         if driver is None:
@@ -144,6 +145,7 @@ class TrtResources:
         for engine in (*self._engines.values(), *(self._fallback or {}).values()):
             engine.save_cache()
         self._networks.clear()
+        self._planning.clear()
         self._engines, self._fallback = {}, None
         with suppress(CudaError):
             self._graphs.clear()
@@ -164,8 +166,11 @@ class TrtResources:
         shape = BatchShape.of(plan)
         if shape not in self._scratch:
             inputs, stream = stage_inputs(self.manifest, shape), self._scheduler.canvas_stream
+            for name, engine in self._engines.items():
+                if name not in self._planning:  # contexts of their own: those of the lanes keep their shapes
+                    self._planning[name] = engine.context()
             self._scratch[shape] = max(
-                engine.context().set_shapes(inputs[name], stream) for name, engine in self._engines.items()
+                context.set_shapes(inputs[name], stream) for name, context in self._planning.items()
             )
         sizes = layout(
             plan,
