@@ -110,10 +110,10 @@ def stabilized(
     return out
 
 
-def read(path: Path, frames: int, step: int, crop: tuple[int, int]) -> list[Array]:
-    """Return frames of a clip, every ``step``-th, cropped in the middle."""
+def read(path: Path, frames: int, start_s: float, step: int, crop: tuple[int, int]) -> list[Array]:
+    """Return frames of a clip from ``start_s`` on, every ``step``-th, cropped in the middle."""
     taken: list[Array] = []
-    with VideoReader(path) as reader:
+    with VideoReader(path, start_s=start_s) as reader:
         for frame in reader.frames():
             if frame.index % step:
                 continue
@@ -236,6 +236,7 @@ def main() -> None:
     parser.add_argument("--clips", type=Path, nargs="+", required=True)
     parser.add_argument("--engine-dir", type=Path, help="default: the shipped x4 model")
     parser.add_argument("--frames", type=int, default=12)
+    parser.add_argument("--start", type=float, default=0.0, help="seconds into each clip")
     parser.add_argument("--step", type=int, default=1, help="take every n-th frame")
     parser.add_argument("--crop", type=int, nargs=2, default=(384, 512), metavar=("H", "W"), help="HR px")
     parser.add_argument("--shifts", type=int, nargs="+", default=(1, 2, 4, 8), help="LR px")
@@ -250,7 +251,7 @@ def main() -> None:
         scale, run = sr.scale, network(sr)
         crop = tuple(size // scale * scale for size in chosen.crop)
         for path in chosen.clips:
-            reference = read(path, chosen.frames, chosen.step, (crop[0], crop[1]))
+            reference = read(path, chosen.frames, chosen.start, chosen.step, (crop[0], crop[1]))
             height, width = (size // scale * scale for size in reference[0].shape[:2])
             reference = [np.ascontiguousarray(frame[:height, :width]) for frame in reference]
             table, methods = measure_clip(reference, run, scale, chosen.stabilize)

@@ -191,3 +191,13 @@ def test_keyboard_interrupt_in_a_stage_reaches_the_reader() -> None:
 def test_a_bound_below_one_is_refused(call) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ConfigError, match="at least 1, got 0"):
         call()
+
+
+def test_a_function_cannot_end_the_stream_by_accident() -> None:
+    def upscale(i: int) -> int:
+        return next(iter([])) if i == 2 else i
+
+    with stream(range(5), upscale) as out:
+        assert [next(out), next(out)] == [0, 1]
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            next(out)

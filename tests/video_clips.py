@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.video import VideoOptions, VideoReport, upscale_video
-from yonos_trt.video_encode import EncoderSettings
+from yonos_trt.video_format import EncoderSettings
 from yonos_trt.video_info import frame_planes
 from yonos_trt.video_color import layout_of
 

@@ -201,7 +201,11 @@ class _Map(Iterator[R], Generic[T, R]):
         self._source = iter(items)
 
     def __next__(self) -> R:
-        return self._function(next(self._source))
+        item = next(self._source)
+        try:
+            return self._function(item)
+        except StopIteration as error:  # would end the stream here without a word
+            raise RuntimeError("the function applied to the stream raised StopIteration") from error
 
     def close(self) -> None:
         close = getattr(self._source, "close", None)

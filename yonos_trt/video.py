@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.prefetch import stream
-from yonos_trt.video_encode import EncoderSettings, OutputFormat, make_frame, output_format
+from yonos_trt.video_encode import make_frame
+from yonos_trt.video_format import EncoderSettings, OutputFormat, output_format
 from yonos_trt.video_info import VideoInfo, frame_planes
 from yonos_trt.video_mux import MuxReport, container_of, count_frames, mux_video
 from yonos_trt.video_read import Frame, VideoReader

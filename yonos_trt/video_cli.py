@@ -158,7 +158,7 @@ def video(
     from yonos_trt.progress import META_KEY, make_progress, set_up_logging
     from yonos_trt.sr import SR
     from yonos_trt.video import VideoOptions, upscale_video
-    from yonos_trt.video_encode import EncoderSettings
+    from yonos_trt.video_format import EncoderSettings
 
     click.get_current_context().meta[META_KEY] = progress
     set_up_logging(verbose, quiet=quiet, mode=progress)

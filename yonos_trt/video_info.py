@@ -81,7 +81,7 @@ class HdrMetadata:
     light: tuple[int, int] | None
 
     def encoder_params(self) -> dict[str, str]:
-        """Return libx265's options; libx264 has other names for the same values, see `video_encode`."""
+        """Return libx265's options; libx264 has other names for the same values, see `video_format`."""
         params = {}
         if self.mastering:
             g, b, r, w, lum = (self.mastering[i : i + 2] for i in range(0, 10, 2))

@@ -14,7 +14,6 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,12 @@ from yonos_trt.video_copies import (
     lowest_time,
     plan_copies,
 )
-from yonos_trt.video_encode import OutputFormat, configure
+from yonos_trt.video_encode import configure
+from yonos_trt.video_format import OutputFormat
 from yonos_trt.video_info import VideoInfo, exact_seconds, open_input, require_av
 from yonos_trt.video_read import main_video_stream
 from yonos_trt.video_segments import Segment
+from yonos_trt.video_timing import video_packets
 
 __all__ = ["CONTAINERS", "CopiedStream", "MuxReport", "container_of", "count_frames", "mux_video"]
 
@@ -88,47 +89,6 @@ class MuxReport:
     copied: list[CopiedStream] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     shift_s: float = 0.0  # added to every time; not 0 only with --start or for times below zero in Matroska
-
-
-def _decode_order_times(segments: list[Segment]) -> tuple[list[int], list[int]]:
-    """Return all display times in order, and a decoding time for every packet in decoding order.
-
-    A packet may be decoded no later than it is shown. With a reordering depth d, packet i in decoding order
-    is shown no earlier than the (i - d)-th time in display order, which is therefore its decoding time; the
-    first d packets go before the start at the pace of the first interval.
-    """
-    times: list[int] = []
-    depth = 0
-    for segment in segments:
-        shown = sorted(record.pts for record in segment.packets)
-        rank = {pts: place for place, pts in enumerate(shown)}
-        depth = max(depth, *(at - rank[record.pts] for at, record in enumerate(segment.packets)))
-        times += shown
-    if any(later <= earlier for earlier, later in pairwise(times)):
-        raise InputError(
-            "the segments' frames are out of order; start again with --overwrite without --resume"
-        )
-    tick = max(1, times[1] - times[0]) if len(times) > 1 else 1
-    before = [times[0] - (depth - i) * tick for i in range(min(depth, len(times)))]
-    return times, before + times[: len(times) - len(before)]
-
-
-def _video_packets(segments: list[Segment], base: Fraction, shift: int) -> Iterator[tuple[Fraction, Any]]:
-    """Yield (decoding time in seconds, packet) for all segments."""
-    av = require_av()
-    times, decode_times = _decode_order_times(segments)
-    last = segments[-1].last_duration
-    intervals = [later - earlier for earlier, later in pairwise(times)]
-    intervals.append(last or (intervals[-1] if intervals else 0))
-    durations = dict(zip(times, intervals, strict=True))
-    place = 0
-    for segment in segments:
-        for record, payload in segment.payloads():
-            packet = av.Packet(payload)
-            packet.pts, packet.dts = record.pts + shift, decode_times[place] + shift
-            packet.duration, packet.time_base, packet.is_keyframe = durations[record.pts], base, record.key
-            yield decode_times[place] * base, packet
-            place += 1
 
 
 def _add_video(out: Any, form: OutputFormat, main: Any) -> Any:
@@ -308,7 +268,7 @@ def _write(
         out.mux_one(packet)
 
     waiting = next(copies, None)
-    for when, packet in _video_packets(segments, form.time_base, round(shift / form.time_base)):
+    for when, packet in video_packets(segments, form.time_base, round(shift / form.time_base)):
         while waiting is not None and waiting[0] <= when:
             copy(waiting)
             waiting = next(copies, None)

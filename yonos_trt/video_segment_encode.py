@@ -9,7 +9,8 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from yonos_trt.video_encode import FrameEncoder, OutputFormat
+from yonos_trt.video_encode import FrameEncoder
+from yonos_trt.video_format import OutputFormat
 from yonos_trt.video_read import Frame
 from yonos_trt.video_segments import Job, Segment
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.video_color import Layout
-from yonos_trt.video_encode import OutputFormat
+from yonos_trt.video_format import OutputFormat
 from yonos_trt.video_info import FULL
 
 __all__ = ["Y4mWriter"]
