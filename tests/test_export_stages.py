@@ -126,6 +126,11 @@ def test_lite_step_holds_nothing_but_the_convolutions_of_the_trunk(lite: Exporte
     assert weights == sum(p.numel() for p in unet.parameters()) - time
 
 
+def test_lite_encoder_packs_pixels_with_one_operation(lite: Exported) -> None:
+    # Channel order and statistics are inside the convolutions; see the parity tests for the numbers.
+    assert _nodes(lite[1]["encoder"]) == {"SpaceToDepth": 1, "Conv": 4, "LeakyRelu": 1, "Add": 1}
+
+
 def test_latent_statistics_are_part_of_the_encoders_last_convolution(lite: Exported) -> None:
     last = onnx.load(lite[1]["encoder"].path).graph.node[-1]
     assert last.op_type == "Conv"

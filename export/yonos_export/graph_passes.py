@@ -87,7 +87,7 @@ def fold_constants(model: ir.Model) -> int:
     return folded
 
 
-def _base(value: ir.Value) -> str:
+def base_name(value: ir.Value) -> str:
     """Name a constant had before a pass replaced it."""
     return str(value.meta.get("base", value.name))
 
@@ -143,10 +143,10 @@ def fold_affine(model: ir.Model) -> int:
                 gain, shift = -gain, constant
             weight_value = conv.inputs[1]
             assert weight_value is not None
-            name = _base(weight_value)
+            name = base_name(weight_value)
             w = (weight.astype(np.float64) * gain[:, None, None, None]).astype(np.float32)
             b = (bias.astype(np.float64) * gain + shift).astype(np.float32)
-            old_bias = _base(bias_value) if bias_value is not None else f"{name}.bias"
+            old_bias = base_name(bias_value) if bias_value is not None else f"{name}.bias"
             inputs = [conv.inputs[0], add_const(graph, name, w), add_const(graph, old_bias, b)]
             merged = ir.Node(
                 "",
@@ -211,8 +211,8 @@ def canonical_names(
         return name if used[name] == 1 else f"{name}_{used[name]}"
 
     for value in list(graph.initializers.values()):
-        if _base(value) not in graph.initializers:
-            value.name = _base(value)
+        if base_name(value) not in graph.initializers:
+            value.name = base_name(value)
     parameters = {name for name in graph.initializers if "." in name and "/" not in name}
     # Two steps, so that a new name never meets an old one that is still in use.
     for k, value in enumerate(list(graph.initializers.values())):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from yonos_export.config import MAX_BATCH
 from yonos_export.graph_file import GraphFile
 from yonos_export.graph_passes import canonical_names, fold_affine, fold_constants
+from yonos_export.unshuffle import fold_channel_order, translation
 from yonos_trt.errors import BuildError, MissingExtraError
 from yonos_trt.manifest import STAGE_TENSORS
 
@@ -105,6 +106,7 @@ def graph_from_stage(stages: StageSet, stage: str, *, opset: int = 20) -> ir.Mod
                 output_names=list(outputs),
                 optimize=False,
                 verbose=False,
+                custom_translation_table={torch.ops.aten.pixel_unshuffle.default: translation(opset)},
             )
             assert program is not None
             model: ir.Model = program.model
@@ -134,7 +136,7 @@ def optimise(model: ir.Model) -> None:
         for _ in range(4):
             optimizer.optimize(model, input_size_limit=limit, output_size_limit=limit)
             common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-            if fold_constants(model) + fold_affine(model) == 0:
+            if fold_constants(model) + fold_affine(model) + fold_channel_order(model) == 0:
                 break
         for step in (
             common.CommonSubexpressionEliminationPass(),
