@@ -8,7 +8,7 @@ A peer opens into a function ``(h, w, 3) uint8 -> (s h, s w, 3) uint8``. What ca
 | `bicubic` | Pillow's BICUBIC |
 | `onnx`, `openvino`, `openvino-fp32`, `tensorrt`, `tensorrt-rtx` | this project's runtimes, through `SR` |
 | `bare-loop` | ONNX Runtime's three calls per tile and nothing else: gathered tiles and noise are made before; the result is not a picture, so it counts for speed only |
-| `naive-loop` | the same graphs and tiles the way one-step SR repositories do it: the whole picture enlarged first, one tile after the other, weights added up in a second buffer |
+| `naive-loop` | the same graphs the way one-step SR repositories do it: the whole picture enlarged first, one fixed-size tile after the other, weights added up in a second buffer |
 | `ort-openvino` | the bare loop on the OpenVINO plugin execution provider of ONNX Runtime; speed only |
 | `torch-eager`, `torch-compile`, `torch-compile-bf16` | the checkpoint's torch modules in our data path |
 | `realesrgan-x4plus`, `realesr-animevideov3` | Real-ESRGAN through ncnn on the CPU |

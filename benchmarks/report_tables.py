@@ -65,8 +65,9 @@ def stage_tables(part: Mapping[str, Any]) -> str:
     percentiles = [f"p{p:g}" for p in part["options"]["percentiles"]]
     found = []
     for entry in part["entries"]:
+        tile_h, tile_w = entry["tile_size_px"]
         title = (
-            f"{entry['runtime']} {entry['precision']}, {entry['tiles']} tiles of {entry['tile_px']} px, "
+            f"{entry['runtime']} {entry['precision']}, {entry['tiles']} tiles of {tile_h} x {tile_w} px, "
             f"batch {entry['batch']}, {entry['lanes']} lanes, {entry['threads']} threads"
         )
         header = ["", *(f"{p} ms" for p in percentiles), "share", "GFLOP", "GFLOP/s", "GB/s", "of peak"]

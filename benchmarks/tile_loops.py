@@ -2,7 +2,8 @@
 
 `bare` is the least that can be done: for every tile the three sessions run, on inputs made beforehand, and
 the result is thrown away. `naive` is what repositories of one-step super-resolution models do. Both use ONNX
-Runtime's default session options with our number of threads, and the tiles of our own plan.
+Runtime's default session options with our number of threads. `bare` has the very tiles of our plan; `naive`
+has tiles of one size whatever the picture's size, the last one shifted inside, as those repositories do.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ def _register(library: str) -> None:
         raise NotRun(f"ONNX Runtime cannot load the OpenVINO plugin: {error}") from error
 
 
-def _plan(setting: Setting, lr: Picture) -> TilePlan:
-    return plan_picture(setting.manifest, *lr.shape[:2], tile_px=setting.tile_px).tiles
+def _plan(setting: Setting, lr: Picture, *, level: bool) -> TilePlan:
+    return plan_picture(setting.manifest, *lr.shape[:2], tile_px=setting.tile_px, level=level).tiles
 
 
 class _Bare:
@@ -96,7 +97,7 @@ class _Bare:
     def _inputs(self, lr: Picture) -> list[tuple[Array, Array]]:
         if self._kept is None or self._kept[0] is not lr:
             backend = NumpyBackend(self._setting.manifest, kernels="native")
-            plan = _plan(self._setting, lr)
+            plan = _plan(self._setting, lr, level=True)
             made = [
                 (
                     backend.gather(lr, plan, batch, lane=0),
@@ -128,7 +129,7 @@ class _Naive:
 
         manifest = self._setting.manifest
         scale, factor = manifest.model.scale, manifest.model.latent_factor
-        plan = _plan(self._setting, lr)
+        plan = _plan(self._setting, lr, level=False)
         pad = (
             (0, plan.padded_h_px // scale - lr.shape[0]),
             (0, plan.padded_w_px // scale - lr.shape[1]),

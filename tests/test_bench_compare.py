@@ -203,3 +203,18 @@ def test_files_without_measurements_are_refused(tmp_path: Path, text: str) -> No
     result = CliRunner().invoke(main, [str(bad), str(bad)])
     assert result.exit_code == 1
     assert "bad.json" in result.stderr
+
+
+def test_merged_documents_keep_rows_and_drop_raw_samples() -> None:
+    from benchmarks.results import merge
+
+    speed = {"kind": "speed", "rows": [row("a", 1.0)], "seconds": {"x": [1.0]}, "times": {}}
+    bench = {"kind": "yonos-bench", "rows": [row("b", 2.0)]}
+    merged = merge([{"kind": "parts", "parts": [speed]}, bench], label="here")
+    assert [part["kind"] for part in merged["parts"]] == ["speed", "yonos-bench"]
+    assert "seconds" not in merged["parts"][0]
+    assert merged["label"] == "here"
+    with pytest.raises(ValueError, match="measured twice: a"):
+        merge([speed, speed], label="here")
+    with pytest.raises(ValueError, match="no documents"):
+        merge([{"kind": "other"}], label="here")

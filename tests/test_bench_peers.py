@@ -64,13 +64,12 @@ def test_bare_loop_runs_the_networks_on_every_tile(setting: Setting, monkeypatch
     monkeypatch.setattr("benchmarks.tile_loops._networks", lambda *_, **__: networks)
     loop = open_loop("bare", setting)
     lr = picture(61, 40)
-    tiles = setting.manifest.tiles
     from yonos_trt.planning import plan_picture
 
-    plan = plan_picture(setting.manifest, 61, 40).tiles
+    plan = plan_picture(setting.manifest, 61, 40, level=True).tiles
     assert loop(lr).shape == (244, 160, 3)
     assert len(calls) == len(plan.ys) * len(plan.xs) > 1
-    assert calls[0][0] == (1, 3, tiles.default_px, plan.tile_w_px)
+    assert calls[0][0] == (1, 3, plan.tile_h_px, plan.tile_w_px)
 
 
 # ---------------------------------------------------------------------------------------------------------

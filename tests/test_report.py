@@ -101,6 +101,7 @@ def bench() -> dict[str, Any]:
         "lanes": 1,
         "threads": 2,
         "tile_px": 512,
+        "tile_size_px": [512, 448],
         "batch": 1,
         "tiles": 4,
         "overhead": 0.05,

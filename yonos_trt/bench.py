@@ -174,7 +174,12 @@ def _runtime(
     try:
         for tile_px in config.tiles_px:
             planned = plan_picture(
-                manifest, *config.size_lr_px, tile_px=tile_px, batch=config.batch, lanes=backend.lanes
+                manifest,
+                *config.size_lr_px,
+                tile_px=tile_px,
+                batch=config.batch,
+                lanes=backend.lanes,
+                level=getattr(backend, "any_tile", False),
             )
             entry = _picture(config, backend, planned.tiles, peaks)
             yield {
@@ -183,7 +188,8 @@ def _runtime(
                 "precision": getattr(backend, "precision", request.precision) or "fp32",
                 "lanes": backend.lanes,
                 "threads": request.threads or usable_cores(),
-                "tile_px": planned.tiles.tile_h_px,
+                "tile_px": tile_px or manifest.tiles.default_px,
+                "tile_size_px": [planned.tiles.tile_h_px, planned.tiles.tile_w_px],
                 "overlap_px": planned.tiles.overlap_px,
                 "batch": planned.tiles.batch,
                 "tiles": len(planned.tiles.ys) * len(planned.tiles.xs),

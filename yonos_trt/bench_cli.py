@@ -191,9 +191,10 @@ def table(document: dict[str, Any], *, transfers: bool = True) -> str:
 
 
 def _title(entry: dict[str, Any]) -> str:
+    height, width = entry["tile_size_px"]
     return (
         f"{entry['runtime']} ({entry['backend']}, {entry['precision']}), {entry['tiles']} tiles of "
-        f"{entry['tile_px']} px, overlap {entry['overlap_px']}, batch {entry['batch']}, "
+        f"{height} x {width} px, overlap {entry['overlap_px']}, batch {entry['batch']}, "
         f"{entry['lanes']} lanes, {entry['threads']} threads, {entry['pictures']} pictures"
     )
 
