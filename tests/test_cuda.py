@@ -5,42 +5,25 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from compiled import standin_libcuda
 from simulated_device import SimulatedDriver
 
 from yonos_trt.cuda import SIGNATURES, CudaDriver, probe
 from yonos_trt.device import Graphs, Memory
 from yonos_trt.errors import ClosedError, CudaError, EngineDeviceError, OutOfMemoryError
 
-STANDIN = Path(__file__).with_name("standin_libcuda.cpp")
 
-
-def cuda_include() -> Path | None:
-    roots = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
-    if nvcc := shutil.which("nvcc"):
-        roots.append(str(Path(nvcc).resolve().parents[1]))
-    roots += [str(p) for p in sorted(Path("/usr/local").glob("cuda*"))]
-    found = (Path(r) / "include" for r in roots if r)
-    return next((p for p in found if (p / "cuda.h").is_file()), None)
-
-
-def build_standin(folder: Path) -> Any:
-    """Compile and load the stand-in; skips without g++ or cuda.h."""
-    include, compiler = cuda_include(), shutil.which("g++")
-    if include is None or compiler is None:
-        pytest.skip("needs g++ and cuda.h to build the stand-in for libcuda.so.1")
-    library = folder / "libcuda.so.1"
-    command = [compiler, "-std=c++17", "-O1", "-Wall", "-Werror", "-shared", "-fPIC", f"-I{include}"]
-    subprocess.run([*command, str(STANDIN), "-o", str(library)], check=True)
+def load_standin() -> Any:
+    """Load the stand-in; skips where it cannot be compiled."""
+    library = standin_libcuda()
     loaded = ctypes.CDLL(str(library))
     loaded.path = str(library)
     for name in ("standin_stream_flags", "standin_event_flags"):
@@ -49,8 +32,8 @@ def build_standin(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def standin(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return build_standin(tmp_path_factory.mktemp("standin"))
+def standin() -> Any:
+    return load_standin()
 
 
 @pytest.fixture

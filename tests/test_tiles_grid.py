@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from compiled import emulated_kernels
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -121,25 +120,17 @@ class Device(Emulation):
         return ctypes.c_void_p(0)
 
 
-def emulated_library(folder: Path) -> ctypes.CDLL:
-    """Build the emulation; needs a C++ compiler."""
-    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
-    if compiler is None:
-        if os.environ.get("YONOS_REQUIRE_NATIVE") == "1":
-            pytest.fail("YONOS_REQUIRE_NATIVE=1, but there is no C++ compiler", pytrace=False)
-        pytest.skip("no C++ compiler to build csrc/tiles_emulated.cpp with")
-    library = folder / "libyonos_emulated.so"
-    command = [compiler, "-std=c++20", "-O2", "-shared", "-fPIC", "-ffp-contract=off"]
-    subprocess.run([*command, str(SOURCES / "tiles_emulated.cpp"), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
+def emulated_library() -> ctypes.CDLL:
+    """Build the emulation, once per test run; needs a C++ compiler."""
+    return ctypes.CDLL(str(emulated_kernels()))
 
 
 @pytest.fixture(scope="session", params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
-def grid(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Emulation:
+def grid(request: pytest.FixtureRequest) -> Emulation:
     """The kernels' grid, emulated on the host or (with a GPU) real."""
     if request.param == "cuda":
         return Device(ctypes.CDLL(str(kernel_library())))
-    return Emulation(emulated_library(tmp_path_factory.mktemp("grid")))
+    return Emulation(emulated_library())
 
 
 def address(array: np.ndarray) -> ctypes.c_void_p:
@@ -354,9 +345,9 @@ def test_check_on_the_grid_finds_each_tile_with_nan_or_infinity(
         assert flags.tolist() == broken.astype(int).tolist()
 
 
-def test_half_precision_of_the_emulation_is_numpys(tmp_path: Path) -> None:
+def test_half_precision_of_the_emulation_is_numpys() -> None:
     """Every half is read back; middles between neighbours, and the floats around them, round as NumPy's."""
-    library = emulated_library(tmp_path)
+    library = emulated_library()
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
     values = np.empty(halves.size, np.float32)
     library.yonos_emulated_from_half(address(halves), address(values), ctypes.c_int64(halves.size))

@@ -7,17 +7,16 @@ ones, their grid emulated on the host. Only the networks are NumPy functions.
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from compiled import emulated_kernels
 from copy_networks import CopyTensorRT, numpy_backend
 from fake_tensorrt import FakeTensorRT, write_engines
-from test_cuda import build_standin
+from test_cuda import load_standin
 from test_trt import picture, plan_for, reference, upscale
 
 from yonos_trt import pipeline
@@ -30,15 +29,8 @@ SOURCES = Path(__file__).resolve().parents[1] / "csrc"
 
 
 @pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    folder = tmp_path_factory.mktemp("abi")
-    standin = build_standin(folder)
-    compiler = shutil.which("g++")
-    assert compiler is not None
-    kernels = folder / "libyonos_emulated.so"
-    command = [compiler, "-std=c++20", "-O2", "-shared", "-fPIC", "-ffp-contract=off"]
-    subprocess.run([*command, str(SOURCES / "tiles_emulated.cpp"), "-o", str(kernels)], check=True)
-    return standin, kernels
+def libraries() -> tuple[Any, Path]:
+    return load_standin(), emulated_kernels()
 
 
 class AtOnce:
