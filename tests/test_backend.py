@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from helpers import picture
@@ -71,6 +73,21 @@ def test_the_canvas_rolls_down_and_keeps_what_is_not_finished() -> None:
         got.append(canvas.read(y0, y1).copy())
         y0 = y1
     np.testing.assert_array_equal(np.concatenate(got), reference[: p.height_px, : p.width_px])
+
+
+def test_the_canvas_rolls_by_little_without_a_second_copy_of_itself() -> None:
+    p = plan(16 * 17, 1000, tile=256, overlap=64)
+    assert p.ys == (0, 16)  # the last band is shifted inside
+    canvas = HostCanvas(p)
+    canvas.rows_for_band(0)[...] = np.arange(256, dtype=np.float32)[:, None, None]
+    tracemalloc.start()
+    try:
+        rows = canvas.rows_for_band(1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < rows.nbytes / 8
+    np.testing.assert_array_equal(rows[:, 5, 1], [*range(16, 256), *[0] * 16])
 
 
 def test_kernels_fall_back_to_numpy_and_both_give_the_same_tiles() -> None:
