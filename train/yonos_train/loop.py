@@ -120,9 +120,7 @@ class Trainer:
         from accelerate import Accelerator
 
         self.stage, self.config, self.crops, self.folder, self.loop = stage, config, crops, folder, loop
-        self.accelerator = accelerator or Accelerator(
-            mixed_precision="bf16" if loop.precision == "bf16" else "no"
-        )
+        self.accelerator = accelerator or Accelerator()
         self.device = self.accelerator.device
         self.step, self.elapsed_s = 0, 0.0
         for module in vars(stage).values():
@@ -229,6 +227,10 @@ class Trainer:
     # --------------------------------------------------------------------------------------------------------
     # The loop
 
+    def autocast(self) -> torch.autocast:
+        """Return the precision's context. Not accelerate's: its precision is one for the whole process."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.loop.precision == "bf16")
+
     def progress(self) -> float:
         """Return the share of the budget that is used, in [0, 1]."""
         shares = [0.0]
@@ -332,7 +334,7 @@ class Trainer:
             for micro in range(cfg.accumulate):
                 index = self.step * cfg.accumulate + micro
                 rng = generator(self.loop.seed, cfg.name, group, index, acc.process_index)
-                with acc.autocast():
+                with self.autocast():
                     loss, more = self.stage.loss(group, self.batch(index), rng, self.step)
                 value = loss.item()
                 if not math.isfinite(value):
@@ -369,7 +371,7 @@ class Trainer:
 
         probe = self.crops.batch(2**40, 8)
         batch = Batch(probe.x_h.to(self.device), probe.seeds)
-        with self.accelerator.autocast():
+        with self.autocast():
             columns = self.stage.samples(batch, generator(self.loop.seed, "samples"))
         rows = torch.cat([c.float().cpu() for c in columns], dim=3)
         pixels = ((rows.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
