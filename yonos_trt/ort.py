@@ -181,7 +181,8 @@ class _Session:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # Threads that wait for work would otherwise spin through the time the tile kernels need.
+        # Threads that wait for work would spin: through the time of the tile kernels, and against other
+        # processes (on two cores with other work it doubled wall and CPU time, measured 2026-11-21).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads > 1 else "1")
         try:
             self._session: onnxruntime.InferenceSession = ort.InferenceSession(
