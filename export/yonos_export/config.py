@@ -46,7 +46,7 @@ class Thresholds:
 # FP32 differs only in the order of additions. FP16 has 11 significant bits, BF16 has 8.
 DEFAULT_THRESHOLDS: dict[str, Thresholds] = {
     "fp32": Thresholds(cosine=0.999999, stage_psnr_db=90.0, end_to_end_psnr_db=90.0),
-    "fp16": Thresholds(cosine=0.999, stage_psnr_db=45.0, end_to_end_psnr_db=45.0),
+    "fp16": Thresholds(cosine=0.9999, stage_psnr_db=60.0, end_to_end_psnr_db=50.0),
     "bf16": Thresholds(cosine=0.99, stage_psnr_db=30.0, end_to_end_psnr_db=30.0),
 }
 

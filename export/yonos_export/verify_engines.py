@@ -75,8 +75,8 @@ def compare_engines(
             log.info("%s: largest difference %d of 255", name, int(np.abs(difference).max()))
     psnr_db = math.inf if squares == 0 else 10 * math.log10(255.0**2 * count / squares)
     log.info("%s %s engines: %.1f dB to the %s graphs", runtime, precision, psnr_db, reference)
-    # The reference is rounded to 8 bits, which alone is worth 58.9 dB.
-    limit = min(limits.end_to_end_psnr_db, 50.0)
+    # Both are rounded to 8 bits, and one grey level everywhere is 48 dB already.
+    limit = min(limits.end_to_end_psnr_db, 45.0)
     if not psnr_db >= limit:
         raise BuildError(
             f"the {runtime} {precision} engines do not agree with the {reference} graphs: PSNR "
