@@ -304,6 +304,7 @@ def test_weights_are_loaded_once_and_contexts_made_per_lane(engines: dict[str, P
     module = FakeTensorRT(driver)
     backend = open_backend(engines["fp16"], driver, lanes=3, module=module)
     assert (module.deserialized, module.contexts) == (3, 9)
+    assert (backend.precision, backend.lanes) == ("fp16", 3)
     backend.close()
 
 

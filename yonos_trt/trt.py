@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yonos_trt.backend import Array, TileBatch
+from yonos_trt.backend import Array, Backend, TileBatch
 from yonos_trt.cuda_kernels import DevicePicture
 from yonos_trt.device import Driver
 from yonos_trt.device_arrays import DeviceView, view_of
@@ -306,3 +306,9 @@ class TrtBackend(TrtResources):
         else:
             with self._scheduler.handing_over(caller):
                 pass
+
+
+if TYPE_CHECKING:
+
+    def _is_a_backend(backend: TrtBackend) -> Backend:
+        return backend

@@ -156,6 +156,12 @@ class TrtResources:
             self._pictures.free_all()
         self._driver.close()
 
+    @property
+    def precision(self) -> str:
+        """Precision of the engines."""
+        self._enter()
+        return str(self._engines["step"].artifact.precision)
+
     def use_lanes(self, lanes: int) -> None:
         """Use only the first `lanes` from the next canvas on; the others hold no buffers then."""
         self._active = max(1, min(lanes, self.lanes))
