@@ -14,7 +14,7 @@ import pytest
 from fake_tensorrt import FUNCTIONS, FakeKernels, FakeTensorRT, Function, decode, encode, step, write_engines
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated_device import Race, SimulatedDriver
+from simulated_device import Race, SimulatedDriver, ThreadedDriver
 
 from yonos_trt import pipeline, trt_resources
 from yonos_trt.backend import NumpyBackend, batches
@@ -182,6 +182,20 @@ def test_all_depths_precisions_and_encoder_inputs(
     )
     assert got.dtype == dtype
     assert np.array_equal(got, expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_streams_that_are_threads_with_random_delays_give_the_same_picture(
+    engines: dict[str, Path], seed: int
+) -> None:
+    driver = ThreadedDriver(seed, longest_ms=0.5)
+    backend = open_backend(engines["fp16"], driver, lanes=3)
+    image = picture(40, 60)
+    plan = plan_for(image)
+    for _ in range(3):
+        assert np.array_equal(upscale(backend, image, plan), reference(image, plan))
+    backend.close()
+    assert driver.live == {"allocations": 0, "streams": 0, "events": 0, "graphs": 0}
 
 
 def test_pictures_of_other_sizes_and_seeds_follow_each_other(engines: dict[str, Path]) -> None:
