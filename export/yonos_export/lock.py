@@ -11,7 +11,7 @@ from yonos_trt.errors import BuildError
 
 @contextmanager
 def only_builder(engine_dir: Path) -> Iterator[None]:
-    """Hold the lock of an engine directory; the lock file stays beside it.
+    """Hold the lock of an engine directory: a hidden file beside it, gone again afterwards.
 
     Raises
     ------
@@ -31,4 +31,6 @@ def only_builder(engine_dir: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # While it is held: whoever opened the file meanwhile finds it without a name and starts over.
+        Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
