@@ -1,7 +1,7 @@
 """Measure flicker: warp error with the noise field fixed (as shipped) against fresh noise for every frame.
 
     python benchmarks/flicker.py --clips FOLDER/bee.mp4 FOLDER/nasa_13013.mp4 --frames 12
-    python benchmarks/flicker.py --clips FOLDER/bee.mp4 --stabilize 0.5 --save OUT_FOLDER
+    python benchmarks/flicker.py --clips FOLDER/bee.mp4 --stabilize --save OUT_FOLDER
 
 A clip's frames are the HR reference (cropped to whole multiples, `--crop` at most); they are reduced by the
 model's scale with an area filter and enlarged again, by each method, frame by frame. Reported per method,
@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from yonos_trt import pipeline
 from yonos_trt.sr import SR
 from yonos_trt.video_read import VideoReader
+from yonos_trt.video_stabilize import Stabilizer
 
 Array = NDArray[Any]
 
@@ -88,28 +89,6 @@ def psnr_db(a: Array, b: Array) -> float:
     return 99.0 if error == 0 else 10 * np.log10(255.0**2 / error)
 
 
-def stabilized(
-    results: list[Array], plain: list[Array], motions: list[tuple[Array, Array]], weight: float
-) -> list[Array]:
-    """Blend what the network adds to the bicubic picture with the same of the frame before, along the motion.
-
-    ``motions`` are backward flows with their masks, t to t - 1, estimated on the bicubic pictures: all a
-    decoder at work would have.
-    """
-    out: list[Array] = []
-    residual: Array | None = None
-    for index, (result, base) in enumerate(zip(results, plain, strict=True)):
-        own = result.astype(np.float32) - base
-        if residual is not None:
-            motion, mask = motions[index - 1]
-            previous = warp_back(residual, motion)
-            share = weight * mask[..., None].astype(np.float32)
-            own = own + share * (previous - own)
-        residual = own
-        out.append(np.clip(np.rint(base + own), 0, 255).astype(np.uint8))
-    return out
-
-
 def read(path: Path, frames: int, start_s: float, step: int, crop: tuple[int, int]) -> list[Array]:
     """Return frames of a clip from ``start_s`` on, every ``step``-th, cropped in the middle."""
     taken: list[Array] = []
@@ -154,7 +133,7 @@ def network(sr: SR) -> Callable[[Array, int], Array]:
 
 
 def measure_clip(
-    reference: list[Array], run: Callable[[Array, int], Array], scale: int, stabilize: float | None
+    reference: list[Array], run: Callable[[Array, int], Array], scale: int, stabilize: bool
 ) -> tuple[dict[str, dict[str, float]], dict[str, list[Array]]]:
     """Return {method: {ewarp_1000, psnr_db}} of one clip, and the frames of each method."""
     low = [reduce(frame, scale) for frame in reference]
@@ -164,16 +143,10 @@ def measure_clip(
     methods["fixed noise"] = [run(frame, 0) for frame in low]
     seconds["fixed noise"] = (time.perf_counter() - begin) / len(low)
     methods["fresh noise"] = [run(frame, index) for index, frame in enumerate(low)]
-    if stabilize is not None:
+    if stabilize:
         begin = time.perf_counter()
-        plain = methods["bicubic"]
-        motions = []
-        for before, now in pairwise(plain):
-            motion, back = flow(now, before), flow(before, now)
-            motions.append((motion, visible(motion, back)))
-        methods[f"fixed, stabilized {stabilize:g}"] = stabilized(
-            methods["fixed noise"], plain, motions, stabilize
-        )
+        stabilizer = Stabilizer(scale)
+        methods["stabilized"] = [stabilizer(f, g) for f, g in zip(low, methods["fixed noise"], strict=True)]
         seconds["stabilizing"] = (time.perf_counter() - begin) / len(low)
     pairs = []
     for first, second in pairwise(reference):
@@ -240,9 +213,7 @@ def main() -> None:
     parser.add_argument("--step", type=int, default=1, help="take every n-th frame")
     parser.add_argument("--crop", type=int, nargs=2, default=(384, 512), metavar=("H", "W"), help="HR px")
     parser.add_argument("--shifts", type=int, nargs="+", default=(1, 2, 4, 8), help="LR px")
-    parser.add_argument(
-        "--stabilize", type=float, metavar="WEIGHT", help="also try blending along the motion"
-    )
+    parser.add_argument("--stabilize", action="store_true", help="also `yonos video --stabilize`")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="keep the frames, to look at")
     parser.add_argument("--json", type=Path, metavar="FILE")
     chosen = parser.parse_args()

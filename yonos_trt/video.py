@@ -29,6 +29,7 @@ from yonos_trt.video_mux import MuxReport, container_of, count_frames, mux_video
 from yonos_trt.video_read import Frame, VideoReader
 from yonos_trt.video_segment_encode import SegmentedEncoder
 from yonos_trt.video_segments import Job
+from yonos_trt.video_stabilize import Stabilizer
 from yonos_trt.video_y4m import Y4mWriter
 
 __all__ = ["Progress", "Upscale", "VideoOptions", "VideoReport", "upscale_video"]
@@ -55,6 +56,7 @@ class VideoOptions:
     force: bool = False  # go on where something of the input cannot be kept
     chroma_siting: str = "auto"  # place of the chroma samples, a key of video_color.SITINGS
     segment_frames: int = 48  # key frames are at most this far apart, and this much work is lost by a kill
+    stabilize: bool = False  # average added detail over two frames along the motion
     max_in_flight: int = 4  # frames in memory between decoder and encoder
 
     def __post_init__(self) -> None:
@@ -110,19 +112,28 @@ def _identity(
         "interval": [options.start_s, options.end_s],
         "decoding": [options.on_error, options.chroma_siting],
         "segment_frames": options.segment_frames,
+        "stabilize": options.stabilize,
     }
 
 
 def _upscaled(
-    reader: VideoReader, upscale: Upscale, options: VideoOptions, watch: _Stopwatch, skip: int
+    reader: VideoReader, upscale: Upscale, scale: int, options: VideoOptions, watch: _Stopwatch, skip: int
 ) -> Any:
+    """Return a stream of upscaled frames; the first ``skip`` come without a picture (or are not wanted)."""
+    stabilizer: Stabilizer | None = None
+    if options.stabilize:
+        stabilizer = Stabilizer(scale)
+        skip = max(0, skip - 1)  # the frame before the first one wanted is its state
+
     def one(frame: Frame) -> Frame:
         if frame.rgb is None:
             return frame
         begin = time.perf_counter()
-        result = replace(frame, rgb=upscale(frame.rgb))
+        result = upscale(frame.rgb)
+        if stabilizer is not None:
+            result = stabilizer(frame.rgb, result)
         watch.seconds["upscale"] += time.perf_counter() - begin
-        return result
+        return replace(frame, rgb=result)
 
     frames = watch.each("decode", reader.frames(skip=skip))
     return stream(frames, one, max_in_flight=options.max_in_flight)
@@ -199,7 +210,7 @@ def _to_pipe(
         form = output_format(raw, reader.info, scale=scale, force=options.force)
         writer = Y4mWriter(sink, form)
         total = _expected_frames(reader.info, options)
-        with _upscaled(reader, upscale, options, watch, 0) as frames:
+        with _upscaled(reader, upscale, scale, options, watch, 0) as frames:
             for frame in frames:
                 begin = time.perf_counter()
                 picture = make_frame(frame.rgb, form, frame.pts)
@@ -257,7 +268,7 @@ def _to_file(
             done_times = [t for segment in job.segments for t in sorted(r.pts for r in segment.packets)]
             with (
                 SegmentedEncoder(job, form, options.segment_frames) as encoder,
-                _upscaled(reader, upscale, options, watch, len(done_times)) as frames,
+                _upscaled(reader, upscale, scale, options, watch, len(done_times)) as frames,
             ):
                 for frame in frames:
                     if frame.index < len(done_times):

@@ -122,6 +122,7 @@ def _pairs(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     show_default=True,
     help="Keep the colours of the input.",
 )
+@click.option("--stabilize", is_flag=True, help="Average added detail over two frames along the motion.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Names the noise field of all frames.")
 @click.option(
     "--progress",
