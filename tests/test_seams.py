@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,8 @@ from yonos_trt.backend import Array, NumpyBackend
 from yonos_trt.pipeline import upscale_array
 from yonos_trt.sr import SR
 from yonos_trt.tiling import TilePlan
+
+_log = logging.getLogger(__name__)  # figures: pytest tests/test_seams.py --log-cli-level=INFO
 
 TILE_PX = 256
 LARGEST_RATIO = 1.02
@@ -83,6 +86,7 @@ def test_photographs_show_no_seams(sr: SR, data_dir: Path, record_property: Any)
         beside += b
     ratio = sum(across) / sum(beside)
     record_property("seam_ratio", ratio)
+    _log.info("gradient across %d borders: %.4f times that of their neighbours", len(across), ratio)
     assert len(across) >= 60
     assert ratio <= LARGEST_RATIO, f"{len(across)} borders, ratio {ratio:.4f}"
 
@@ -113,6 +117,7 @@ def test_flat_and_smooth_pictures_have_no_step_at_a_border(sr: SR, draw: Any, re
     image = draw()
     step = _step(sr.upscale(image), sr.plan(*image.shape[:2]).tiles)
     record_property("largest_step", step)
+    _log.info("%s: largest step at a border %.3f / 255", draw.__name__, step)
     assert step <= 1.0
 
 
