@@ -1,5 +1,7 @@
 """What is measured beside each other: our runtimes, loops over the same networks, and other upscalers.
 
+Options of `SR` that are whole numbers are appended to one of our runtimes' names: ``onnx:tile_px=256:lanes=2``.
+
 A peer opens into a function ``(h, w, 3) uint8 -> (s h, s w, 3) uint8``. What cannot run on this machine raises
 `NotRun` with the reason, which ends up in every table: a peer is never left out silently.
 
@@ -27,6 +29,7 @@ from numpy.typing import NDArray
 from yonos_trt.bench_machine import usable_cores
 from yonos_trt.errors import YonosError
 from yonos_trt.manifest import EngineManifest, load_manifest
+from yonos_trt.runtimes import RUNTIMES
 
 __all__ = ["PEERS", "SPEED_ONLY", "NotRun", "Setting", "open_peer", "open_peers"]
 
@@ -88,14 +91,8 @@ def _ours(runtime: str, **options: Any) -> Callable[[Setting], Upscaler]:
     def opened(setting: Setting) -> Upscaler:
         from yonos_trt.sr import SR
 
-        sr = SR(
-            setting.engine_dir,
-            runtime=runtime,
-            threads=setting.threads,
-            tile_px=setting.tile_px,
-            seed=setting.seed,
-            **options,
-        )
+        given = {"threads": setting.threads, "tile_px": setting.tile_px, "seed": setting.seed, **options}
+        sr = SR(setting.engine_dir, runtime=runtime, **given)
         sr.open()
 
         def run(lr: Picture) -> Picture:
@@ -170,10 +167,17 @@ def open_peer(name: str, setting: Setting) -> Upscaler:
     ValueError
         There is no peer of that name.
     """
-    if name not in PEERS:
-        raise ValueError(f"no peer is called {name!r}, expected one of {', '.join(PEERS)}")
+    base, *options = name.split(":")
+    if base not in PEERS or (options and base not in RUNTIMES):
+        raise ValueError(
+            f"no peer is called {name!r}, expected one of {', '.join(PEERS)}; options go with "
+            f"{', '.join(RUNTIMES[1:])}"
+        )
     try:
-        return PEERS[name](setting)
+        if options:
+            pairs = (option.split("=") for option in options)
+            return _ours(base, **{key: int(value) for key, value in pairs})(setting)
+        return PEERS[base](setting)
     except YonosError as error:
         text = str(error).replace(str(setting.engine_dir), setting.engine_dir.name)
         raise NotRun(text) from error

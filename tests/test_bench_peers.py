@@ -42,8 +42,15 @@ def test_every_peer_opens_or_gives_a_reason_without_this_machines_folders(settin
 
 
 def test_unknown_peer_is_refused(setting: Setting) -> None:
-    with pytest.raises(ValueError, match="expected one of bicubic"):
-        open_peer("quantum", setting)
+    for name in ("quantum", "bicubic:lanes=2", "onnx:lanes=two"):
+        with pytest.raises(ValueError, match=r"expected one of bicubic|invalid literal"):
+            open_peer(name, setting)
+
+
+def test_options_of_ours_follow_the_name_and_do_not_change_the_picture(setting: Setting) -> None:
+    lr = picture(61, 40)
+    plain, other = (open_peer(name, setting)(lr) for name in ("onnx", "onnx:lanes=2:batch=2"))
+    assert np.array_equal(plain, other)
 
 
 @pytest.mark.parametrize("size", [(13, 17), (61, 40)])
