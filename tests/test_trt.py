@@ -334,6 +334,21 @@ def test_an_upload_while_the_copy_before_it_runs_takes_another_staging_buffer(
     backend.close()
 
 
+def test_staging_buffers_grow_instead_of_piling_up(engines: dict[str, Path]) -> None:
+    driver = SimulatedDriver()
+    backend = open_backend(engines["fp16"], driver)
+    sizes = []
+    for side in (10, 20, 30, 40, 30, 20):
+        image = picture(side, side)
+        plan = plan_for(image)
+        assert np.array_equal(upscale(backend, image, plan), reference(image, plan))
+        sizes.append(
+            sum(size for name, (_, size) in backend._pictures._pinned.items() if name[0] == "staging")
+        )
+    assert max(sizes) <= 2 * 40 * 40 * 3
+    backend.close()
+
+
 def test_a_picture_given_up_in_the_middle_does_not_disturb_the_next(engines: dict[str, Path]) -> None:
     for seed in range(10):
         driver = SimulatedDriver(random.Random(seed).randrange)
@@ -494,6 +509,22 @@ def test_tiles_that_are_not_finite_are_run_again_in_fp32(
         assert "running them again in fp32" in caplog.text
         backend.close()
         assert driver.live == {"allocations": 0, "streams": 0, "events": 0, "graphs": 0}
+
+
+def test_a_band_that_nobody_downloaded_is_not_repaired_in_the_wrong_place(engines: dict[str, Path]) -> None:
+    image = spotted()
+    plan = plan_for(image)
+    driver = SimulatedDriver()
+    module = FakeTensorRT(driver, poisoned("step", np.nan), fp32_functions=poisoned("nowhere", 0.0))
+    backend = open_backend(engines["both"], driver, module=module)
+    source, canvas = backend.upload(image), backend.canvas(plan)
+    for batch in batches(plan):
+        pending = backend.encode(backend.gather(source, plan, batch, lane=0), lane=0)
+        backend.blend(canvas, backend.decode(backend.step(0, pending, lane=0), lane=0), plan, batch)
+    top = plan.ys[-1]
+    with np.errstate(invalid="ignore"), pytest.raises(NumericError, match="'step'"):
+        backend.download(canvas, plan, top, top + 10)
+    backend.close()
 
 
 def test_fp32_that_is_not_finite_either_is_an_error(engines: dict[str, Path]) -> None:

@@ -98,12 +98,11 @@ class TrtBackend(TrtResources):
 
     def _staging_for(self, nbytes: int) -> tuple[int, int]:
         """Return a page-locked buffer that no copy is reading, and the event of its next copy."""
-        for address, size, event in self._staging:
-            if size >= nbytes and self._driver.event_query(event):
-                return address, event
-        address = self._pictures.pinned(("staging", len(self._staging)), nbytes)
-        self._staging.append((address, nbytes, self._driver.event_create()))
-        return address, self._staging[-1][2]
+        for index, event in enumerate(self._staging):
+            if self._driver.event_query(event):
+                return self._pictures.pinned(("staging", index), nbytes), event
+        self._staging.append(self._driver.event_create())
+        return self._pictures.pinned(("staging", len(self._staging) - 1), nbytes), self._staging[-1]
 
     def canvas(self, plan: TilePlan) -> Canvas:
         """Return a zeroed canvas; a canvas handed out before is no longer usable.
@@ -243,7 +242,7 @@ class TrtBackend(TrtResources):
                     self._order,
                     tiles.source.picture,
                     tiles.seed,
-                    canvas.front,
+                    canvas.front if tiles.batch.band == canvas.band else None,
                     tiles.batch,
                     bad,
                 )
@@ -288,7 +287,7 @@ class TrtBackend(TrtResources):
         row_bytes = 3 * np.dtype(dtype).itemsize * plan.width_px
         padded_bytes = 3 * np.dtype(dtype).itemsize * plan.padded_w_px
         padded = row_bytes != padded_bytes
-        target = self._buffers.memory.device("finished", rows * padded_bytes) if padded else out
+        target = self._buffers.memory.device("finished", plan.tile_h_px * padded_bytes) if padded else out
         stream = self._scheduler.canvas_stream
         first = self._buffers.canvas(canvas.front) + (y0_px - plan.ys[canvas.band]) * 12 * plan.padded_w_px
         self._kernels.finalize(

@@ -55,11 +55,16 @@ class Repair:
         order: Picture,
         picture: DevicePicture,
         seed: int,
-        front: int,
+        front: int | None,
         batch: TileBatch,
         bad: NDArray[np.bool_],
     ) -> None:
         """Add the bad tiles of a batch to the canvas after all, computed in FP32.
+
+        Parameters
+        ----------
+        front
+            The canvas that shows the batch's band; None if it has moved on, so that nothing can be added.
 
         Raises
         ------
@@ -70,7 +75,7 @@ class Repair:
             self._tried = True
             engines = self._open_fp32()
             self._networks = LaneNetworks(engines, self._manifest, "fp32") if engines else None
-        if self._networks is None:
+        if self._networks is None or front is None:
             stage, again = self._first_bad_stage(lane, order, picture, seed, batch, bad)
             raise self._error(stage, batch, bad, again)
         tiles = [int(batch.first + i) for i in np.flatnonzero(bad)]

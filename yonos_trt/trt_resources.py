@@ -65,7 +65,7 @@ class TrtResources:
         self._source: Source | None = None
         self._scratch: dict[BatchShape, int] = {}
         self._planning: dict[str, Context] = {}
-        self._staging: list[tuple[int, int, int]] = []
+        self._staging: list[int] = []
         self._fallback: dict[str, Engine] | None = None
         if driver is None:
             from yonos_trt.cuda import CudaDriver
@@ -149,7 +149,7 @@ class TrtResources:
         self._engines, self._fallback = {}, None
         with suppress(CudaError):
             self._graphs.clear()
-            for _, _, event in self._staging:
+            for event in self._staging:
                 self._driver.event_destroy(event)
             self._scheduler.close()
             self._buffers.memory.free_all()
