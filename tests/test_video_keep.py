@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 av = pytest.importorskip("av")
 
@@ -248,6 +250,39 @@ def test_mp4_text_becomes_subrip_in_matroska_with_the_same_words(tmp_path: Path)
     empty = hashlib.sha256(b"\0\0").hexdigest()
     got, had = (packets(p, "subtitle")[0] for p in (tmp_path / "out.mp4", source))
     assert [entry for entry in got if entry[1] != empty] == [entry for entry in had if entry[1] != empty]
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_a_cover_picture_is_kept_and_costs_no_other_packet(tmp_path: Path, suffix: str) -> None:
+    """In MP4 a cover is a video stream of one packet, in Matroska an attachment."""
+    plain, source = write_clip(tmp_path / "plain.mp4", audio=True), tmp_path / "in.mp4"
+    still = io.BytesIO()
+    Image.fromarray(np.arange(768, dtype=np.uint8).reshape(16, 16, 3)).save(still, "PNG")
+    (tmp_path / "cover.png").write_bytes(still.getvalue())
+    with (
+        av.open(str(plain)) as clip,
+        av.open(str(tmp_path / "cover.png")) as picture,
+        av.open(str(source), "w") as out,
+    ):
+        streams = {s.index: out.add_stream_from_template(s, opaque=True) for s in clip.streams}
+        cover = out.add_stream_from_template(picture.streams.video[0], opaque=True)
+        cover.disposition = av.stream.Disposition.attached_pic
+        for packet in picture.demux():
+            if packet.size:
+                packet.stream = cover
+                out.mux(packet)
+        for packet in clip.demux():
+            if packet.size:
+                packet.stream = streams[packet.stream.index]
+                out.mux(packet)
+    target = tmp_path / f"out{suffix}"
+    run(source, target)
+    assert [h for _, h in packets(target, "audio")[0]] == [h for _, h in packets(source, "audio")[0]]
+    with av.open(str(target)) as clip:
+        assert [s.type for s in clip.streams] == ["video", "audio", "video"]
+        kept = [bytes(p) for p in clip.demux(clip.streams[2]) if p.size]
+    assert kept == [still.getvalue()]
+    assert len(shown(target)) == 12
 
 
 def test_streams_can_be_left_out_and_what_does_not_fit_is_refused_before_any_work(tmp_path: Path) -> None:

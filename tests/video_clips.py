@@ -142,7 +142,7 @@ def packets(path: Path, kind: str) -> list[list[tuple[float, str]]]:
         found: dict[int, list[tuple[float, str]]] = {s.index: [] for s in clip.streams if s.type == kind}
         for packet in clip.demux():
             if packet.size and packet.stream.index in found:
-                time_s = float(packet.pts * packet.time_base)
+                time_s = float((packet.pts or 0) * packet.time_base)
                 found[packet.stream.index].append((time_s, hashlib.sha256(bytes(packet)).hexdigest()))
     return list(found.values())
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from yonos_trt.errors import ConfigError
+from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.video_info import require_av
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "copied_packets",
     "lowest_time",
     "plan_copies",
+    "read_covers",
 ]
 
 log = logging.getLogger(__name__)
@@ -107,12 +108,21 @@ def _subrip_text(payload: bytes) -> bytes:
 def copied_packets(source: Any, plan: CopyPlan, window: Window) -> Iterator[tuple[Fraction, int, Any]]:
     """Yield (time in seconds, source stream index, packet) of all streams to copy, in file order."""
     av = require_av()
+    cover = av.stream.Disposition.attached_pic
     wanted = [source.streams[i] for i in sorted(plan.packets + plan.to_subrip)]
     if not wanted:
         return
     for packet in source.demux(*wanted):
-        if not packet.size or (packet.pts is None and packet.dts is None):
+        if not packet.size:
             continue
+        if packet.stream.disposition & cover:  # shown for the whole file, and has no time of its own
+            packet.pts = packet.dts = round((window[0] or 0) / packet.time_base)
+        if packet.pts is None and packet.dts is None:
+            raise InputError(
+                f"a packet of stream {packet.stream.index} ({packet.stream.type}) has no time and cannot be "
+                f"copied; "
+                f"repair the file first (ffmpeg -fflags +genpts -i IN -c copy OUT), or leave that stream out"
+            )
         begin = (packet.pts if packet.pts is not None else packet.dts) * packet.time_base
         if (window[0] is not None and begin < window[0]) or (window[1] is not None and begin >= window[1]):
             continue
@@ -138,6 +148,18 @@ def lowest_time(source: Any, plan: CopyPlan, window: Window) -> Fraction | None:
     return lowest
 
 
+def read_covers(source: Any, plan: CopyPlan) -> dict[int, bytes]:
+    """Return the pictures of the plan's cover streams; the source has to be opened again after this."""
+    wanted = [source.streams[i] for i in plan.covers]
+    found: dict[int, bytes] = {}
+    for packet in source.demux(*wanted) if wanted else ():
+        if packet.size:
+            found.setdefault(packet.stream.index, bytes(packet))
+        if len(found) == len(wanted):
+            break
+    return found
+
+
 def chapters(source: Any, shift: Fraction, window: Window) -> list[Any]:
     """Return the source's chapters, moved by ``shift`` seconds and cut to ``window``."""
     kept = []
@@ -155,7 +177,12 @@ def chapters(source: Any, shift: Fraction, window: Window) -> list[Any]:
 
 
 def add_copied_streams(
-    out: Any, source: Any, plan: CopyPlan, main_index: int, add_main: Callable[[], Any]
+    out: Any,
+    source: Any,
+    plan: CopyPlan,
+    main_index: int,
+    add_main: Callable[[], Any],
+    covers: dict[int, bytes],
 ) -> dict[int, Any]:
     """Add the streams and attachments of a plan to an output, in the source's order.
 
@@ -185,8 +212,6 @@ def add_copied_streams(
         new.metadata.update(old.metadata)
     for index in plan.covers:
         old = source.streams[index]
-        packet = next(p for p in source.demux(old) if p.size)
         suffix, mime = {"png": (".png", "image/png")}.get(old.codec_context.name, (".jpg", "image/jpeg"))
-        out.add_attachment(old.metadata.get("filename", f"cover{suffix}"), mime, bytes(packet))
-        source.seek(0)
+        out.add_attachment(old.metadata.get("filename", f"cover{suffix}"), mime, covers[index])
     return streams

@@ -26,6 +26,7 @@ from yonos_trt.video_copies import (
     copied_packets,
     lowest_time,
     plan_copies,
+    read_covers,
 )
 from yonos_trt.video_encode import configure
 from yonos_trt.video_format import OutputFormat
@@ -160,11 +161,16 @@ def mux_video(
         )
         shift = -window[0] if window[0] is not None else Fraction(0)
         options = {}
+        covers: dict[int, bytes] = {}
         if container == "matroska" and source is not None:
             # Matroska has no negative times: move everything by the same whole milliseconds
             lowest = lowest_time(source, plan, window)
             if lowest is not None and lowest + shift < 0:
                 shift += Fraction(math.ceil(-(lowest + shift) * 1000), 1000)
+            if plan.covers:
+                source.close()
+                source = stack.enter_context(open_input(str(source_path), name=str(source_path)))
+                covers = read_covers(source, plan)
             source.close()
             source = stack.enter_context(open_input(str(source_path), name=str(source_path)))
         if container in ("matroska", "webm"):
@@ -174,7 +180,7 @@ def mux_video(
             file = stack.enter_context(part.open("wb+"))
             out = av.open(file, "w", format=container, container_options=options)
             try:
-                video_index, ledger = _write(out, source, plan, form, segments, shift, window)
+                video_index, ledger = _write(out, source, plan, covers, form, segments, shift, window)
             finally:
                 out.close()
             file.flush()
@@ -228,6 +234,7 @@ def _write(
     out: Any,
     source: Any,
     plan: CopyPlan,
+    covers: dict[int, bytes],
     form: OutputFormat,
     segments: list[Segment],
     shift: Fraction,
@@ -240,7 +247,9 @@ def _write(
         video = _add_video(out, form, None)
     else:
         main = main_video_stream(source, "the source")
-        streams = add_copied_streams(out, source, plan, main.index, lambda: _add_video(out, form, main))
+        streams = add_copied_streams(
+            out, source, plan, main.index, lambda: _add_video(out, form, main), covers
+        )
         video = streams.pop(main.index)
         out.metadata.update({k: v for k, v in source.metadata.items() if k.lower() not in OWN_METADATA})
         out.set_chapters(chapters(source, shift, window))

@@ -274,7 +274,9 @@ class VideoReader:
             previous = frame
 
     def _check_complete(self) -> None:
-        declared = self.info.frames_declared
+        # only this family's index is exact: AVI, for one, may list a frame that was never there
+        exact = self._container.format.name.startswith("mov")
+        declared = self.info.frames_declared if exact else None
         if declared is None or self._interval_s != (None, None) or self._packets >= declared:
             return
         message = (
