@@ -159,8 +159,9 @@ class CudaKernels:
         status = getattr(self._library, name)(*arguments)
         if status:
             raise CudaError(
-                f"{name}{arguments} answered CUDA error {status}, expected 0; 1 is a size out of range, 209 "
-                "means that the library has no code for this GPU: build it for its compute capability"
+                f"{name}{arguments} answered CUDA error {status}, expected 0; 1: a size is out of range, 35: "
+                "the driver is missing or too old, 209: the library has no code for this GPU (build it for its "
+                "compute capability)"
             )
 
     def gather(
