@@ -29,8 +29,8 @@ def test_every_file_has_its_hash_and_all_fit_in_the_wheel(engine_dir: Path) -> N
 def test_it_says_where_it_comes_from(engine_dir: Path) -> None:
     manifest = load_manifest(engine_dir, verify=False)
     assert manifest.model.name == "lite-x4"
-    assert {"code", "data"} <= {x.part for x in manifest.model.licences}
-    assert manifest.model.training
+    assert {"weights", "code", "training pictures"} <= {x.part for x in manifest.model.licences}
+    assert manifest.model.training, "the manifest has no training summary"
     assert manifest.model.card is not None
     assert manifest.parity.end_to_end_psnr_db
 
