@@ -160,8 +160,8 @@ class CudaKernels:
         if status:
             raise CudaError(
                 f"{name}{arguments} answered CUDA error {status}, expected 0; 1: a size is out of range, 35: "
-                "the driver is missing or too old, 209: the library has no code for this GPU (build it for its "
-                "compute capability)"
+                "the driver is missing or too old, 209: the library has no code for this GPU (build it for "
+                "its compute capability)"
             )
 
     def gather(
