@@ -1,6 +1,7 @@
 """Export a model of Stable Diffusion 2.1's size with random weights, and write down seconds and gigabytes.
 
-    python benchmarks/full_size_export.py [--work FOLDER] [--out benchmarks/results/full_size_export.json]
+    python benchmarks/full_size_export.py [--work FOLDER] [--no-verify] [--out FILE.json] python
+    benchmarks/full_size_export.py --graphs FOLDER [--out FILE.json]    # build engines from FP16 graphs only
 
 An 866 M parameter U-Net (8 input channels) and AutoencoderKL go the whole way: FP32 graphs, range check, FP16
 graphs with parity, TensorRT-RTX engines (no GPU needed). Wants about 12 GB of memory and 25 GB of disk. Each
@@ -89,12 +90,61 @@ class Phases:
         self._name, self._began = what, now
 
 
+# Tiles of the engines' profile in output px: smallest, best, largest; and the batch.
+TILES, BATCH = ((256, 256), (512, 512), (1024, 1024)), 8
+
+
+def build_from_graphs(graphs: Path) -> dict[str, Any]:
+    """Build the three engines from ``STAGE.fp16.onnx``; return what each took, memory as the peak so far."""
+    from yonos_export.engine_from_onnx import EngineOptions, build_engine, profile_shapes
+    from yonos_export.model_info import ModelInfo
+
+    info = ModelInfo("full-size", 4, 4, 8, 999.0, 0.068, 0.998, 256, 512, 1024, 64, 64)
+    config = ExportConfig(
+        source=graphs,
+        engine_dir=graphs,
+        min_shape=TILES[0],
+        opt_shape=TILES[1],
+        max_shape=TILES[2],
+        batch=BATCH,
+    )
+    shapes, rows = profile_shapes(info, config), []
+    for stage in shapes:
+        with tempfile.TemporaryDirectory(dir=graphs) as scratch:
+            built = build_engine(
+                graphs / f"{stage}.fp16.onnx",
+                Path(scratch) / f"{stage}.engine",
+                shapes[stage],
+                EngineOptions(runtime="tensorrt-rtx"),
+                stage=stage,
+            )
+            graph_bytes = sum(p.stat().st_size for p in graphs.glob(f"{stage}.fp16.onnx*"))
+            row = {
+                "stage": stage,
+                "seconds": built.seconds,
+                "peak_gb": peak_gb(),
+                "graph_bytes": graph_bytes,
+                "engine_bytes": built.path.stat().st_size,
+                "tensorrt_version": built.tensorrt_version,
+            }
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    return {"engines": rows}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, help="scratch folder (default: a temporary one)")
     parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument(
+        "--graphs", type=Path, help="folder with FP16 graphs: build their engines, nothing else"
+    )
+    parser.add_argument("--no-verify", dest="verify", action="store_false", help="leave parity out")
     parser.add_argument("--verify-tile", type=int, default=256)
     options = parser.parse_args()
+    if options.graphs is not None:
+        finish(build_from_graphs(options.graphs), options.out)
+        return
     work = Path(tempfile.mkdtemp(prefix="full-size-", dir=options.work))
     try:
         source, target = work / "model", work / "engines"
@@ -107,10 +157,11 @@ def main() -> None:
                 precision="fp16",
                 runtime="tensorrt-rtx",
                 keep_fp32=False,
-                min_shape=(256, 256),
-                opt_shape=(512, 512),
-                max_shape=(1024, 1024),
-                batch=8,
+                min_shape=TILES[0],
+                opt_shape=TILES[1],
+                max_shape=TILES[2],
+                batch=BATCH,
+                verify=options.verify,
                 verify_tile_px=options.verify_tile,
             ),
             progress=phases,
@@ -134,20 +185,24 @@ def main() -> None:
             for stage, figures in manifest.parity.stages.items()
         }
         document = {
-            **header("full_size_export", sys.argv, peaks=False),
             "parameters": parameters,
             "phases": phases.rows,
             "artifacts": artifacts,
             "parity": parity,
             "end_to_end_psnr_db": dict(manifest.parity.end_to_end_psnr_db),
         }
-        text = json.dumps(document, indent=2)
-        print(text)
-        if options.out is not None:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(text + "\n", encoding="utf-8")
+        finish(document, options.out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def finish(document: dict[str, Any], out: Path | None) -> None:
+    """Print the document with its origin, and write it."""
+    text = json.dumps({**header("full_size_export", sys.argv, peaks=False), **document}, indent=2)
+    print(text)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
