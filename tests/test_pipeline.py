@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 import tracemalloc
@@ -178,6 +179,7 @@ def _peak_bytes(height: int) -> int:
     backend = NumpyBackend(kernels="native")
     for rows in upscale(image[:40], backend, plan=plan_for(image[:40])):
         del rows  # fills the caches
+    gc.collect()
     tracemalloc.start()
     try:
         for rows in upscale(image, backend, plan=plan):
@@ -190,7 +192,8 @@ def _peak_bytes(height: int) -> int:
 def test_memory_does_not_grow_with_the_height() -> None:
     # 108 and 708: the last band is shifted inside by a part of a tile.
     for short, tall in ((100, 700), (108, 708)):
-        grown = _peak_bytes(tall) - _peak_bytes(short)
+        # The smallest of three: threads of other tests that still end allocate a little, too.
+        grown = min(_peak_bytes(tall) for _ in range(3)) - min(_peak_bytes(short) for _ in range(3))
         assert grown / (4 * (tall - short)) < 120  # bytes per row: origins and taps; a finished row has 600
 
 
