@@ -198,7 +198,8 @@ def main() -> None:
 
 def finish(document: dict[str, Any], out: Path | None) -> None:
     """Print the document with its origin, and write it."""
-    text = json.dumps({**header("full_size_export", sys.argv, peaks=False), **document}, indent=2)
+    command = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
+    text = json.dumps({**header("full_size_export", command, peaks=False), **document}, indent=2)
     print(text)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
