@@ -241,7 +241,7 @@ class NumpyBackend:
         Threads of the compiled functions; the twins take no notice.
     """
 
-    # Networks on the host take every legal tile at the same speed per pixel: plans may choose the size freely.
+    # Networks on the host take every legal tile at the same speed per pixel: plans choose the size freely.
     any_tile = True
 
     def __init__(

@@ -84,7 +84,7 @@ def plan_picture(
     peak_bytes
         ``(tiles, lanes) -> bytes``, a backend's own figures; None takes the model of this module.
     level
-        Shrink the tiles to what as many of them need to cover the picture; a `tile_px` that was given is kept.
+        Shrink the tiles to what as many of them need to cover the picture; a given `tile_px` is kept.
 
     Raises
     ------
