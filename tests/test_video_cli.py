@@ -100,8 +100,12 @@ def test_input_and_engine_errors_have_their_exit_codes(tmp_path: Path, engine_di
 
 def test_times_may_be_written_as_clock_times(tmp_path: Path, engine_dir: Path) -> None:
     source = write_clip(tmp_path / "in.mkv", frames=6)
-    result = quick(engine_dir, "-i", source, "--start", "0:00.08", "--end", "00:00:00.2", "-q")
-    assert (result.exit_code, result.output) == (0, "")
+    result = quick(
+        engine_dir, "-i", source, "--start", "0:00.08", "--end", "00:00:00.2", "--progress", "json"
+    )
+    assert result.exit_code == 0
+    events = [json.loads(line) for line in result.stderr.splitlines()]
+    assert [(e["done"], e["total"]) for e in events if e["event"] == "step"] == [(1, 3), (2, 3), (3, 3)]
     assert len(shown(tmp_path / "in_x4.mkv")) == 3
 
 

@@ -93,9 +93,15 @@ class _Stopwatch:
 
 
 def _expected_frames(info: VideoInfo, options: VideoOptions) -> int | None:
-    if info.frames_declared is None or options.start_s is not None or options.end_s is not None:
-        return None
-    return info.frames_declared
+    """Return how many frames to expect, for progress only: exact without an interval, else by the rate."""
+    if options.start_s is None and options.end_s is None:
+        return info.frames_declared
+    if options.end_s is not None:
+        expected = round((options.end_s - (options.start_s or 0)) * info.rate)
+        return expected if info.frames_declared is None else min(expected, info.frames_declared)
+    if info.frames_declared is not None and options.start_s is not None:
+        return max(1, info.frames_declared - round(options.start_s * info.rate))
+    return None
 
 
 def _identity(
