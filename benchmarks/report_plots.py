@@ -49,9 +49,10 @@ def latency_bars(part: Mapping[str, Any]) -> str:
     axes.set_xscale("log")
     low = min(time["low"] for _, time in times)
     axes.set_xlim(low / 2, max(time["high"] for _, time in times) * 3)
-    axes.set_xlabel("milliseconds per picture, logarithmic")
+    what = "CPU milliseconds" if part["clock"] == "cpu" else "milliseconds"
+    axes.set_xlabel(f"{what} per picture, logarithmic")
     height, width = part["size_lr_px"]
-    return _svg(figure, f"Time of every peer for a picture of {height} x {width} px")
+    return _svg(figure, f"{what.capitalize()} of every peer for a picture of {height} x {width} px")
 
 
 def stage_bars(entries: Sequence[Mapping[str, Any]]) -> str:

@@ -184,6 +184,9 @@ def test_speed_reports_times_ratios_and_what_was_not_run(setting: Setting, tmp_p
     key = "speed/tiny-x4/20x24/naive-loop over onnx"
     assert rows[key].low <= rows[key].value <= rows[key].high
     assert rows["speed/tiny-x4/20x24/onnx"].unit == "ms"
+    part = speed.measure({"x": lambda lr: np.repeat(np.repeat(lr, 4, 0), 4, 1)}, picture(8, 8), scale=4,
+                         rounds=2, clock="cpu")  # fmt: skip
+    assert part["rows"][0]["key"] == "speed/8x8/cpu/x"
 
 
 def test_speed_refuses_a_result_of_the_wrong_size() -> None:

@@ -58,6 +58,7 @@ def speed(side: int) -> dict[str, Any]:
     return {
         **common("speed"),
         "size_lr_px": [side, side],
+        "clock": "wall",
         "rounds": 7,
         "note": "An example, not a measurement.",
         "times": {name: estimate(ms * (side / 64) ** 2) for name, ms in times.items()},

@@ -89,9 +89,11 @@ class OrtBackend(NumpyBackend):
     providers
         ONNX Runtime execution providers, names or ``(name, options)``, best first.
     threads
-        Size of ONNX Runtime's thread pool and of the tile kernels' one; None takes all usable CPUs.
+        Threads of the networks, over all lanes, and of the tile kernels; None takes all usable CPUs.
     lanes
-        How many tile batches may be inside the sessions at once.
+        How many tile batches may be inside the sessions at once; each has ``threads / lanes`` threads. Tiles
+        side by side cost fewer CPU seconds than one tile split over the threads (docs/benchmarks.md), but
+        a picture of one tile then has one lane's threads.
     kernels
         "native" (falls back to NumPy where not built) or "numpy".
 
@@ -133,7 +135,9 @@ class OrtBackend(NumpyBackend):
         for name, artifact in pick_onnx(self.manifest, root, precision).items():
             path = verify_artifact(root, artifact)
             stage = getattr(self.manifest.stages, name)
-            self._sessions[name] = _Session(name, path, stage, self.manifest, providers, threads)
+            self._sessions[name] = _Session(
+                name, path, stage, self.manifest, providers, max(1, threads // lanes)
+            )
         _log.info(
             "opened %s with ONNX Runtime %s: %s, %d threads, %d lanes, %s kernels",
             self.manifest.model.name, ort.__version__, [str(p) for p in providers], threads, lanes,
