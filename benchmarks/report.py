@@ -249,10 +249,20 @@ def _origin(parts: Sequence[Mapping[str, Any]]) -> str:
 @click.option(
     "--engine", "engine_dir", type=click.Path(path_type=Path), help="Default: the shipped x4 model."
 )
+@click.option(
+    "--reduce/--as-is",
+    default=True,
+    help="Make photographs smaller by the model's scale first, or enlarge them as they are.",
+)
 @click.option("--title", default="yonos-trt", show_default=True)
 @click.option("-o", "--out", default="report.html", show_default=True, type=click.Path(path_type=Path))
 def main(
-    results: Sequence[Path], photos: Sequence[Path], engine_dir: Path | None, title: str, out: Path
+    results: Sequence[Path],
+    photos: Sequence[Path],
+    engine_dir: Path | None,
+    reduce: bool,
+    title: str,
+    out: Path,
 ) -> None:
     """Write a report from RESULTS."""
     parts = [p for path in results for p in flat_parts(json.loads(path.read_text(encoding="utf-8")))]
@@ -261,7 +271,7 @@ def main(
         from yonos_trt.sr import SR
 
         with SR(engine_or_shipped(engine_dir, 4)) as sr:
-            pairs = [make_pair(photo, sr) for photo in photos]
+            pairs = [make_pair(photo, sr, reduce=reduce) for photo in photos]
     try:
         page = build(parts, pairs, title=title)
     except ValueError as error:

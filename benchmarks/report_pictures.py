@@ -15,7 +15,7 @@ from yonos_trt.sr import SR
 
 __all__ = ["Pair", "make_pair"]
 
-_LARGEST_PX = (540, 760)  # height and width of what is shown, at 100 %
+_LARGEST_PX = (600, 900)  # height and width of what is shown, at 100 %
 _QUALITY = 90  # of the embedded WebP files
 
 
@@ -45,8 +45,11 @@ class Pair:
     width_px: int
 
 
-def make_pair(photo: Path, sr: SR, *, largest_px: tuple[int, int] = _LARGEST_PX) -> Pair:
-    """Reduce the middle of a photograph by the model's scale, and enlarge it by bicubic and by the model.
+def make_pair(photo: Path, sr: SR, *, reduce: bool = True, largest_px: tuple[int, int] = _LARGEST_PX) -> Pair:
+    """Enlarge the middle of a photograph by bicubic and by the model.
+
+    With `reduce` the photograph is first made smaller by the model's scale, so that the result has its size;
+    without, the photograph itself is the input.
 
     Raises
     ------
@@ -56,21 +59,24 @@ def make_pair(photo: Path, sr: SR, *, largest_px: tuple[int, int] = _LARGEST_PX)
     with Image.open(photo) as opened:
         image = ImageOps.exif_transpose(opened).convert("RGB")
     scale = sr.scale
-    sides = zip((image.height, image.width), largest_px, strict=True)
+    grow = 1 if reduce else scale
+    sides = zip((image.height * grow, image.width * grow), largest_px, strict=True)
     height, width = (min(side, limit) // scale * scale for side, limit in sides)
     if not height or not width:
         raise ValueError(f"{photo} is {image.height} x {image.width} px, expected at least {scale} x {scale}")
-    top, left = (image.height - height) // 2, (image.width - width) // 2
-    truth = image.crop((left, top, left + width, top + height))
-    lr = truth.resize((width // scale, height // scale), Image.Resampling.BICUBIC)
+    cut_h, cut_w = height // grow, width // grow
+    top, left = (image.height - cut_h) // 2, (image.width - cut_w) // 2
+    lr = image.crop((left, top, left + cut_w, top + cut_h))
+    if reduce:
+        lr = lr.resize((width // scale, height // scale), Image.Resampling.BICUBIC)
     before = np.asarray(lr.resize((width, height), Image.Resampling.BICUBIC))
     after: NDArray[np.uint8] = sr.upscale(np.asarray(lr))
+    origin = f"the input is the photograph reduced by {scale} with a bicubic filter."
+    if not reduce:
+        origin = "the input is the photograph itself, so there is no larger original to compare with."
     return Pair(
         name=photo.stem,
-        caption=(
-            f"{height // scale} x {width // scale} px enlarged to {height} x {width}; the input is the "
-            f"photograph reduced by {scale} with a bicubic filter."
-        ),
+        caption=f"{height // scale} x {width // scale} px enlarged to {height} x {width} px; {origin}",
         before="bicubic",
         after=sr.manifest.model.name,
         before_uri=_uri(before),

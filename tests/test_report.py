@@ -234,6 +234,16 @@ def test_pair_is_the_middle_of_the_photograph_at_full_size(pair: Pair) -> None:
     assert pair.before_uri != pair.after_uri
 
 
+def test_small_photograph_is_enlarged_as_it_is_on_request(tmp_path: Path) -> None:
+    Image.fromarray(picture(30, 50)).save(tmp_path / "small.png")
+    with SR(make_engine_dir(tmp_path / "engine"), threads=1) as sr:
+        reduced = make_pair(tmp_path / "small.png", sr)
+        whole = make_pair(tmp_path / "small.png", sr, reduce=False)
+    assert (reduced.height_px, reduced.width_px) == (28, 48)
+    assert (whole.height_px, whole.width_px) == (120, 200)
+    assert "the photograph itself" in whole.caption
+
+
 # ---------------------------------------------------------------------------------------------------------
 # In a browser
 
