@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.video import VideoOptions, VideoReport, upscale_video
+from yonos_trt.video_color import layout_of
 from yonos_trt.video_format import EncoderSettings
 from yonos_trt.video_info import frame_planes
-from yonos_trt.video_color import layout_of
 
 Array = NDArray[Any]
 
@@ -62,7 +62,10 @@ def write_clip(
     """Write a clip. ``times`` are in TIME_BASE; ``tags`` are range, primaries, transfer, matrix."""
     height, width = size
     times = list(times) if times is not None else [512 * i for i in range(frames)]
-    defaults = {"libx264": {"preset": "ultrafast", "crf": "10", "bf": "2", "g": "6"}, "libx265": {"x265-params": "log-level=none"}}
+    defaults = {
+        "libx264": {"preset": "ultrafast", "crf": "10", "bf": "2", "g": "6"},
+        "libx265": {"x265-params": "log-level=none"},
+    }
     with av.open(str(path), "w") as out:
         out.metadata.update(metadata or {})
         video = out.add_stream(codec, rate=25, options={**defaults.get(codec, {}), **(options or {})})
@@ -88,15 +91,21 @@ def write_clip(
         if attachment is not None:
             out.add_attachment("font.ttf", "application/x-truetype-font", attachment)
         if chapters:
+            milliseconds = Fraction(1, 1000)
             out.set_chapters(
                 [
-                    {"id": 1, "start": 0, "end": 200, "time_base": Fraction(1, 1000), "metadata": {"title": "one"}},
-                    {"id": 2, "start": 200, "end": 400, "time_base": Fraction(1, 1000), "metadata": {"title": "two"}},
+                    {"id": i + 1, "start": 200 * i, "end": 200 * i + 200}
+                    | {"time_base": milliseconds, "metadata": {"title": title}}
+                    for i, title in enumerate(("one", "two"))
                 ]
-            )  # fmt: skip
+            )
         for index, pts in enumerate(times):
             frame = av.VideoFrame(width, height, pix_fmt)
-            for view, plane in zip(frame_planes(frame, layout_of(pix_fmt)), picture_planes(pix_fmt, height, width, index), strict=True):
+            for view, plane in zip(
+                frame_planes(frame, layout_of(pix_fmt)),
+                picture_planes(pix_fmt, height, width, index),
+                strict=True,
+            ):
                 view[...] = plane
             frame.pts, frame.time_base = pts, TIME_BASE
             out.mux(video.encode(frame))
@@ -116,7 +125,9 @@ def write_clip(
     return path
 
 
-def run(source: Any, target: Any, *, scale: int = 2, encoder: EncoderSettings = FAST, **options: Any) -> VideoReport:
+def run(
+    source: Any, target: Any, *, scale: int = 2, encoder: EncoderSettings = FAST, **options: Any
+) -> VideoReport:
     """Upscale with the exact enlarger and a fast encoder."""
     return upscale_video(
         source, target, enlarge(scale), scale=scale, options=VideoOptions(encoder=encoder, **options)
