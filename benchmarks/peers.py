@@ -10,6 +10,7 @@ A peer opens into a function ``(h, w, 3) uint8 -> (s h, s w, 3) uint8``. What ca
 | `bicubic` | Pillow's BICUBIC |
 | `onnx`, `openvino`, `openvino-fp32`, `tensorrt`, `tensorrt-rtx` | this project's runtimes, through `SR` |
 | `bare-loop` | ONNX Runtime's three calls per tile and nothing else: gathered tiles and noise are made before; the result is not a picture, so it counts for speed only |
+| `bare-loop-quiet` | the same with threads that sleep when they have nothing to do, as ours do |
 | `naive-loop` | the same graphs the way one-step SR repositories do it: the whole picture enlarged first, one fixed-size tile after the other, weights added up in a second buffer |
 | `ort-openvino` | the bare loop on the OpenVINO plugin execution provider of ONNX Runtime; speed only |
 | `torch-eager`, `torch-compile`, `torch-compile-bf16` | the checkpoint's torch modules in our data path |
@@ -145,6 +146,7 @@ PEERS: dict[str, Callable[[Setting], Upscaler]] = {
     "tensorrt": _ours("tensorrt"),
     "tensorrt-rtx": _ours("tensorrt-rtx"),
     "bare-loop": _loop("bare"),
+    "bare-loop-quiet": _loop("quiet"),
     "naive-loop": _loop("naive"),
     "ort-openvino": _loop("openvino-plugin"),
     "torch-eager": _torch(),
@@ -154,7 +156,7 @@ PEERS: dict[str, Callable[[Setting], Upscaler]] = {
     "realesr-animevideov3": _ncnn("realesr-animevideov3"),
 }
 
-SPEED_ONLY = frozenset({"bare-loop", "ort-openvino"})
+SPEED_ONLY = frozenset({"bare-loop", "bare-loop-quiet", "ort-openvino"})
 
 
 def open_peer(name: str, setting: Setting) -> Upscaler:

@@ -1,9 +1,9 @@
 """Loops over the tiles of a picture with ONNX Runtime, to measure our data path against.
 
-`bare` is the least that can be done: for every tile the three sessions run, on inputs made beforehand, and
-the result is thrown away. `naive` is what repositories of one-step super-resolution models do. Both use ONNX
-Runtime's default session options with our number of threads. `bare` has the very tiles of our plan; `naive`
-has tiles of one size whatever the picture's size, the last one shifted inside, as those repositories do.
+`bare` is the least that can be done: for every tile of our plan the three sessions run, on inputs made
+beforehand, and the result is thrown away. `quiet` is the same with threads that sleep while they have no work,
+as in our own sessions, instead of spinning, ONNX Runtime's default. `naive` is what repositories of one-step
+super-resolution models do: tiles of one size whatever the picture's, the last one shifted inside.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _PLUGIN = "yonos-openvino"  # the name the plugin is registered under, once per 
 
 
 def open_loop(kind: str, setting: Setting) -> Upscaler:
-    """Open "bare", "naive" or "openvino-plugin"."""
-    networks = _networks(setting, plugin=kind == "openvino-plugin")
+    """Open "bare", "quiet", "naive" or "openvino-plugin"."""
+    networks = _networks(setting, plugin=kind == "openvino-plugin", spin=kind != "quiet")
     return (_Naive if kind == "naive" else _Bare)(setting, networks)
 
 
-def _networks(setting: Setting, *, plugin: bool) -> Networks:
+def _networks(setting: Setting, *, plugin: bool, spin: bool) -> Networks:
     import onnxruntime as ort
 
     sessions = {}
@@ -43,6 +43,8 @@ def _networks(setting: Setting, *, plugin: bool) -> Networks:
         options = ort.SessionOptions()
         options.intra_op_num_threads = setting.threads
         options.log_severity_level = 3
+        if not spin:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if plugin:
             device = _openvino_device(ort)
             options.add_provider_for_devices([device], {"num_of_threads": str(setting.threads)})
