@@ -1,9 +1,9 @@
 """Loops over the tiles of a picture with ONNX Runtime, to measure our data path against.
 
 `bare` is the least that can be done: for every tile of our plan the three sessions run, on inputs made
-beforehand, and the result is thrown away. `quiet` is the same with threads that sleep while they have no work,
-as in our own sessions, instead of spinning, ONNX Runtime's default. `naive` is what repositories of one-step
-super-resolution models do: tiles of one size whatever the picture's, the last one shifted inside.
+beforehand, and the result is thrown away. `quiet` is the same with threads that sleep while they have no
+work, as in our own sessions, instead of spinning, ONNX Runtime's default. `naive` is what repositories of
+one-step super-resolution models do: tiles of one size whatever the picture's, the last one shifted inside.
 """
 
 from __future__ import annotations
