@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -54,5 +55,5 @@ def describe_model(manifest: EngineManifest) -> dict[str, Any]:
 
 def command_line(module: str) -> list[str]:
     """Return the command as a reader would type it; folders of this machine are shortened to their names."""
-    shown = [Path(a).name if a.startswith("/") else a for a in sys.argv[1:]]
+    shown = [re.sub(r"(^|=)/\S*/", r"\1", argument) for argument in sys.argv[1:]]
     return ["python", "-m", module, *shown]

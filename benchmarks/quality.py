@@ -157,7 +157,8 @@ def main(
         parts, text = [], []
         for engine_dir in engines:
             setting = Setting(engine_dir, threads=threads or usable_cores())
-            model = setting.manifest.model
+            manifest = setting.manifest  # once: the directory may be replaced while this runs
+            model = manifest.model
             upscalers, missing = open_peers([p.strip() for p in peers.split(",")], setting)
             for degradation in degradations.split(","):
                 pairs = pairs_of(
@@ -167,7 +168,7 @@ def main(
                 report = measure(upscalers, pairs, metrics, save=kept)
                 part = {
                     **header("quality", command_line("benchmarks.quality"), peaks=False),
-                    "model": describe_model(setting.manifest),
+                    "model": describe_model(manifest),
                     "note": note,
                     "not_run": missing,
                     "gflop_per_mpx": gflop_per_mpx(setting, [*upscalers]),

@@ -124,10 +124,15 @@ def bench(
         tiles_px=tiles_px or (None,),
         **options,
     )
-    document = {**measure(config), "command": ["yonos", "bench", *sys.argv[2:]]}
+    document = {**measure(config), "command": ["yonos", "bench", *map(_short, sys.argv[2:])]}
     if target is not None:
         target.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     click.echo(table(document, transfers=transfers))
+
+
+def _short(argument: str) -> str:
+    """Leave out the folders of this machine."""
+    return Path(argument).name if argument.startswith("/") else argument
 
 
 def _shipped(scale: int) -> Path:
