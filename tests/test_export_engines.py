@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any, ClassVar
@@ -193,18 +196,9 @@ def test_progress_is_told_and_grows(graphs: Path, tmp_path: Path) -> None:
     assert seen[-1] == 1.0
 
 
-@pytest.mark.parametrize("how", ["event", "Ctrl-C"])
-def test_cancelled_build_writes_nothing(graphs: Path, tmp_path: Path, how: str) -> None:
+def test_cancelled_build_writes_nothing(graphs: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     stop = threading.Event()
-
-    def cancel(done: float) -> None:
-        if how == "event":
-            stop.set()
-        else:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         build_engine(
             graphs / "step.onnx",
@@ -213,10 +207,42 @@ def test_cancelled_build_writes_nothing(graphs: Path, tmp_path: Path, how: str) 
             RTX,
             stage="step",
             stop=stop,
-            progress=cancel,
+            progress=lambda done: stop.set(),
         )
     assert not list(tmp_path.glob("step.engine*"))
+
+
+# In a process of its own, as `yonos-export` is: pytest's fault handler puts a small alternative stack under
+# signal handlers, on which the kernel could not always lay the frame of this signal.
+_INTERRUPTED = """
+import json, os, pathlib, signal, sys
+from yonos_export.engine_from_onnx import EngineOptions, build_engine
+
+graph, engine = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+shapes = {name: [tuple(shape) for shape in three] for name, three in json.loads(sys.argv[3]).items()}
+before = signal.getsignal(signal.SIGINT)
+try:
+    build_engine(graph, engine, shapes, EngineOptions(runtime="tensorrt-rtx"), stage="step",
+                 progress=lambda done: os.kill(os.getpid(), signal.SIGINT))
+except KeyboardInterrupt:
     assert signal.getsignal(signal.SIGINT) is before
+    sys.exit(130)
+"""
+
+
+def test_ctrl_c_cancels_the_build(graphs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    engine, shapes = tmp_path / "step.engine", json.dumps(_shapes(graphs, "step"))
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED, str(graphs / "step.onnx"), str(engine), shapes],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert done.returncode == 130, done.stderr
+    assert not list(tmp_path.glob("step.engine*"))
 
 
 def test_shapes_that_do_not_fit_the_graph_are_explained(graphs: Path, tmp_path: Path) -> None:
