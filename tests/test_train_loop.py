@@ -275,7 +275,7 @@ def test_adaptive_gan_weight_gives_the_gradient_of_the_weighted_sum(pictures):
     for p in bundle.decoder.parameters():
         torch.nn.init.normal_(p, std=0.1)
     config = StageConfig("d", "decoder", 2, steps=1, batch=2, crop_px=64, loss={"gan": 0.5, "disc_width": 4})
-    stage = DecoderStage(config, bundle, weights={}, seed=0)
+    stage = DecoderStage(config, bundle, weights={})
     batch = Crops(ImageFolder(pictures, smallest_px=64), CropConfig(64), seed=3).batch(0, 2)
     loss, logs = stage.loss("decoder", batch, generator(1), 0)
     bundle.decoder.zero_grad()

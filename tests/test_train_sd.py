@@ -212,7 +212,7 @@ def test_decoder_stage_leaves_encoder_and_unet_bytes_alone(folder: Path) -> None
     bundle = load_sd(folder, 4)
     loss_weights = {"l1": 1.0, "gan": 0.5, "disc_width": 8}
     config = StageConfig("d", "decoder", scale=4, steps=1, degradation="bicubic", loss=loss_weights)
-    stage = DecoderStage(config, bundle, weights={}, seed=0)
+    stage = DecoderStage(config, bundle, weights={})
     before = [m.state_dict() for m in (bundle.encoder, bundle.unet)]
     before = [{key: value.clone() for key, value in state.items()} for state in before]
     batch = Batch(rand(1, 3, 64, 64).clamp(-1, 1), (1,))

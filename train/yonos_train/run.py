@@ -151,7 +151,7 @@ class Run:
                 teacher = frozen_copy(self._load(config.teacher, "unet", self.fresh(config.scale).unet))
             return DiffusionStage(config, bundle, teacher=teacher, teacher_scale=scale)
         if config.kind == "decoder":
-            return DecoderStage(config, bundle, weights=self.weights, seed=self.config.loop.seed)
+            return DecoderStage(config, bundle, weights=self.weights)
         return EncoderStage(config, bundle)
 
     def run_stage(self, config: StageConfig) -> dict[str, float]:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from .data import Batch
 from .degrade import Degradation, Kind, degrade, degrade_pair
 from .losses import Network, gradient_l1
-from .model import Bundle, BundleConfig, Encoder, set_latent_stats
+from .model import Bundle, Encoder, set_latent_stats
 from .objectives import STUDENT, Latents, make_objective
 from .schedule import Schedule, ddim
 
@@ -107,7 +107,6 @@ class Stage:
     groups: dict[
         str, dict[str, nn.Module]
     ]  # group -> name -> module; one AdamW a group, stepped in this order
-    amp_dtype: torch.dtype | None = None
 
     def loss(self, group: str, batch: Batch, rng: torch.Generator, step: int) -> tuple[Tensor, Logs]:
         """Return the scalar loss of ``group`` and what to log."""
@@ -249,12 +248,12 @@ class DiffusionStage(_Conditioned):
 class DecoderStage(_Conditioned):
     """Fine-tune the decoder on one-step latents: L1 + gradient L1 + LPIPS (mixed networks) + hinge PatchGAN.
 
-    The GAN term starts at ``disc_start`` (a share of the budget in steps) with the LDM autoencoder's
+    The GAN term starts at ``disc_start`` (a step number) with the LDM autoencoder's
     adaptive weight
     ``||grad rec|| / ||grad gan||`` at the decoder's last layer. Encoder and U-Net stay as they are.
     """
 
-    def __init__(self, config: StageConfig, bundle: Bundle, *, weights: dict[str, str], seed: int) -> None:
+    def __init__(self, config: StageConfig, bundle: Bundle, *, weights: dict[str, str]) -> None:
         from .losses import Lpips, PatchDiscriminator
 
         self.config, self.encoder, self.unet, self.decoder = (
@@ -391,10 +390,3 @@ def last_layer(decoder: nn.Module) -> Tensor:
 def frozen_copy(module: nn.Module) -> nn.Module:
     """Return a copy that no optimiser touches."""
     return copy.deepcopy(module).requires_grad_(False).eval()
-
-
-def stage_bundle_config(base: BundleConfig, scale: int) -> BundleConfig:
-    """Return the base config for one scale, named after it."""
-    import dataclasses
-
-    return dataclasses.replace(base, scale=scale, name=f"{base.name.split('-x')[0]}-x{scale}")
