@@ -20,8 +20,8 @@ import pytest
 from benchmarks.alternate import alternate, ratio
 from benchmarks.machine import commit, describe_model
 from yonos_trt.backend import NumpyBackend
-from yonos_trt.bench_flops import count_flop
-from yonos_trt.bench_machine import describe_machine
+from yonos_trt.bench.flops import count_flop
+from yonos_trt.bench.machine import describe_machine
 from yonos_trt.errors import YonosError
 from yonos_trt.manifest import EngineManifest, load_manifest
 from yonos_trt.runtimes import Request, open_backend, shipped_models

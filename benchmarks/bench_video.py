@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 
 from yonos_trt.sr import SR
 from yonos_trt.video import VideoOptions, upscale_video
-from yonos_trt.video_format import EncoderSettings, output_format
-from yonos_trt.video_read import VideoReader
-from yonos_trt.video_segment_encode import SegmentedEncoder
-from yonos_trt.video_segments import Job
+from yonos_trt.video.format import EncoderSettings, output_format
+from yonos_trt.video.read import VideoReader
+from yonos_trt.video.segment_encode import SegmentedEncoder
+from yonos_trt.video.segments import Job
 
 Array = NDArray[Any]
 AIM = 1.1

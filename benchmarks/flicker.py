@@ -34,8 +34,8 @@ from numpy.typing import NDArray
 
 from yonos_trt import pipeline
 from yonos_trt.sr import SR
-from yonos_trt.video_read import VideoReader
-from yonos_trt.video_stabilize import Stabilizer
+from yonos_trt.video.read import VideoReader
+from yonos_trt.video.stabilize import Stabilizer
 
 Array = NDArray[Any]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.ncnn_peer import MODELS, weights_stem
 from benchmarks.peers import NotRun, Setting
-from yonos_trt.bench_flops import count_flop
+from yonos_trt.bench.flops import count_flop
 
 __all__ = ["gflop_per_mpx", "ncnn_gflop_per_mpx"]
 

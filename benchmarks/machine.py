@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from yonos_trt.bench_machine import describe_machine, measure_peaks
+from yonos_trt.bench.machine import describe_machine, measure_peaks
 from yonos_trt.manifest import EngineManifest
 
 __all__ = ["REPOSITORY", "describe_model", "header"]

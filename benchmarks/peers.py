@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yonos_trt.bench_machine import usable_cores
+from yonos_trt.bench.machine import usable_cores
 from yonos_trt.errors import YonosError
 from yonos_trt.manifest import EngineManifest, load_manifest
 from yonos_trt.runtimes import RUNTIMES

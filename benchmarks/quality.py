@@ -28,7 +28,7 @@ from benchmarks.flops import gflop_per_mpx
 from benchmarks.machine import command_line, describe_model, header
 from benchmarks.peers import SPEED_ONLY, Setting, Upscaler, open_peers
 from benchmarks.speed import engine_or_shipped
-from yonos_trt.bench_machine import usable_cores
+from yonos_trt.bench.machine import usable_cores
 
 __all__ = ["measure", "pairs_of", "part_of"]
 

@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.alternate import alternate, estimate, ratio
 from benchmarks.machine import command_line, describe_model, header
 from benchmarks.peers import PEERS, Picture, Setting, Upscaler, open_peers
-from yonos_trt.bench_machine import usable_cores
+from yonos_trt.bench.machine import usable_cores
 from yonos_trt.runtimes import shipped_models
 
 __all__ = ["measure", "table"]

@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.video import VideoOptions, upscale_video
-from yonos_trt.video_color import layout_of
-from yonos_trt.video_format import EncoderSettings
-from yonos_trt.video_info import frame_planes, open_input
-from yonos_trt.video_read import main_video_stream
+from yonos_trt.video.color import layout_of
+from yonos_trt.video.format import EncoderSettings
+from yonos_trt.video.info import frame_planes, open_input
+from yonos_trt.video.read import main_video_stream
 
 
 def work(

@@ -18,7 +18,7 @@ import numpy as np
 from simulated_device import SimulatedDriver, Span
 
 from yonos_trt import noise, tiling
-from yonos_trt.cuda_kernels import DevicePicture
+from yonos_trt.cuda.kernels import DevicePicture
 from yonos_trt.manifest import (
     STAGE_TENSORS,
     Artifact,
@@ -171,7 +171,7 @@ def _enum(*names: str) -> SimpleNamespace:
 
 
 class FakeTensorRT:
-    """What `yonos_trt.trt_engines` takes for the module ``tensorrt`` (or ``tensorrt_rtx``)."""
+    """What `yonos_trt.trt.engines` takes for the module ``tensorrt`` (or ``tensorrt_rtx``)."""
 
     TensorIOMode = _enum("INPUT", "OUTPUT")
     DataType = _enum("FLOAT", "HALF", "BF16")
@@ -356,7 +356,7 @@ class FakeContext:
 
 
 class FakeKernels:
-    """`yonos_trt.cuda_kernels.TileKernels` by the NumPy twins."""
+    """`yonos_trt.cuda.kernels.TileKernels` by the NumPy twins."""
 
     def __init__(self, driver: SimulatedDriver) -> None:
         self.driver = driver

@@ -1,8 +1,8 @@
 """A device on the host whose streams run late and in any order that the events allow.
 
-`SimulatedDriver` has the calls of `yonos_trt.cuda.Driver`. Work that is asked for goes into queues; memory
-changes only when a queue's head is executed, and ``choose`` decides which queue that is: a test hands in a
-random or a hypothesis-drawn choice and so walks through the interleavings.
+`SimulatedDriver` has the calls of `yonos_trt.cuda.driver.Driver`. Work that is asked for goes into queues;
+memory changes only when a queue's head is executed, and ``choose`` decides which queue that is: a test hands
+in a random or a hypothesis-drawn choice and so walks through the interleavings.
 
 Independently of the interleaving, vector clocks check every access: two operations on the same bytes, one of
 them a write, that no chain of events orders are a `Race`, even if they happened to run in a harmless order.
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from yonos_trt.device import DeviceInfo
+from yonos_trt.cuda.device import DeviceInfo
 from yonos_trt.errors import OutOfMemoryError
 
 Span = tuple[int, int]

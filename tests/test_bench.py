@@ -13,11 +13,12 @@ from click.testing import CliRunner
 from helpers import make_engine_dir
 from numpy.typing import NDArray
 
-from yonos_trt import bench, bench_machine
 from yonos_trt.backend import NumpyBackend
 from yonos_trt.bench import BenchConfig, measure
-from yonos_trt.bench_flops import count_flop
-from yonos_trt.bench_machine import PeakMemory, Peaks, measure_peaks
+from yonos_trt.bench import machine as bench_machine
+from yonos_trt.bench import run as bench_run
+from yonos_trt.bench.flops import count_flop
+from yonos_trt.bench.machine import PeakMemory, Peaks, measure_peaks
 from yonos_trt.cli import cli
 from yonos_trt.errors import ConfigError, EngineNotFoundError
 from yonos_trt.schema import identity_manifest
@@ -27,7 +28,7 @@ PEAKS = Peaks(matmul_gflops=100.0, copy_gbytes_s=10.0)
 
 @pytest.fixture
 def quick_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "measure_peaks", lambda: PEAKS)
+    monkeypatch.setattr(bench_run, "measure_peaks", lambda: PEAKS)
 
 
 @pytest.fixture
@@ -144,8 +145,8 @@ def slow(seconds: float) -> Any:
 def test_the_slow_stage_is_named_with_its_time(monkeypatch: pytest.MonkeyPatch, engine_dir: Path) -> None:
     manifest = identity_manifest(default_px=128, overlap_px=32)
     backend = NumpyBackend(manifest, decode=slow(0.02))
-    monkeypatch.setattr(bench, "load_manifest", lambda *_, **__: manifest)
-    monkeypatch.setattr(bench, "open_backend", lambda *_: backend)
+    monkeypatch.setattr(bench_run, "load_manifest", lambda *_, **__: manifest)
+    monkeypatch.setattr(bench_run, "open_backend", lambda *_: backend)
     document = measure(quick(engine_dir, percentiles=(50.0, 75.0), gflop=False, iterations=3))
     (entry,) = document["entries"]
     stages = {stage["stage"]: stage for stage in entry["stages"]}

@@ -379,7 +379,7 @@ def test_doctor_reports_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_doctor_gives_up_on_a_driver_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from yonos_trt import driver
+    from yonos_trt.cuda import probe as driver
 
     monkeypatch.setattr(driver, "_PROBE", "import time; time.sleep(60)")
     monkeypatch.setattr(driver, "_TIMEOUT_S", 0.3)

@@ -35,7 +35,7 @@ from yonos_trt.errors import (
     MissingExtraError,
 )
 from yonos_trt.manifest import Artifact, EngineManifest, load_manifest, save_manifest
-from yonos_trt.trt_artifacts import pick_engines, read_engine, read_header
+from yonos_trt.trt.artifacts import pick_engines, read_engine, read_header
 
 RTX = EngineOptions(runtime="tensorrt-rtx")
 
@@ -274,7 +274,7 @@ def test_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
 
 def test_replaceable_weights_without_a_gpu_are_explained(graphs: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    from yonos_trt.driver import probe_driver
+    from yonos_trt.cuda.probe import probe_driver
 
     if probe_driver().devices:
         pytest.skip("this machine has a GPU")

@@ -15,8 +15,8 @@ import pytest
 from fake_tensorrt import FakeKernels
 from simulated_device import SimulatedDriver
 
-from yonos_trt.cuda import probe
-from yonos_trt.cuda_kernels import DevicePicture
+from yonos_trt.cuda.driver import probe
+from yonos_trt.cuda.kernels import DevicePicture
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("step_*.py"))
@@ -52,7 +52,7 @@ def test_a_step_that_fails_leaves_its_error_in_the_json(
     step: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = step("steps")
-    monkeypatch.setattr("yonos_trt.cuda.probe", lambda: probe("x").__class__(1, (13, 0), ""))
+    monkeypatch.setattr("yonos_trt.cuda.driver.probe", lambda: probe("x").__class__(1, (13, 0), ""))
     monkeypatch.setattr(steps, "machine", lambda: {"gpu": "none"})
     monkeypatch.setattr(sys, "argv", ["step", "--out", str(tmp_path)])
 
@@ -80,7 +80,7 @@ def test_wheels_in_parts_are_joined(step: Any, tmp_path: Path) -> None:
 
 def test_the_small_engine_of_step_1_builds_without_a_gpu(step: Any) -> None:
     module = pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx")
-    from yonos_trt.trt_artifacts import read_header
+    from yonos_trt.trt.artifacts import read_header
 
     raw = step("step_01_tensorrt_rtx").small_plan(module, "SM86")
     header = read_header(raw)

@@ -258,7 +258,7 @@ def test_orientation_is_applied_once_and_reset(tmp_path: Path, suffix: str, orie
         )
     elif suffix == "deep.png":
         pytest.importorskip("pyvips")
-        from yonos_trt.png_rows import PngRows
+        from yonos_trt.images.png_rows import PngRows
 
         with path.open("wb") as file:
             writer = PngRows(file, *pixels.shape[:2], channels=3, bits=16, exif=exif.tobytes())

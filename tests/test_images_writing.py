@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from yonos_trt import images, tiff_rows
+from yonos_trt import images
 from yonos_trt.errors import ClosedError, InputError, MissingExtraError
 from yonos_trt.images import (
     Kind,
@@ -25,6 +25,7 @@ from yonos_trt.images import (
     from_pil,
     open_row_writer,
     read_image,
+    tiff_rows,
     to_array,
     write_image,
 )

@@ -20,7 +20,7 @@ from yonos_trt.manifest import identity_manifest
 from yonos_trt.memory import CONTEXT_BYTES, BatchShape, layout, tensor_shapes
 from yonos_trt.sr import SR
 from yonos_trt.tiling import TilePlan
-from yonos_trt.trt import TrtBackend
+from yonos_trt.trt.backend import TrtBackend
 
 HALF = dict.fromkeys(("image", "z_l", "noise", "z_0", "tiles"), "float16")
 SINGLE = dict.fromkeys(HALF, "float32")

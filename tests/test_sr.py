@@ -18,7 +18,7 @@ from PIL import Image
 
 import yonos_trt
 from yonos_trt import sr as sr_module
-from yonos_trt.driver import Device, Driver, probe_driver
+from yonos_trt.cuda.probe import Device, Driver, probe_driver
 from yonos_trt.errors import (
     ClosedError,
     ConfigError,

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from yonos_trt import noise, tiling
-from yonos_trt.cuda_kernels import SIGNATURES, kernel_library
+from yonos_trt.cuda.kernels import SIGNATURES, kernel_library
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc"
 KINDS = {np.uint8: 0, np.uint16: 1, np.float32: 2}

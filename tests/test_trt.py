@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_device import Race, SimulatedDriver, ThreadedDriver
 
-from yonos_trt import pipeline, trt_resources
+from yonos_trt import pipeline
 from yonos_trt.backend import NumpyBackend, batches
 from yonos_trt.errors import (
     ClosedError,
@@ -32,7 +32,8 @@ from yonos_trt.lanes import EDGES, LaneScheduler
 from yonos_trt.manifest import identity_manifest
 from yonos_trt.memory import CONTEXT_BYTES
 from yonos_trt.tiling import TilePlan, plan_tiles, rows_final_after_band
-from yonos_trt.trt import TrtBackend
+from yonos_trt.trt import resources
+from yonos_trt.trt.backend import TrtBackend
 
 
 @pytest.fixture(scope="session")
@@ -371,7 +372,7 @@ def test_a_scheduler_that_lacks_an_event_is_caught_on_the_whole_path(
             if name != edge:
                 super()._order(name, stream, event)
 
-    monkeypatch.setattr(trt_resources, "LaneScheduler", Mutant)
+    monkeypatch.setattr(resources, "LaneScheduler", Mutant)
     driver = SimulatedDriver(lambda n: 0, eagerness=0)
     backend = open_backend(engines["fp16"], driver)
     image = picture(24, 100)

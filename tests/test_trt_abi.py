@@ -20,10 +20,10 @@ from test_cuda import load_standin
 from test_trt import picture, plan_for, reference, upscale
 
 from yonos_trt import pipeline
-from yonos_trt.cuda import CudaDriver
-from yonos_trt.cuda_kernels import SIGNATURES, CudaKernels, DevicePicture
+from yonos_trt.cuda.driver import CudaDriver
+from yonos_trt.cuda.kernels import SIGNATURES, CudaKernels, DevicePicture
 from yonos_trt.errors import CudaError, MissingExtraError
-from yonos_trt.trt import TrtBackend
+from yonos_trt.trt.backend import TrtBackend
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc"
 

@@ -23,10 +23,10 @@ from yonos_trt.errors import (
     MissingExtraError,
 )
 from yonos_trt.manifest import Artifact, EngineManifest, load_manifest, save_manifest
-from yonos_trt.trt import TrtBackend
-from yonos_trt.trt_artifacts import pick_engines, read_engine, read_header
-from yonos_trt.trt_engines import Engine, cache_path
-from yonos_trt.trt_module import TensorRT
+from yonos_trt.trt.artifacts import pick_engines, read_engine, read_header
+from yonos_trt.trt.backend import TrtBackend
+from yonos_trt.trt.engines import Engine, cache_path
+from yonos_trt.trt.module import TensorRT
 
 
 def pick(root: Path, **options: Any) -> dict[str, Artifact]:
@@ -262,7 +262,7 @@ def test_a_module_that_cannot_be_imported_names_the_pip_command(monkeypatch: pyt
 
 def test_a_gpu_is_asked_for_before_tensorrt_is_imported(tmp_path: Path) -> None:
     """Without a driver the answer is about the driver, and no CUDA library has been touched."""
-    from yonos_trt.cuda import probe
+    from yonos_trt.cuda.driver import probe
 
     if probe().devices:
         pytest.skip("this machine has a GPU")
@@ -412,7 +412,7 @@ def test_a_real_plan_is_vouched_for_and_a_cut_or_foreign_one_is_not(
 def test_a_real_plan_without_a_driver_is_an_error_of_ours(
     tmp_path: Path, real_plan: tuple[bytes, str]
 ) -> None:
-    from yonos_trt.cuda import probe
+    from yonos_trt.cuda.driver import probe
 
     if probe().devices:
         pytest.skip("this machine has a GPU")

@@ -13,13 +13,14 @@ from fake_tensorrt import FakeTensorRT, write_engines
 from simulated_device import DeviceFault, SimulatedDriver
 from test_trt import open_backend, picture, plan_for, poisoned, reference, spotted
 
-from yonos_trt import device_arrays, session
+from yonos_trt import session
 from yonos_trt import sr as sr_module
 from yonos_trt.backend import NumpyBackend
-from yonos_trt.device_arrays import DeviceArray, is_on_device, stream_handle, view_of
+from yonos_trt.cuda import arrays
+from yonos_trt.cuda.arrays import DeviceArray, is_on_device, stream_handle, view_of
 from yonos_trt.errors import ConfigError, InputError, NumericError
-from yonos_trt.trt import TrtBackend
-from yonos_trt.trt_device import upscale_on_device, upscale_same_kind
+from yonos_trt.trt.backend import TrtBackend
+from yonos_trt.trt.device import upscale_on_device, upscale_same_kind
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +297,7 @@ def test_real_consumers_read_our_dlpack_and_free_it(library: str, dtype: Any) ->
     del taken
     gc.collect()
     assert freed == [memory.ctypes.data]
-    assert device_arrays._exported == {}
+    assert arrays._exported == {}
 
 
 def test_a_capsule_that_nobody_takes_frees_the_array() -> None:

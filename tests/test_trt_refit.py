@@ -13,10 +13,10 @@ from simulated_device import SimulatedDriver
 
 from yonos_trt.errors import EngineDeviceError, EngineIntegrityError, EngineNotFoundError
 from yonos_trt.manifest import Artifact, Stage, file_record
-from yonos_trt.trt_artifacts import read_engine
-from yonos_trt.trt_engines import Engine
-from yonos_trt.trt_module import TensorRT
-from yonos_trt.trt_refit import weights_of
+from yonos_trt.trt.artifacts import read_engine
+from yonos_trt.trt.engines import Engine
+from yonos_trt.trt.module import TensorRT
+from yonos_trt.trt.refit import weights_of
 
 
 class Refittable(FakeTensorRT):

@@ -25,9 +25,9 @@ from yonos_trt.cli import cli  # noqa: E402
 from yonos_trt.errors import ConfigError, InputError  # noqa: E402
 from yonos_trt.sr import SR  # noqa: E402
 from yonos_trt.video import VideoOptions, upscale_video  # noqa: E402
-from yonos_trt.video_color import layout_of, planes_to_rgb  # noqa: E402
-from yonos_trt.video_format import EncoderSettings  # noqa: E402
-from yonos_trt.video_read import VideoReader  # noqa: E402
+from yonos_trt.video.color import layout_of, planes_to_rgb  # noqa: E402
+from yonos_trt.video.format import EncoderSettings  # noqa: E402
+from yonos_trt.video.read import VideoReader  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "video.txt"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yonos_trt.errors import ConfigError, InputError
-from yonos_trt.video_color import (
+from yonos_trt.video.color import (
     ALIASES,
     LAYOUTS,
     MATRICES,
@@ -140,7 +140,7 @@ def test_bands_do_not_show(siting: str, monkeypatch: pytest.MonkeyPatch) -> None
     layout = layout_of("yuv420p")
     banded, whole = empty_planes("yuv420p", 150, 20), empty_planes("yuv420p", 150, 20)
     rgb_to_planes(rgb, banded, layout, Coding(1, False, siting))
-    monkeypatch.setattr("yonos_trt.video_color.BAND_ROWS", 1000)
+    monkeypatch.setattr("yonos_trt.video.color.BAND_ROWS", 1000)
     rgb_to_planes(rgb, whole, layout, Coding(1, False, siting))
     for a, b in zip(banded, whole, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -21,8 +21,8 @@ from video_clips import FAST, damage, enlarge, packets, run, shown, write_clip  
 
 from yonos_trt.errors import ConfigError, InputError  # noqa: E402
 from yonos_trt.video import VideoOptions, upscale_video  # noqa: E402
-from yonos_trt.video_format import EncoderSettings  # noqa: E402
-from yonos_trt.video_segments import read_segment  # noqa: E402
+from yonos_trt.video.format import EncoderSettings  # noqa: E402
+from yonos_trt.video.segments import read_segment  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -150,7 +150,7 @@ WORKER = textwrap.dedent(
     import resource, sys, time
     from yonos_trt.errors import YonosError
     from yonos_trt.video import VideoOptions, upscale_video
-    from yonos_trt.video_format import EncoderSettings
+    from yonos_trt.video.format import EncoderSettings
     source, target, resume, pause_s, limit = sys.argv[1:]
     if int(limit):
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))

@@ -16,7 +16,7 @@ from video_clips import FAST, enlarge, shown, write_clip
 
 from yonos_trt.errors import MissingExtraError
 from yonos_trt.video import VideoOptions, upscale_video
-from yonos_trt.video_stabilize import Stabilizer
+from yonos_trt.video.stabilize import Stabilizer
 
 SCALE = 2
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 pytest.importorskip("av")
 
 from yonos_trt.errors import InputError
-from yonos_trt.video_segments import PacketRecord, Segment, SegmentWriter, read_segment
-from yonos_trt.video_timing import decoding_times, video_packets
+from yonos_trt.video.segments import PacketRecord, Segment, SegmentWriter, read_segment
+from yonos_trt.video.timing import decoding_times, video_packets
 
 
 def reordered(times: list[int], depth: int, rng: random.Random) -> list[int]:

@@ -23,7 +23,7 @@ from yonos_trt import errors
 __all__ = ["cli", "exit_code", "main"]
 
 # Commands that live in modules of their own and are imported when they are called.
-LAZY_COMMANDS = {"bench": "yonos_trt.bench_cli", "video": "yonos_trt.video_cli"}
+LAZY_COMMANDS = {"bench": "yonos_trt.bench.cli", "video": "yonos_trt.video.cli"}
 
 _INTERRUPTED = 130
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yonos_trt
 from yonos_trt.backend import host_kernels
-from yonos_trt.driver import probe_driver
+from yonos_trt.cuda.probe import probe_driver
 from yonos_trt.runtimes import shipped_models
 
 __all__ = ["examine", "lines"]

@@ -8,8 +8,8 @@ In bytes, for N tiles of h x w px per batch, latents of C channels at 1/f, j lan
     slot       2 j * (tiles (N, 3, h, w) + a flag per tile)
     shared     two canvases of h x padded width x 12, windows, origins, flags, the picture itself
 
-`yonos_trt.trt` allocates exactly these buffers, so prediction and allocation cannot drift apart. What the
-table does not know is the CUDA context and what libraries load lazily: `CONTEXT_BYTES` stands for it.
+`yonos_trt.trt.backend` allocates exactly these buffers, so prediction and allocation cannot drift apart. What
+the table does not know is the CUDA context and what libraries load lazily: `CONTEXT_BYTES` stands for it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from yonos_trt.backend import Backend
-from yonos_trt.driver import probe_driver
+from yonos_trt.cuda.probe import probe_driver
 from yonos_trt.errors import (
     ConfigError,
     EngineDeviceError,
@@ -154,7 +154,7 @@ def _open_tensorrt(engine_dir: Path, manifest: EngineManifest, request: Request,
     module, extra = _MODULES[runtime]
     if importlib.util.find_spec(module) is None:
         raise MissingExtraError(f"the runtime {runtime!r}", package=module, extra=extra)
-    backend: Any = importlib.import_module("yonos_trt.trt").TrtBackend
+    backend: Any = importlib.import_module("yonos_trt.trt.backend").TrtBackend
     opened: Backend = backend(
         engine_dir,
         manifest,

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from yonos_trt.backend import Array
-from yonos_trt.device_arrays import is_on_device
+from yonos_trt.cuda.arrays import is_on_device
 from yonos_trt.dlpack import from_dlpack
 from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.host_memory import available_bytes
-from yonos_trt.picture import Picture, from_array, luma, to_array
+from yonos_trt.images.picture import Picture, from_array, luma, to_array
 from yonos_trt.session import OnTiles, Session
 from yonos_trt.upscaled import UpscaledImage
 
@@ -116,7 +116,7 @@ class SR(Session):
             Called with (tiles done, tiles in all), for progress.
         stream
             For arrays in device memory: the caller's CUDA stream (int, ``__cuda_stream__``, PyTorch's or
-            CuPy's); see `yonos_trt.trt_device`.
+            CuPy's); see `yonos_trt.trt.device`.
 
         Returns
         -------
@@ -146,7 +146,7 @@ class SR(Session):
 
             return to_pil(self._picture(from_pil(image), alpha, on_tiles))
         if is_on_device(image):
-            from yonos_trt.trt_device import upscale_same_kind
+            from yonos_trt.trt.device import upscale_same_kind
 
             with self._lock:
                 return upscale_same_kind(
@@ -237,7 +237,7 @@ class SR(Session):
         Parameters
         ----------
         frames
-            Anything `upscale` takes, of any sizes, and PyAV frames (see `yonos_trt.video_frames`);
+            Anything `upscale` takes, of any sizes, and PyAV frames (see `yonos_trt.video.frames`);
             advanced in a thread of its own.
         max_in_flight
             Most frames taken from `frames` whose results were not handed out yet: the bound on memory.
@@ -255,7 +255,7 @@ class SR(Session):
             `max_in_flight` is smaller than 1.
         """
         from yonos_trt.prefetch import stream
-        from yonos_trt.video_frames import is_video_frame, upscale_frame
+        from yonos_trt.video.frames import is_video_frame, upscale_frame
 
         def one(frame: Any) -> Any:
             return upscale_frame(frame, self.upscale) if is_video_frame(frame) else self.upscale(frame)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from yonos_trt.picture import Picture, to_array
+from yonos_trt.images.picture import Picture, to_array
 
 if TYPE_CHECKING:
     from PIL import Image

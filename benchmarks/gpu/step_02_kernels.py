@@ -33,7 +33,7 @@ class Bench:
     """Device buffers, copies in and out, and timings around one kernel call."""
 
     def __init__(self, driver: Any, kernels: Any) -> None:
-        from yonos_trt.device import Memory
+        from yonos_trt.cuda.device import Memory
 
         self.driver, self.kernels = driver, kernels
         self.stream, self.memory = driver.stream_create(), Memory(driver)
@@ -72,7 +72,7 @@ class Bench:
 
 def gather(bench: Bench, size: int, dtype: Any, half: bool, lr: bool) -> dict[str, Any]:
     """`size` px tiles, four of them, out of a picture of that size in LR px."""
-    from yonos_trt.cuda_kernels import DevicePicture
+    from yonos_trt.cuda.kernels import DevicePicture
 
     rng = np.random.default_rng(0)
     image = rng.random((size, size + 13, 3), np.float32)
@@ -225,8 +225,8 @@ def measure(driver: Any, kernels: Any, size: int = 512) -> dict[str, Any]:
 
 def run(chosen: argparse.Namespace) -> dict[str, Any]:
     """Compare the CUDA kernels with their twins and time them."""
-    from yonos_trt.cuda import CudaDriver
-    from yonos_trt.cuda_kernels import CudaKernels
+    from yonos_trt.cuda.driver import CudaDriver
+    from yonos_trt.cuda.kernels import CudaKernels
 
     driver = CudaDriver()
     library = build(driver.info.compute_capability, LIBRARY)

@@ -75,7 +75,7 @@ def copies(image: np.ndarray, open_device: Any, *, repeats: int = 6) -> dict[str
     from fake_tensorrt import write_engines
 
     from yonos_trt import pipeline
-    from yonos_trt.trt import TrtBackend
+    from yonos_trt.trt.backend import TrtBackend
 
     with tempfile.TemporaryDirectory() as folder:
         manifest = write_engines(Path(folder), capability=())
@@ -99,7 +99,7 @@ def copies(image: np.ndarray, open_device: Any, *, repeats: int = 6) -> dict[str
 def engines(image: np.ndarray, engine_dir: Path, runtime: str) -> dict[str, Any]:
     """Real engines, each combination against the first."""
     from yonos_trt.manifest import load_manifest
-    from yonos_trt.trt import TrtBackend
+    from yonos_trt.trt.backend import TrtBackend
 
     manifest = load_manifest(engine_dir)
 
@@ -117,8 +117,8 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> dict[str, Any]:
     """Compare lanes and graphs bit for bit."""
-    from yonos_trt.cuda import CudaDriver
-    from yonos_trt.cuda_kernels import CudaKernels
+    from yonos_trt.cuda.driver import CudaDriver
+    from yonos_trt.cuda.kernels import CudaKernels
 
     result = {"copies": copies(picture(509, 701), lambda: (CudaDriver(), CudaKernels()))}
     if chosen.engine_dir:

@@ -35,7 +35,7 @@ def command(*words: str) -> str:
 
 def machine() -> dict[str, Any]:
     """Describe the GPU and the software, for the reader of a figure."""
-    from yonos_trt.cuda import CudaDriver
+    from yonos_trt.cuda.driver import CudaDriver
 
     driver = CudaDriver()
     info = driver.info
@@ -64,7 +64,7 @@ def main(
     options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
 ) -> int:
     """Run a step from the command line and write its JSON; returns the exit code."""
-    from yonos_trt.cuda import probe
+    from yonos_trt.cuda.driver import probe
 
     parser = argparse.ArgumentParser(description=run.__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON files")

@@ -55,7 +55,7 @@ def check_version(runtime: EngineRuntime, module: Any) -> Any:
 
 def find_gpu() -> tuple[str | None, tuple[str, ...]]:
     """Name and compute capability of GPU 0; (None, ()) where there is none."""
-    from yonos_trt.driver import probe_driver
+    from yonos_trt.cuda.probe import probe_driver
 
     devices = probe_driver().devices
     return (devices[0].name, (devices[0].compute_capability,)) if devices else (None, ())

@@ -24,7 +24,7 @@ Opener = Callable[[str, str], Any]
 
 def gpu_is_here() -> bool:
     """Whether engines of this machine's TensorRT can be tried at all."""
-    from yonos_trt.driver import probe_driver
+    from yonos_trt.cuda.probe import probe_driver
 
     return bool(probe_driver().devices)
 

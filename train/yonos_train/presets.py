@@ -123,24 +123,24 @@ _FROM_TUNED = {**_PERCEPTUAL, "disc_start": 0}  # decoders that start from the x
 
 
 def _lite(steps: dict[str, int]) -> tuple[StageConfig, ...]:
-    decoders = {"kind": "decoder", "batch": 8}
     return (
         StageConfig("autoencoder", "autoencoder", steps=steps["autoencoder"], lr=1e-3),
         StageConfig("x2", "diffusion", 2, steps=steps["x2"], lr=1e-3),
         StageConfig("x4", "diffusion", 4, init="x2", teacher="x2", steps=steps["x4"], lr=7e-4),
         StageConfig("x8", "diffusion", 8, init="x4", teacher="x4", steps=steps["x8"], lr=7e-4),
         StageConfig(
-            "decoder-x4", scale=4, steps=steps["decoder-x4"], lr=5e-4, loss=dict(_PERCEPTUAL), **decoders
+            "decoder-x4", "decoder", 4, steps=steps["decoder-x4"], batch=8, lr=5e-4, loss=dict(_PERCEPTUAL)
         ),
         *(
             StageConfig(
                 f"decoder-x{scale}",
-                scale=scale,
+                "decoder",
+                scale,
                 init="decoder-x4",
                 steps=steps[f"decoder-x{scale}"],
+                batch=8,
                 lr=4e-4,
                 loss=dict(_FROM_TUNED),
-                **decoders,
             )
             for scale in (2, 8)
         ),

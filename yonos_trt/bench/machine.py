@@ -1,0 +1,219 @@
+"""What a timing has to be read beside: the machine, its measured peaks, and the memory that was used."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["PeakMemory", "Peaks", "describe_machine", "measure_peaks", "usable_cores"]
+
+_PACKAGES = ("yonos-trt", "numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu13", "torch")
+# Instruction sets that decide what a CPU can do for a network, as /proc/cpuinfo spells them.
+_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
+
+# Large enough to reach the peak, short enough (2 ms) to fit between two interruptions by other programs.
+_MATMUL_SIZE = 512
+_MATMUL = """
+import sys, time, numpy
+size, seconds = int(sys.argv[1]), float(sys.argv[2])
+a, b = numpy.random.default_rng(0).standard_normal((2, size, size), numpy.float32)
+out = numpy.empty_like(a)
+best, end = 1e9, time.perf_counter() + seconds
+while best == 1e9 or time.perf_counter() < end:
+    start = time.perf_counter()
+    numpy.matmul(a, b, out=out)
+    best = min(best, time.perf_counter() - start)
+assert abs(float(out[0, 0]) - float(a[0].astype(float) @ b[:, 0])) < 1e-2
+print(2e-9 * size**3 / best)
+"""
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+_COPY_BYTES = 256 << 20
+_RESET_PEAK = "5"  # written to /proc/self/clear_refs: forget the high-water mark (proc(5))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The machine
+
+
+def usable_cores() -> int:
+    """Return how many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return processor, cores, clocks, memory, load, GPU and the versions of what computes.
+
+    Clocks are those of the moment, in MHz; `load_1min` above the number of cores says that other programs ran
+    and the figures are worth little.
+    """
+    info = _cpuinfo()
+    flags = set(str(info.get("flags") or info.get("Features") or "").split())
+    found: dict[str, Any] = {
+        "processor": info.get("model name") or platform.processor() or platform.machine(),
+        "cores": usable_cores(),
+        "instructions": [flag for flag in _FLAGS if flag in flags],
+        "clock_mhz": _number(info.get("cpu MHz")),
+        "memory_gib": round(_memory_bytes() / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "load_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
+        "gpu": _gpu(),
+    }
+    return found
+
+
+def _cpuinfo() -> dict[str, str]:
+    """Return the fields of the first processor."""
+    try:
+        block = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in block.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _gpu() -> str | None:
+    from yonos_trt.cuda.probe import probe_driver
+
+    devices = probe_driver().devices
+    return ", ".join(device.name for device in devices) or None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What it can do
+
+
+@dataclass(frozen=True, slots=True)
+class Peaks:
+    """Best rates this process reached on the host.
+
+    Attributes
+    ----------
+    matmul_gflops : float
+        2 n^3 operations of a float32 matrix product with n = 512 through NumPy's BLAS, summed over one
+        process per usable CPU; they run at the same time, one thread each.
+    copy_gbytes_s : float
+        Bytes read plus bytes written while copying 256 MiB, all usable CPUs.
+    """
+
+    matmul_gflops: float
+    copy_gbytes_s: float
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the fields, for JSON."""
+        return asdict(self)
+
+
+def measure_peaks(
+    *, seconds: float = 1.0, matmul_size: int = _MATMUL_SIZE, copy_bytes: int = _COPY_BYTES
+) -> Peaks:
+    """Time a large matrix product and a large copy, each for about `seconds`; best runs count."""
+    cores = usable_cores()
+    command = [sys.executable, "-c", _MATMUL, str(matmul_size), str(seconds)]
+    workers = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | _ONE_THREAD)
+        for _ in range(cores)
+    ]
+    matmul_gflops = sum(float(worker.communicate()[0]) for worker in workers)
+    source = np.ones(copy_bytes, np.uint8)
+    target = np.zeros_like(source)
+    edges = [copy_bytes * i // cores for i in range(cores + 1)]
+
+    def copy(part: int) -> None:
+        np.copyto(target[edges[part] : edges[part + 1]], source[edges[part] : edges[part + 1]])
+
+    with ThreadPoolExecutor(cores) as pool:
+        copy_s = _best(lambda: list(pool.map(copy, range(cores))), seconds)
+    assert target[-1] == 1
+    return Peaks(matmul_gflops, 2e-9 * copy_bytes / copy_s)
+
+
+def _best(call: Callable[[], object], seconds: float) -> float:
+    call()
+    best, end = float("inf"), time.perf_counter() + seconds
+    while True:
+        start = time.perf_counter()
+        call()
+        now = time.perf_counter()
+        best = min(best, now - start)
+        if now >= end:
+            return best
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Memory
+
+
+class PeakMemory:
+    """Highest resident size of this process while the ``with`` runs.
+
+    On Linux the high-water mark is reset on entry, so that `peak_bytes` belongs to the body alone; elsewhere
+    it is that of the process so far. Memory that earlier work freed and the allocator kept counts as used
+    before (`before_bytes`).
+    """
+
+    def __init__(self) -> None:
+        self.before_bytes = 0
+        self.peak_bytes = 0
+
+    def __enter__(self) -> PeakMemory:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
+        self.before_bytes = _status_bytes("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.peak_bytes = _status_bytes("VmHWM")
+
+    def as_dict(self) -> dict[str, float]:
+        """Return peak and what was there before, in MiB."""
+        return {
+            "peak_rss_mib": round(self.peak_bytes / 2**20, 1),
+            "added_mib": round((self.peak_bytes - self.before_bytes) / 2**20, 1),
+        }
+
+
+def _status_bytes(field: str) -> int:
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

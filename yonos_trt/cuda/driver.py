@@ -1,0 +1,383 @@
+"""The CUDA driver behind some thirty calls, and nothing of it before it is used.
+
+`CudaDriver` implements the protocol `yonos_trt.cuda.device.Driver`. It talks to ``libcuda.so.1``
+by ctypes, on purpose: that library is part of every NVIDIA driver, the entry points below have kept their
+signatures since CUDA 11.4, no further package is needed, and the tests make the same calls into a stand-in
+library whose compiler has seen cuda.h. (``cuda.core.Device()`` hangs on a machine without a driver; `probe`
+answers at once.)
+
+Addresses, streams, events and graphs are plain integers. The device's primary context is used, which is the
+one of PyTorch, TensorRT and everything else built on the CUDA run time, so addresses can be exchanged.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from yonos_trt.cuda.device import DeviceInfo
+from yonos_trt.errors import ClosedError, CudaError, EngineDeviceError, OutOfMemoryError
+
+__all__ = ["CudaDriver", "Probe", "probe"]
+
+DRIVER_LIBRARY = "libcuda.so.1"
+
+# Values of cuda.h: enumerations CUresult, CUdevice_attribute, CUstream_flags, CUevent_flags,
+# CUstreamCaptureMode, CUmemorytype.
+_OUT_OF_MEMORY = 2
+_MAJOR, _MINOR = 75, 76
+_STREAM_NON_BLOCKING = 1
+_EVENT_BLOCKING_SYNC, _EVENT_DISABLE_TIMING = 1, 2
+_NOT_READY = 600
+_CAPTURE_THREAD_LOCAL = 1
+_MEMORY_DEVICE = 2
+
+_int, _uint, _size, _float = ctypes.c_int, ctypes.c_uint, ctypes.c_size_t, ctypes.c_float
+_handle, _address, _u64 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_ulonglong
+_P = ctypes.POINTER
+
+
+class _Copy2D(ctypes.Structure):
+    """CUDA_MEMCPY2D."""
+
+    _fields_ = (
+        ("source_x", _size), ("source_y", _size), ("source_type", _int), ("source_host", _handle),
+        ("source_device", _address), ("source_array", _handle), ("source_pitch", _size),
+        ("to_x", _size), ("to_y", _size), ("to_type", _int), ("to_host", _handle),
+        ("to_device", _address), ("to_array", _handle), ("to_pitch", _size),
+        ("row_bytes", _size), ("rows", _size),
+    )  # fmt: skip
+
+
+# Name of the entry point -> argument types, as declared in cuda.h (its macros lead to these names).
+SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "cuInit": (_uint,),
+    "cuDriverGetVersion": (_P(_int),),
+    "cuGetErrorName": (_int, _P(ctypes.c_char_p)),
+    "cuGetErrorString": (_int, _P(ctypes.c_char_p)),
+    "cuDeviceGetCount": (_P(_int),),
+    "cuDeviceGet": (_P(_int), _int),
+    "cuDeviceGetName": (ctypes.c_char_p, _int, _int),
+    "cuDeviceGetAttribute": (_P(_int), _int, _int),
+    "cuDeviceTotalMem_v2": (_P(_size), _int),
+    "cuDevicePrimaryCtxRetain": (_P(_handle), _int),
+    "cuDevicePrimaryCtxRelease_v2": (_int,),
+    "cuCtxSetCurrent": (_handle,),
+    "cuMemGetInfo_v2": (_P(_size), _P(_size)),
+    "cuMemAlloc_v2": (_P(_address), _size),
+    "cuMemFree_v2": (_address,),
+    "cuMemHostAlloc": (_P(_handle), _size, _uint),
+    "cuMemFreeHost": (_handle,),
+    "cuMemcpyHtoDAsync_v2": (_address, _handle, _size, _handle),
+    "cuMemcpyDtoHAsync_v2": (_handle, _address, _size, _handle),
+    "cuMemcpyDtoDAsync_v2": (_address, _address, _size, _handle),
+    "cuMemcpy2DAsync_v2": (_P(_Copy2D), _handle),
+    "cuMemsetD8Async": (_address, ctypes.c_ubyte, _size, _handle),
+    "cuStreamCreate": (_P(_handle), _uint),
+    "cuStreamDestroy_v2": (_handle,),
+    "cuStreamWaitEvent": (_handle, _handle, _uint),
+    "cuEventCreate": (_P(_handle), _uint),
+    "cuEventDestroy_v2": (_handle,),
+    "cuEventRecord": (_handle, _handle),
+    "cuEventQuery": (_handle,),
+    "cuEventSynchronize": (_handle,),
+    "cuEventElapsedTime": (_P(_float), _handle, _handle),
+    "cuStreamBeginCapture_v2": (_handle, _int),
+    "cuStreamEndCapture": (_handle, _P(_handle)),
+    "cuGraphInstantiateWithFlags": (_P(_handle), _handle, _u64),
+    "cuGraphDestroy": (_handle,),
+    "cuGraphLaunch": (_handle, _handle),
+    "cuGraphExecDestroy": (_handle,),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Is there a GPU?
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a look at the driver found."""
+
+    devices: int
+    """Number of GPUs, 0 without a driver."""
+    driver_version: tuple[int, int]
+    """Newest CUDA the driver can run, (0, 0) without one."""
+    reason: str
+    """Why there is no GPU, empty if there is one."""
+
+
+def probe(library: str = DRIVER_LIBRARY) -> Probe:
+    """Look for a driver and a GPU; never raises, never hangs, makes no context."""
+    try:
+        cuda = _load(library)
+    except OSError as error:
+        return Probe(0, (0, 0), f"no NVIDIA driver: {library} cannot be loaded ({error})")
+    except AttributeError as error:
+        return Probe(0, (0, 0), f"the NVIDIA driver is too old: {error}; update it")
+    count, version = _int(), _int()
+    status = cuda.cuInit(0)
+    if status == 0:
+        cuda.cuDriverGetVersion(ctypes.byref(version))
+        status = cuda.cuDeviceGetCount(ctypes.byref(count))
+    if status:
+        return Probe(0, (0, 0), f"the NVIDIA driver answers {_describe(cuda, status)}")
+    found = (version.value // 1000, version.value % 1000 // 10)
+    return Probe(count.value, found, "" if count.value else "the NVIDIA driver sees no GPU")
+
+
+def _load(library: str) -> Any:
+    cuda = ctypes.CDLL(library)
+    for name, arguments in SIGNATURES.items():
+        function = getattr(cuda, name)
+        function.argtypes, function.restype = arguments, _int
+    return cuda
+
+
+def _describe(cuda: Any, status: int) -> str:
+    words = []
+    for function in (cuda.cuGetErrorName, cuda.cuGetErrorString):
+        text = ctypes.c_char_p()
+        if function(status, ctypes.byref(text)) == 0 and text.value:
+            words.append(text.value.decode(errors="replace"))
+    return f"error {status}" + (f" ({': '.join(words)})" if words else "")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The driver of one GPU
+
+
+class CudaDriver:
+    """One GPU's driver calls. Makes the primary context current in the thread that constructs it.
+
+    Parameters
+    ----------
+    device
+        Index of the GPU.
+    library
+        Path of the driver library.
+
+    Raises
+    ------
+    EngineDeviceError
+        There is no driver, or no such GPU.
+    """
+
+    def __init__(self, device: int = 0, *, library: str = DRIVER_LIBRARY) -> None:
+        found = probe(library)
+        if not found.devices:
+            raise EngineDeviceError(
+                f"{found.reason}; install an NVIDIA driver, or run on the CPU with runtime='onnx'"
+            )
+        if not 0 <= device < found.devices:
+            raise EngineDeviceError(
+                f"device {device} does not exist: this machine has {found.devices} GPU(s), "
+                f"numbered from 0; choose another -g / device"
+            )
+        self._cuda = _load(library)
+        self._device = self._out(_int, "cuDeviceGet", device)
+        name = ctypes.create_string_buffer(256)
+        self._call("cuDeviceGetName", name, 256, self._device)
+        self._info = DeviceInfo(
+            index=device,
+            name=name.value.decode(errors="replace"),
+            compute_capability=(
+                self._out(_int, "cuDeviceGetAttribute", _MAJOR, self._device),
+                self._out(_int, "cuDeviceGetAttribute", _MINOR, self._device),
+            ),
+            total_bytes=self._out(_size, "cuDeviceTotalMem_v2", self._device),
+            driver_version=found.driver_version,
+        )
+        self._context: int | None = self._out(_handle, "cuDevicePrimaryCtxRetain", self._device)
+        self._users = 1
+        self.activate()
+
+    @property
+    def info(self) -> DeviceInfo:
+        """Name, compute capability and memory of the GPU."""
+        return self._info
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        status = getattr(self._cuda, name)(*arguments)
+        if status:
+            raise CudaError(
+                f"{name} answered {_describe(self._cuda, status)} on device {self._device}; if it repeats, "
+                "see the kernel log for Xid errors and restart the process"
+            )
+
+    def _out(self, kind: Any, name: str, *arguments: Any) -> Any:
+        value = kind()
+        self._call(name, ctypes.byref(value), *arguments)
+        return value.value
+
+    def activate(self) -> None:
+        """See `Driver`."""
+        if self._context is None:
+            raise ClosedError("this device was closed; open the engine directory again")
+        self._call("cuCtxSetCurrent", self._context)
+
+    def share(self) -> CudaDriver:
+        """See `Driver`."""
+        self._users += 1
+        return self
+
+    def close(self) -> None:
+        """Release the primary context when the last user has closed; other libraries keep it."""
+        self._users -= 1
+        if self._users <= 0 and self._context is not None:
+            self._context = None
+            self._call("cuDevicePrimaryCtxRelease_v2", self._device)
+
+    # --- memory -------------------------------------------------------------------------------------------
+
+    def memory(self) -> tuple[int, int]:
+        """See `Driver`."""
+        free, total = _size(), _size()
+        self._call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        return free.value, total.value
+
+    def allocate(self, nbytes: int) -> int:
+        """See `Driver`. Raises `OutOfMemoryError` with the bytes asked for and free."""
+        address = _address()
+        status = self._cuda.cuMemAlloc_v2(ctypes.byref(address), nbytes)
+        if status == _OUT_OF_MEMORY:
+            raise OutOfMemoryError(
+                f"{self._info.name} is out of memory", asked_bytes=nbytes, free_bytes=self.memory()[0]
+            )
+        if status:
+            raise CudaError(f"cuMemAlloc of {nbytes} bytes answered {_describe(self._cuda, status)}")
+        return int(address.value)
+
+    def free(self, address: int) -> None:
+        """See `Driver`."""
+        self._call("cuMemFree_v2", address)
+
+    def allocate_pinned(self, nbytes: int) -> int:
+        """See `Driver`."""
+        address = _handle()
+        status = self._cuda.cuMemHostAlloc(ctypes.byref(address), nbytes, 0)
+        if status == _OUT_OF_MEMORY:
+            raise OutOfMemoryError(
+                "page-locked host memory ran out", asked_bytes=nbytes, hint="raise ulimit -l or free memory"
+            )
+        if status or not address.value:
+            raise CudaError(f"cuMemHostAlloc of {nbytes} bytes answered {_describe(self._cuda, status)}")
+        return address.value
+
+    def free_pinned(self, address: int) -> None:
+        """See `Driver`."""
+        self._call("cuMemFreeHost", address)
+
+    def host_view(self, address: int, nbytes: int) -> npt.NDArray[np.uint8]:
+        """See `Driver`."""
+        return np.ctypeslib.as_array((ctypes.c_ubyte * nbytes).from_address(address))
+
+    def copy_in(self, to: int, pinned: int, nbytes: int, stream: int) -> None:
+        """See `Driver`."""
+        self._call("cuMemcpyHtoDAsync_v2", to, pinned, nbytes, stream)
+
+    def copy_out(self, pinned: int, source: int, nbytes: int, stream: int) -> None:
+        """See `Driver`."""
+        self._call("cuMemcpyDtoHAsync_v2", pinned, source, nbytes, stream)
+
+    def copy(self, to: int, source: int, nbytes: int, stream: int) -> None:
+        """See `Driver`. The two ranges must not overlap."""
+        self._call("cuMemcpyDtoDAsync_v2", to, source, nbytes, stream)
+
+    def copy_rows(
+        self, to: int, to_pitch: int, source: int, source_pitch: int, row_bytes: int, rows: int, stream: int
+    ) -> None:
+        """See `Driver`."""
+        copy = _Copy2D(
+            source_type=_MEMORY_DEVICE,
+            source_device=source,
+            source_pitch=source_pitch,
+            to_type=_MEMORY_DEVICE,
+            to_device=to,
+            to_pitch=to_pitch,
+            row_bytes=row_bytes,
+            rows=rows,
+        )
+        self._call("cuMemcpy2DAsync_v2", ctypes.byref(copy), stream)
+
+    def fill(self, to: int, value: int, nbytes: int, stream: int) -> None:
+        """See `Driver`."""
+        self._call("cuMemsetD8Async", to, value, nbytes, stream)
+
+    # --- streams and events -------------------------------------------------------------------------------
+
+    def stream_create(self) -> int:
+        """See `Driver`. Never synchronises with the default stream."""
+        return int(self._out(_handle, "cuStreamCreate", _STREAM_NON_BLOCKING))
+
+    def stream_destroy(self, stream: int) -> None:
+        """See `Driver`."""
+        self._call("cuStreamDestroy_v2", stream)
+
+    def stream_wait(self, stream: int, event: int) -> None:
+        """See `Driver`."""
+        self._call("cuStreamWaitEvent", stream, event, 0)
+
+    def event_create(self, *, timing: bool = False) -> int:
+        """See `Driver`. Waiting for it sleeps instead of spinning."""
+        flags = _EVENT_BLOCKING_SYNC | (0 if timing else _EVENT_DISABLE_TIMING)
+        return int(self._out(_handle, "cuEventCreate", flags))
+
+    def event_destroy(self, event: int) -> None:
+        """See `Driver`."""
+        self._call("cuEventDestroy_v2", event)
+
+    def event_record(self, event: int, stream: int) -> None:
+        """See `Driver`."""
+        self._call("cuEventRecord", event, stream)
+
+    def event_query(self, event: int) -> bool:
+        """See `Driver`."""
+        status = self._cuda.cuEventQuery(event)
+        if status not in (0, _NOT_READY):
+            raise CudaError(f"earlier device work failed: {_describe(self._cuda, status)}")
+        return bool(status == 0)
+
+    def event_synchronize(self, event: int) -> None:
+        """See `Driver`."""
+        self._call("cuEventSynchronize", event)
+
+    def elapsed_ms(self, start: int, end: int) -> float:
+        """Milliseconds between two events made with ``timing=True`` that have both been reached."""
+        return float(self._out(_float, "cuEventElapsedTime", start, end))
+
+    # --- graphs -------------------------------------------------------------------------------------------
+
+    def capture_begin(self, stream: int) -> None:
+        """See `Driver`."""
+        self._call("cuStreamBeginCapture_v2", stream, _CAPTURE_THREAD_LOCAL)
+
+    def capture_end(self, stream: int) -> int:
+        """See `Driver`."""
+        graph = _handle()
+        self._call("cuStreamEndCapture", stream, ctypes.byref(graph))
+        try:
+            return int(self._out(_handle, "cuGraphInstantiateWithFlags", graph, 0))
+        finally:
+            self._call("cuGraphDestroy", graph)
+
+    def capture_abort(self, stream: int) -> None:
+        """See `Driver`."""
+        graph = _handle()
+        self._cuda.cuStreamEndCapture(
+            stream, ctypes.byref(graph)
+        )  # its error is the capture's, known already
+        if graph.value:
+            self._call("cuGraphDestroy", graph.value)
+
+    def graph_launch(self, graph: int, stream: int) -> None:
+        """See `Driver`."""
+        self._call("cuGraphLaunch", graph, stream)
+
+    def graph_destroy(self, graph: int) -> None:
+        """See `Driver`."""
+        self._call("cuGraphExecDestroy", graph)

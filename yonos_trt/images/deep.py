@@ -1,0 +1,116 @@
+"""Decode what Pillow would reduce to 8 bits or refuse: 16-bit colour PNG, 16-bit and float colour TIFF."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yonos_trt.errors import InputError, MissingExtraError
+from yonos_trt.images.alpha import unpremultiply
+from yonos_trt.images.header import Header, MalformedError
+from yonos_trt.images.metadata import ORIENTATION, upright, upright_exif, upright_xmp
+from yonos_trt.images.picture import Kind, Picture, checked_float, picture_from_channels
+
+__all__ = ["deep_png", "deep_tiff", "pillow_keeps_tiff"]
+
+Pixels = NDArray[Any]
+
+# TIFF 6.0: PhotometricInterpretation 0 white is zero, 1 black is zero, 2 RGB; ExtraSamples 1 premultiplied,
+# 2 straight.
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PREMULTIPLIED = 0, 1, 2, 1
+
+
+def deep_png(data: bytes) -> Pixels:
+    """16-bit PNG with colour or alpha -> (H, W, 2|3|4) uint16, transparent colour resolved to alpha."""
+    try:
+        import pyvips
+    except (ImportError, OSError) as error:  # OSError: the bindings are there, the library is not
+        raise MissingExtraError(
+            "reading 16-bit colour PNG", package="pyvips", extra="images", reason=str(error)
+        ) from error
+    image = pyvips.Image.new_from_buffer(data, "", access="sequential", fail_on="warning")
+    pixels = np.asarray(image.numpy())
+    if pixels.dtype != np.uint16 or pixels.ndim != 3:
+        raise MalformedError(f"the PNG declares 16 bits but decodes to {pixels.dtype} {pixels.shape}")
+    return pixels
+
+
+def pillow_keeps_tiff(header: Header) -> bool:
+    """True if Pillow decodes this TIFF without losing depth: up to 8 bits, or one 16-bit or float channel."""
+    if header.bits <= 8:
+        return True
+    return header.channels == 1 and (
+        (header.bits == 16 and not header.is_float) or (header.bits == 32 and header.is_float)
+    )
+
+
+def deep_tiff(data: bytes, header: Header, name: str) -> Picture:
+    photometric = header.tags.get(262, (_BLACK_IS_ZERO,))[0]
+    is_16, is_float = header.bits == 16 and not header.is_float, header.bits == 32 and header.is_float
+    if (
+        not (is_16 or is_float)
+        or header.channels not in (1, 2, 3, 4)
+        or photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB)
+    ):
+        kind = "float" if header.is_float else "integer"
+        raise InputError(
+            f"{name}: TIFF with {header.channels} channels of {header.bits}-bit {kind}, photometric "
+            f"{photometric} is not supported; convert it to 16-bit or 32-bit float RGB(A) or grey"
+        )
+    try:
+        import tifffile
+    except ImportError as error:
+        raise MissingExtraError(
+            f"reading {header.bits}-bit TIFF with {header.channels} channels",
+            package="tifffile",
+            extra="images",
+            reason=str(error),
+        ) from error
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page = file.pages.first
+        pixels = page.asarray()
+        tags = {tag.code: tag.value for tag in page.tags}
+    if header.tags.get(284, (1,))[0] == 2 and pixels.ndim == 3:
+        pixels = np.moveaxis(pixels, 0, -1)
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    if pixels.ndim != 3 or pixels.shape[:2] != (header.height_px, header.width_px) or pixels.shape[2] > 4:
+        raise InputError(f"{name}: TIFF decodes to {pixels.shape}, expected (H, W, 1..4)")
+    pixels = pixels.astype(np.float32 if is_float else np.uint16, copy=False)
+    if is_float:
+        pixels = checked_float(pixels, name)
+    if photometric == _WHITE_IS_ZERO:
+        top = np.float32(1) if is_float else np.uint16(65535)
+        pixels[..., :1] = top - pixels[..., :1]
+    channels = int(pixels.shape[2])
+    if channels in (2, 4) and header.tags.get(338, (0,))[0] == _PREMULTIPLIED:
+        straight = unpremultiply(pixels[..., :-1], pixels[..., -1])
+        pixels = np.concatenate([straight, pixels[..., -1:]], axis=2)
+    orientation = tags.get(ORIENTATION, 1)
+    orientation = int(orientation) if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+    kind_out = Kind(("L", "LA", "RGB", "RGBA")[channels - 1], pixels.dtype.name, format="TIFF", source="file")
+    return picture_from_channels(
+        upright(pixels, orientation), kind_out, name=name, **_tiff_metadata(data, tags, orientation)
+    )
+
+
+def _tiff_metadata(data: bytes, tags: Mapping[int, Any], orientation: int) -> dict[str, Any]:
+    """ICC, XMP, dpi and descriptive EXIF of a TIFF that Pillow does not decode."""
+    icc, xmp = (tags.get(tag) for tag in (34675, 700))
+    fields: dict[str, Any] = {
+        "icc": icc if isinstance(icc, bytes) and icc else None,
+        "xmp": upright_xmp(xmp) if isinstance(xmp, bytes) and xmp else None,
+    }
+    unit = int(tags.get(296, 2))
+    values = []
+    for tag in (282, 283):
+        value = tags.get(tag)
+        if isinstance(value, tuple) and len(value) == 2 and value[0] > 0 and value[1] > 0 and unit in (2, 3):
+            values.append(value[0] / value[1] * (2.54 if unit == 3 else 1.0))
+    if len(values) == 2:
+        fields["dpi"] = (values[1], values[0]) if orientation >= 5 else (values[0], values[1])
+    fields["exif"] = upright_exif(data, is_tiff=True)
+    return fields

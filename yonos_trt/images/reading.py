@@ -1,0 +1,248 @@
+"""Read a picture from a file, from bytes or from PIL. Whatever is wrong with it becomes one InputError."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yonos_trt.errors import InputError, MissingExtraError
+from yonos_trt.images.deep import deep_png, deep_tiff, pillow_keeps_tiff
+from yonos_trt.images.header import FORMAT_SUFFIXES, Header, MalformedError
+from yonos_trt.images.inspection import check_png_pixels, inspect
+from yonos_trt.images.metadata import orientation_of, upright, upright_exif, upright_xmp
+from yonos_trt.images.modes import planes_from_pil
+from yonos_trt.images.picture import Kind, Picture, picture_from_channels
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageFile
+
+__all__ = ["MAX_PIXELS", "from_pil", "read_image"]
+
+logger = logging.getLogger(__name__)
+
+Pixels = NDArray[Any]
+
+# Largest picture accepted without asking: 16 384 x 16 384. A few bytes can declare 65 535 x 65 535.
+MAX_PIXELS = 1 << 28
+
+
+def read_image(
+    source: str | os.PathLike[str] | bytes | Image.Image, *, max_pixels: int | None = MAX_PIXELS
+) -> Picture:
+    """Read one still picture, upright, with everything that has to go out again.
+
+    Parameters
+    ----------
+    source
+        Path, the bytes of a file, or a PIL image (then as ``from_pil``). PNG, JPEG, WebP, TIFF, AVIF, GIF,
+        BMP; the content decides, and a name whose suffix says something else is refused.
+    max_pixels
+        Refuse pictures that declare more, before anything is decoded; None for no limit.
+
+    Returns
+    -------
+    Picture
+        Owns its memory.
+
+    Raises
+    ------
+    InputError
+        Not readable, not a picture, truncated, damaged, animated, too large, or a depth that cannot be kept.
+    MissingExtraError
+        16-bit colour without the extra ``images``.
+    """
+    if not isinstance(source, (str, bytes, os.PathLike)):
+        return from_pil(source)
+    name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
+    data = source if isinstance(source, bytes) else _file_bytes(Path(source))
+    try:
+        header = inspect(data)
+        if not isinstance(source, bytes):
+            _check_suffix(Path(source), header)
+        return _decode(data, header, name, max_pixels)
+    except (InputError, MissingExtraError):
+        raise
+    except MalformedError as error:
+        raise InputError(f"{name}: {error}") from error
+    except (
+        Exception
+    ) as error:  # decoders raise OSError, ValueError, SyntaxError, TypeError, struct.error, ...
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{name}: cannot be decoded, the file is damaged or unsupported: {reason}"
+        ) from error
+
+
+def from_pil(image: Image.Image, *, name: str | None = None) -> Picture:
+    """Take a PIL image: any of 1, L, LA, P, RGB, RGBA, CMYK, YCbCr, I;16 and F (floats in [0, 1]).
+
+    It is turned upright as its EXIF says, as a file would be. It is loaded if it was not; otherwise
+    untouched. Pillow itself opens 16-bit colour as 8 bits: pass the path instead of an opened image to keep
+    the depth.
+
+    Raises
+    ------
+    InputError
+        Not a PIL image, another mode, an animation, or a file that fails while Pillow loads it.
+    """
+    from PIL import Image
+
+    if not isinstance(image, Image.Image):
+        raise InputError(f"got {type(image).__name__}, expected a path, bytes, a PIL image or an array")
+    label = name or str(getattr(image, "filename", "")) or "PIL image"
+    try:
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            raise _animated(label, getattr(image, "n_frames", 2))
+        if ";16" in str(getattr(image, "tile", "")) and not image.mode.startswith("I;16"):
+            logger.warning("%s: Pillow reads this 16-bit file as 8 bits; pass the path to keep 16", label)
+        image.load()
+        return _from_loaded(image, label, format_=image.format, source="pil")
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{label}: Pillow cannot load it: {reason}") from error
+
+
+# -- Files -----------------------------------------------------------------------------------------
+
+
+def _file_bytes(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(
+                f"{path}: is a {'directory' if path.is_dir() else 'special file'}, expected a picture file"
+            )
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name; InputError is one too
+        if isinstance(error, InputError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"{path}: cannot be read: {reason}") from error
+
+
+def _check_suffix(path: Path, header: Header) -> None:
+    suffix, fitting = path.suffix.lower(), FORMAT_SUFFIXES[header.format]
+    if suffix and suffix not in fitting:
+        raise InputError(
+            f"{path}: the file is {header.format}, its name says {suffix}; rename it to {fitting[0]}"
+        )
+
+
+def _animated(name: str, frames: int) -> InputError:
+    return InputError(
+        f"{name}: holds {frames} frames or pages, expected one picture; "
+        "extract the one you want, or use `yonos video`"
+    )
+
+
+def _check_size(name: str, height_px: int, width_px: int, max_pixels: int | None) -> None:
+    if max_pixels is not None and height_px * width_px > max_pixels:
+        raise InputError(
+            f"{name}: declares {width_px} x {height_px} pixels, the limit is {max_pixels}; "
+            "if the picture is what it says, raise max_pixels"
+        )
+
+
+def _decode(data: bytes, header: Header, name: str, max_pixels: int | None) -> Picture:
+    if header.frames > 1:
+        raise _animated(name, header.frames)
+    _check_size(name, header.height_px, header.width_px, max_pixels)
+    if header.format == "PNG":
+        check_png_pixels(data, header)
+    if header.format == "TIFF" and not pillow_keeps_tiff(header):
+        return deep_tiff(data, header, name)
+    if header.format in ("JPEG", "AVIF") and header.bits > 8:
+        raise InputError(
+            f"{name}: {header.bits}-bit {header.format} is not supported; convert it to a 16-bit PNG"
+        )
+    image = _open_pillow(data, header.format)
+    _check_size(name, image.height, image.width, max_pixels)
+    if getattr(image, "n_frames", 1) > 1 and header.format == "AVIF":
+        raise _animated(name, getattr(image, "n_frames", 2))
+    if header.format == "PNG" and header.bits == 16 and header.channels > 1:
+        pixels = deep_png(data)
+        mode = {2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[2]]
+        image.load()  # text and EXIF may stand behind the pixels
+        return _finish(pixels, Kind(mode, "uint16"), image, name, format_="PNG", source="file")
+    image.load()
+    picture = _from_loaded(image, name, format_=header.format, source="file")
+    if header.format == "TIFF" and header.bits > 8 and header.tags.get(262) == (0,):
+        # Pillow turns "white is zero" round for 8 bits only.
+        white = np.float32(1) if header.is_float else np.uint16(65535)
+        return picture.with_pixels(white - picture.rgb)
+    return picture
+
+
+def _open_pillow(data: bytes, format_: str) -> ImageFile.ImageFile:
+    """Open with the one plugin the content asks for: no guessing, no global registry, no size warning."""
+    from PIL import (
+        AvifImagePlugin,
+        BmpImagePlugin,
+        GifImagePlugin,
+        JpegImagePlugin,
+        PngImagePlugin,
+        TiffImagePlugin,
+        WebPImagePlugin,
+    )
+
+    plugin: dict[str, type[ImageFile.ImageFile]] = {
+        "PNG": PngImagePlugin.PngImageFile,
+        "JPEG": JpegImagePlugin.JpegImageFile,  # of a multi-picture JPEG this is the main picture
+        "WEBP": WebPImagePlugin.WebPImageFile,
+        "TIFF": TiffImagePlugin.TiffImageFile,
+        "AVIF": AvifImagePlugin.AvifImageFile,
+        "GIF": GifImagePlugin.GifImageFile,
+        "BMP": BmpImagePlugin.BmpImageFile,
+    }
+    image = plugin[format_](io.BytesIO(data))
+    image.format = format_
+    return image
+
+
+def _from_loaded(image: Image.Image, name: str, *, format_: str | None, source: str) -> Picture:
+    channels, kind = planes_from_pil(image, name)
+    return _finish(channels, kind, image, name, format_=format_, source=source)
+
+
+def _finish(
+    channels: Pixels, kind: Kind, image: Image.Image, name: str, *, format_: str | None, source: str
+) -> Picture:
+    """Attach metadata and turn upright; ``image`` is loaded."""
+    orientation = orientation_of(image)
+    info = image.info
+    # Pillow makes up 1 dpi for a TIFF that gives no resolution (tag 282).
+    dpi = None if 282 not in getattr(image, "tag_v2", {282: None}) else info.get("dpi")
+    if isinstance(dpi, tuple) and len(dpi) == 2 and all(0 < float(value) < 1e6 for value in dpi):
+        dpi = (float(dpi[0]), float(dpi[1]))
+        dpi = dpi[::-1] if orientation >= 5 else dpi
+    else:
+        dpi = None
+    xmp = info.get("xmp")
+    return picture_from_channels(
+        upright(channels, orientation),
+        replace(kind, format="JPEG" if format_ == "MPO" else format_, source=source),
+        icc=info.get("icc_profile") or None,
+        exif=upright_exif(image, is_tiff=format_ == "TIFF"),
+        xmp=upright_xmp(xmp) if isinstance(xmp, bytes) and xmp else None,
+        dpi=dpi,
+        text=_text_of(info, format_),
+        name=name,
+    )
+
+
+def _text_of(info: Mapping[Any, Any], format_: str | None) -> dict[str, str]:
+    """PNG text (the string entries of ``info``), or a JPEG's comment."""
+    if format_ == "PNG":
+        skipped = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+        return {str(k): str(v) for k, v in info.items() if isinstance(v, str) and k not in skipped}
+    comment = info.get("comment") if format_ in ("JPEG", "GIF") else None
+    return {"comment": comment.decode("utf-8", "replace")} if isinstance(comment, bytes) and comment else {}

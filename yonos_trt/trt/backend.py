@@ -1,0 +1,313 @@
+"""`TrtBackend`: the data path on TensorRT or TensorRT-RTX, tile batches on CUDA streams.
+
+The calls from `gather` to `step` only take notes; `decode` queues the whole batch on the next lane in turn,
+as one CUDA graph from its second use on; `blend` queues an addition on the canvas stream; `download` waits,
+and nothing else does while a picture runs. Order and slots are `yonos_trt.lanes`, buffers `yonos_trt.memory`.
+
+A tile with NaN or infinity is left out of the canvas by the blend kernel, found at the next download, and run
+again on the directory's FP32 engines if it has any; otherwise it is a `NumericError`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yonos_trt.backend import Array, Backend, TileBatch
+from yonos_trt.cuda.arrays import DeviceView, view_of
+from yonos_trt.cuda.device import Driver
+from yonos_trt.cuda.kernels import DevicePicture
+from yonos_trt.errors import (
+    ClosedError,
+    ConfigError,
+    InputError,
+)
+from yonos_trt.tiling import TilePlan
+from yonos_trt.trt.buffers import batch_index
+from yonos_trt.trt.notes import Canvas, Pending, Source, Tiles, noted
+from yonos_trt.trt.resources import TrtResources
+
+__all__ = ["TrtBackend"]
+
+_log = logging.getLogger(__name__)
+
+_GRAPHS_PER_LANE = 16
+
+
+class TrtBackend(TrtResources):
+    """Run an engine directory's TensorRT engines; the methods are those of `yonos_trt.backend.Backend`.
+
+    Parameters
+    ----------
+    engine_dir, manifest
+        The engine directory, and its manifest if it was loaded already.
+    runtime
+        "tensorrt" or "tensorrt-rtx".
+    precision
+        None takes fp16, else bf16, else fp32.
+    device
+        Index of the GPU.
+    lanes
+        Tile batches that run at the same time.
+    graphs
+        Whether to capture batches into CUDA graphs.
+    module, driver, kernels
+        Stand-ins for the TensorRT module, the CUDA driver and the tile kernels.
+
+    Raises
+    ------
+    EngineDeviceError
+        No GPU, or no engine for this one.
+    EngineNotFoundError, EngineVersionError, EngineIntegrityError, ManifestError
+        No engine fits, or one is damaged; each message names the command that builds it.
+    MissingExtraError
+        The TensorRT module cannot be imported.
+    """
+
+    # --- the data path ------------------------------------------------------------------------------------
+
+    def upload(self, image: Array) -> Source:
+        """Copy a picture through page-locked memory to the device; does not wait for the copy."""
+        self._enter()
+        image = np.ascontiguousarray(image)
+        nbytes = image.nbytes
+        address = self._picture_buffer(nbytes)
+        pinned, copied = self._staging_for(nbytes)
+        self._driver.host_view(pinned, nbytes)[:] = image.reshape(-1).view(np.uint8)
+        with self._scheduler.uploading(self._order) as stream:
+            self._driver.copy_in(address, pinned, nbytes, stream)
+            self._driver.event_record(copied, stream)
+        height, width = image.shape[:2]
+        return self._uploaded(
+            DevicePicture(address, height, width, str(image.dtype), width * 3 * image.itemsize)
+        )
+
+    def _picture_buffer(self, nbytes: int) -> int:
+        if nbytes > self._pictures.device_bytes:
+            self._scheduler.drain()  # the old buffer may still be read by a picture that was given up
+        return self._pictures.device("picture", nbytes)
+
+    def _uploaded(self, picture: DevicePicture, owner: Any = None) -> Source:
+        self._uploads += 1
+        self._source = Source(picture, self._uploads, owner)
+        return self._source
+
+    def _staging_for(self, nbytes: int) -> tuple[int, int]:
+        """Return a page-locked buffer that no copy is reading, and the event of its next copy."""
+        for index, event in enumerate(self._staging):
+            if self._driver.event_query(event):
+                return self._pictures.pinned(("staging", index), nbytes), event
+        self._staging.append(self._driver.event_create())
+        return self._pictures.pinned(("staging", len(self._staging) - 1), nbytes), self._staging[-1]
+
+    def canvas(self, plan: TilePlan) -> Canvas:
+        """Return a zeroed canvas; a canvas handed out before is no longer usable.
+
+        Waits for earlier work if `plan` differs from the one before, and only then.
+
+        Raises
+        ------
+        OutOfMemoryError
+            The plan does not fit; nothing of it stays allocated.
+        ProfileError
+            The engines were not built for this tile size or batch.
+        """
+        self._enter()
+        self._runs += 1
+        self._scheduler.abandon()
+        changed = plan != self._buffers.plan or self._active != self._buffers.lanes
+        if changed or len(self._graphs) > _GRAPHS_PER_LANE * self.lanes:
+            self._scheduler.drain()
+            self._graphs.clear()
+        if changed:
+            self._buffers.prepare(plan, self._networks[: self._active], self._order)
+            stream = self._scheduler.lane_stream(0)
+            if self._graphs.enabled and not self._networks[0].capturable(stream):
+                _log.info("TensorRT says that these engines cannot be captured: running without CUDA graphs")
+                self._graphs.enabled = False
+        self._buffers.clear(0, self._scheduler.canvas_stream)
+        return Canvas(plan, self._runs)
+
+    def gather(self, source: Source, plan: TilePlan, batch: TileBatch, *, lane: int) -> Pending:
+        """Take note of a batch."""
+        if source is not self._source:
+            raise InputError("this picture was replaced by a later upload; upload it again")
+        return Pending(source, plan, batch, "gather")
+
+    def encode(self, tiles: Pending, *, lane: int) -> Pending:
+        """Take note; see `decode`."""
+        return noted(tiles, "gather", "encode")
+
+    def noise(self, plan: TilePlan, batch: TileBatch, *, seed: int, lane: int) -> int:
+        """Take note of the seed."""
+        return seed
+
+    def step(self, noise: int, z_l: Pending, *, lane: int) -> Pending:
+        """Take note; see `decode`."""
+        return replace(noted(z_l, "encode", "step"), seed=noise)
+
+    def decode(self, z_0: Pending, *, lane: int) -> Tiles:
+        """Queue the whole batch on the next lane in turn; `lane` (the calling thread's) has no effect."""
+        pending = noted(z_0, "step", "decode")
+        self._enter()
+        with self._mutex:
+            number, self._turn = self._turn % self._buffers.lanes, self._turn + 1
+        networks, picture, seed = self._networks[number], pending.source.picture, pending.seed
+        with self._scheduler.batch(number, self._order) as (stream, slot):
+            if pending.plan != self._buffers.plan or pending.source is not self._source:
+                raise ConfigError("the plan or the picture was replaced while a batch of it was on its way")
+            tiles, flags = self._buffers.slot(slot)
+            self._buffers.place_origins(networks, batch_index(pending.plan, pending.batch), stream)
+            # Origins reach a graph through memory. All else that it bakes in is in the key, or belongs to the
+            # plan, at whose change all graphs go.
+            self._graphs.run(
+                (number, slot.index, picture, seed),
+                stream,
+                lambda: networks.enqueue(self._kernels, picture, seed, tiles, flags, stream),
+            )
+        return Tiles(slot, pending.source, pending.batch, seed)
+
+    def blend(self, canvas: Canvas, tiles: Tiles, plan: TilePlan, batch: TileBatch) -> None:
+        """Queue the addition of a batch to the canvas."""
+        self._enter()
+        self._check_canvas(canvas)
+        index = batch_index(plan, batch)
+        if index != canvas.count:
+            raise ConfigError(
+                f"batch {index} is blended after {canvas.count} others, expected plan order: the sum depends "
+                "on it"
+            )
+        address, flags = self._buffers.slot(tiles.slot)
+        with self._scheduler.blending(tiles.slot) as stream:
+            if batch.band != canvas.band:
+                self._buffers.move(canvas.front, canvas.band, batch.band, stream)
+                canvas.band, canvas.front = batch.band, 1 - canvas.front
+            half = self._networks[0].dtypes["tiles"] == "float16"
+            self._buffers.add(self._kernels, canvas.front, batch, address, flags, half=half, stream=stream)
+            self._driver.copy(self._buffers.flags(index), flags, 4 * plan.batch, stream)
+        canvas.count += 1
+        canvas.blended.append(tiles)
+
+    def _check_canvas(self, canvas: Canvas) -> None:
+        if canvas.number != self._runs:
+            raise ClosedError("this canvas was replaced by a later run; make a new one")
+
+    def download(self, canvas: Canvas, plan: TilePlan, y0_px: int, y1_px: int) -> NDArray[np.float32]:
+        """Wait for finished rows and return a copy; the only call that waits while a picture runs.
+
+        Raises
+        ------
+        NumericError
+            A tile is not finite, and there are no FP32 engines to run it again.
+        """
+        self._enter()
+        self._check_canvas(canvas)
+        row_bytes = 12 * plan.padded_w_px
+        nbytes = (y1_px - y0_px) * row_bytes
+        rows = self._pictures.pinned("rows", nbytes)
+        with self._scheduler.downloading() as stream:
+            first = self._buffers.canvas(canvas.front) + (y0_px - plan.ys[canvas.band]) * row_bytes
+            self._driver.copy_out(rows, first, nbytes, stream)
+            self._fetch_flags(canvas, stream)
+        if self._repaired(canvas):
+            return self.download(canvas, plan, y0_px, y1_px)
+        array = self._driver.host_view(rows, nbytes).view(np.float32).reshape(-1, plan.padded_w_px, 3)
+        return array[:, : plan.width_px].copy()
+
+    def _fetch_flags(self, canvas: Canvas, stream: int) -> None:
+        """Queue a copy of the flags of the batches that nobody has looked at yet."""
+        fresh = len(canvas.blended)
+        if fresh:
+            nbytes = 4 * canvas.plan.batch * fresh
+            pinned = self._pictures.pinned("flags", nbytes)
+            self._driver.copy_out(pinned, self._buffers.flags(canvas.count - fresh), nbytes, stream)
+
+    def _repaired(self, canvas: Canvas) -> bool:
+        """Look at the flags that were fetched; True if the canvas has changed since."""
+        fresh, canvas.blended = canvas.blended, []
+        if not fresh:
+            return False
+        nbytes = 4 * canvas.plan.batch * len(fresh)
+        flags = self._driver.host_view(self._pictures.pinned("flags", nbytes), nbytes).view(np.int32)
+        raised = flags.reshape(-1, canvas.plan.batch) != 0
+        for tiles, bad in zip(fresh, raised, strict=True):
+            bad[tiles.batch.live :] = False
+            if bad.any():
+                self._repair.run(
+                    self._networks[0],
+                    self._order,
+                    tiles.source.picture,
+                    tiles.seed,
+                    canvas.front if tiles.batch.band == canvas.band else None,
+                    tiles.batch,
+                    bad,
+                )
+        return bool(raised.any())
+
+    # --- pictures that stay on the device (yonos_trt.trt.device) ------------------------------------------
+
+    @property
+    def driver(self) -> Driver:
+        """The device."""
+        return self._driver
+
+    def look_at(self, image: Any) -> DeviceView:
+        """Return a view of a picture in device memory, ready for `adopt`."""
+        self._enter()
+        return view_of(image, consumer=self._scheduler.copy_stream)
+
+    def adopt(self, view: DeviceView, *, after: int | None) -> Source:
+        """Copy a picture on the device, after the work that the stream `after` has; does not wait."""
+        row_bytes = view.width * 3 * np.dtype(view.dtype).itemsize
+        address = self._picture_buffer(view.height * row_bytes)
+        with self._scheduler.uploading(self._order, after=after) as stream:
+            self._driver.copy_rows(
+                address, row_bytes, view.address, view.pitch_bytes, row_bytes, view.height, stream
+            )
+        picture = DevicePicture(address, view.height, view.width, view.dtype, row_bytes)
+        return self._uploaded(picture, owner=view.owner)
+
+    def check(self, canvas: Canvas) -> None:
+        """Wait for the blends so far and repair what is not finite, as `download` does."""
+        self._enter()
+        self._check_canvas(canvas)
+        with self._scheduler.downloading() as stream:
+            self._fetch_flags(canvas, stream)
+        self._repaired(canvas)
+
+    def deliver(self, canvas: Canvas, y0_px: int, y1_px: int, out: int, *, dtype: str) -> None:
+        """Queue finished rows, rounded to `dtype` and packed, for the device address `out`."""
+        self._enter()
+        self._check_canvas(canvas)
+        plan, rows = canvas.plan, y1_px - y0_px
+        row_bytes = 3 * np.dtype(dtype).itemsize * plan.width_px
+        padded_bytes = 3 * np.dtype(dtype).itemsize * plan.padded_w_px
+        padded = row_bytes != padded_bytes
+        target = self._buffers.memory.device("finished", plan.tile_h_px * padded_bytes) if padded else out
+        stream = self._scheduler.canvas_stream
+        first = self._buffers.canvas(canvas.front) + (y0_px - plan.ys[canvas.band]) * 12 * plan.padded_w_px
+        self._kernels.finalize(
+            first, 0, target, dtype=dtype, values=rows * 3 * plan.padded_w_px, stream=stream
+        )
+        if padded:
+            self._driver.copy_rows(out, row_bytes, target, padded_bytes, row_bytes, rows, stream)
+
+    def hand_over(self, caller: int | None) -> None:
+        """Let later work of the caller's stream come after ours; without one, wait."""
+        self._enter()
+        if caller is None:
+            with self._scheduler.downloading():
+                pass
+        else:
+            with self._scheduler.handing_over(caller):
+                pass
+
+
+if TYPE_CHECKING:
+
+    def _is_a_backend(backend: TrtBackend) -> Backend:
+        return backend

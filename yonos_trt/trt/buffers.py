@@ -1,0 +1,165 @@
+"""The device buffers of one plan: allocated from the table in `yonos_trt.memory` and filled once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yonos_trt.backend import TileBatch, batches
+from yonos_trt.cuda.device import Driver, Memory
+from yonos_trt.cuda.kernels import TileKernels
+from yonos_trt.errors import OutOfMemoryError
+from yonos_trt.lanes import LaneScheduler, Picture, Slot
+from yonos_trt.manifest import EngineManifest
+from yonos_trt.memory import BatchShape, Layout, layout
+from yonos_trt.tiling import TilePlan
+from yonos_trt.trt.lane import LaneNetworks
+
+__all__ = ["PlanBuffers", "batch_index"]
+
+
+def batch_index(plan: TilePlan, batch: TileBatch) -> int:
+    """Position of a batch in the plan's order."""
+    return batch.band * plan.batches_per_band + batch.first % len(plan.xs) // plan.batch
+
+
+class PlanBuffers:
+    """Canvas, windows, origins, flags, slots and the lanes' buffers for the plan that was prepared last."""
+
+    def __init__(self, driver: Driver, scheduler: LaneScheduler, manifest: EngineManifest) -> None:
+        self._driver, self._scheduler, self._manifest = driver, scheduler, manifest
+        self.memory = Memory(driver)
+        self.plan: TilePlan | None = None
+        self.lanes = 0
+        self._sizes = Layout({}, {}, {})
+        self._shared: dict[str, int] = {}
+
+    def prepare(self, plan: TilePlan, networks: list[LaneNetworks], order: Picture) -> None:
+        """Replace all buffers by those of `plan`. Nothing may be running.
+
+        Raises
+        ------
+        OutOfMemoryError
+            The plan does not fit; nothing stays allocated.
+        """
+        self.plan = None
+        self.memory.free_all()
+        try:
+            shape = BatchShape.of(plan)
+            scratch = max(
+                lane.set_shapes(shape, self._scheduler.lane_stream(index))
+                for index, lane in enumerate(networks)
+            )
+            self._sizes = layout(plan, self._manifest, scratch_bytes=scratch, dtypes=networks[0].dtypes)
+            for lane in networks:
+                lane.allocate(self.memory, self._sizes)
+            for index in range(len(networks)):
+                for slot in self._scheduler.slots(index):
+                    self.slot(slot)
+            self._shared = {
+                name: self.memory.device(name, nbytes)
+                for name, nbytes in self._sizes.shared.items()
+                if name != "picture"
+            }
+            self._fill_tables(plan, order)
+        except OutOfMemoryError:
+            self.memory.free_all()
+            raise
+        self.plan, self.lanes = plan, len(networks)
+
+    def _fill_tables(self, plan: TilePlan, order: Picture) -> None:
+        """Put windows and origins of all batches on the device, so that a batch needs no host memory."""
+        todo = list(batches(plan))
+        tables: dict[str, NDArray[Any]] = {
+            "windows y": np.repeat(
+                np.stack([plan.window_y(band) for band in range(plan.bands)]), plan.batch, axis=0
+            ),
+            "windows x": np.stack([b.weights(plan)[1] for b in todo[: plan.batches_per_band]]),
+            "origins": np.stack([np.stack((b.ys, b.xs)) for b in todo]),
+            "rows": np.zeros(plan.batch, np.int64),
+        }
+        with self._scheduler.uploading(order) as stream:
+            for name, table in tables.items():
+                pinned = self.memory.pinned(name, table.nbytes)
+                raw = np.ascontiguousarray(table).reshape(-1).view(np.uint8)
+                self._driver.host_view(pinned, table.nbytes)[:] = raw
+                self._driver.copy_in(self._shared[name], pinned, table.nbytes, stream)
+
+    def slot(self, slot: Slot) -> tuple[int, int]:
+        """Return where a slot's tiles and their flags lie."""
+        tiles, flags = (
+            self.memory.device((name, slot.lane, slot.index), self._sizes.slot[name])
+            for name in ("tiles", "flags")
+        )
+        return tiles, flags
+
+    def flags(self, index: int) -> int:
+        """Return where the flags of batch `index` are kept."""
+        assert self.plan is not None
+        return self._shared["flags"] + 4 * self.plan.batch * index
+
+    @property
+    def redo(self) -> int:
+        """Where the flags of a repair lie: 1 for the tiles of the batch that are to be left alone."""
+        return self._shared["redo"]
+
+    def canvas(self, front: int) -> int:
+        """Return where one of the two canvases lies."""
+        return self._shared[f"canvas {front}"]
+
+    def clear(self, front: int, stream: int) -> None:
+        """Queue zeros for a canvas."""
+        self._driver.fill(self.canvas(front), 0, self._sizes.shared[f"canvas {front}"], stream)
+
+    def place_origins(self, networks: LaneNetworks, index: int, stream: int) -> None:
+        """Queue a copy of batch `index`'s origins into the lane."""
+        nbytes = self._sizes.lane["origins"]
+        self._driver.copy(
+            networks.buffers["origins"], self._shared["origins"] + index * nbytes, nbytes, stream
+        )
+
+    def add(
+        self,
+        kernels: TileKernels,
+        front: int,
+        batch: TileBatch,
+        tiles: int,
+        skip: int,
+        *,
+        half: bool,
+        stream: int,
+    ) -> None:
+        """Queue the blend of a batch into a canvas whose first row is the batch's band."""
+        plan = self.plan
+        assert plan is not None
+        index, n = batch_index(plan, batch), plan.batch
+        kernels.blend(
+            self.canvas(front),
+            tiles,
+            self._shared["rows"],
+            self._shared["origins"] + (2 * index + 1) * 8 * n,
+            self._shared["windows y"] + batch.band * 4 * n * plan.tile_h_px,
+            self._shared["windows x"] + index % plan.batches_per_band * 4 * n * plan.tile_w_px,
+            skip,
+            count=batch.live,
+            tile_h_px=plan.tile_h_px,
+            tile_w_px=plan.tile_w_px,
+            canvas_h_px=plan.tile_h_px,
+            canvas_w_px=plan.padded_w_px,
+            half=half,
+            stream=stream,
+        )
+
+    def move(self, front: int, from_band: int, to_band: int, stream: int) -> None:
+        """Queue the other canvas as this one moved down: finished rows dropped, as many zero rows added."""
+        plan = self.plan
+        assert plan is not None
+        row_bytes = 12 * plan.padded_w_px
+        shift = plan.ys[to_band] - plan.ys[from_band]
+        keep = max(0, plan.tile_h_px - shift)
+        old, new = self.canvas(front), self.canvas(1 - front)
+        if keep:
+            self._driver.copy(new, old + shift * row_bytes, keep * row_bytes, stream)
+        self._driver.fill(new + keep * row_bytes, 0, (plan.tile_h_px - keep) * row_bytes, stream)

@@ -1,0 +1,188 @@
+"""What the TensorRT back end holds, from opening to closing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from yonos_trt.cuda.device import Driver, Graphs, Memory
+from yonos_trt.cuda.kernels import TileKernels
+from yonos_trt.errors import (
+    ClosedError,
+    ConfigError,
+    CudaError,
+    EngineDeviceError,
+    EngineNotFoundError,
+    EngineVersionError,
+)
+from yonos_trt.lanes import LaneScheduler
+from yonos_trt.manifest import EngineManifest, Precision, Runtime, load_manifest
+from yonos_trt.memory import CONTEXT_BYTES, SLOTS_PER_LANE, BatchShape, layout
+from yonos_trt.tiling import TilePlan
+from yonos_trt.trt.artifacts import pick_engines, read_engine
+from yonos_trt.trt.buffers import PlanBuffers
+from yonos_trt.trt.engines import Context, Engine, cache_path, check_dtypes
+from yonos_trt.trt.lane import LaneNetworks, buffer_dtypes, stage_inputs
+from yonos_trt.trt.module import TensorRT
+from yonos_trt.trt.notes import Source
+from yonos_trt.trt.refit import weights_of
+from yonos_trt.trt.repair import Repair
+
+__all__ = ["TrtResources"]
+
+_log = logging.getLogger(__name__)
+
+
+class TrtResources:
+    """Driver, engines, lanes and buffers of `TrtBackend`, whose parameters these are."""
+
+    def __init__(
+        self,
+        engine_dir: str | os.PathLike[str],
+        manifest: EngineManifest | None = None,
+        *,
+        runtime: Runtime = "tensorrt",
+        precision: Precision | None = None,
+        device: int = 0,
+        lanes: int = 2,
+        graphs: bool = True,
+        module: Any = None,
+        driver: Driver | None = None,
+        kernels: TileKernels | None = None,
+    ) -> None:
+        if lanes < 1:
+            raise ConfigError(f"lanes is {lanes}, expected at least 1")
+        self.lanes = lanes
+        self._root, self._runtime = Path(engine_dir), runtime
+        self.manifest = manifest or load_manifest(self._root, verify=False)
+        self._closed = False
+        self._mutex = threading.Lock()
+        self._turn = self._uploads = self._runs = 0
+        self._source: Source | None = None
+        self._scratch: dict[BatchShape, int] = {}
+        self._planning: dict[str, Context] = {}
+        self._staging: list[int] = []
+        self._fallback: dict[str, Engine] | None = None
+        if driver is None:
+            from yonos_trt.cuda.driver import CudaDriver
+
+            driver = CudaDriver(device)
+        self._driver = driver
+        try:
+            if kernels is None:
+                from yonos_trt.cuda.kernels import CudaKernels
+
+                kernels = CudaKernels()
+            self._kernels = kernels
+            self._trt = TensorRT(runtime, module=module)
+            self._engines = self._open(precision)
+            self._scheduler = LaneScheduler(driver, lanes, slots=SLOTS_PER_LANE)
+        except BaseException:
+            driver.close()
+            raise
+        self._networks = [LaneNetworks(self._engines, self.manifest, ("lane", i)) for i in range(lanes)]
+        self._active = lanes
+        self._graphs = Graphs(driver, enabled=graphs)
+        self._buffers = PlanBuffers(driver, self._scheduler, self.manifest)
+        self._repair = Repair(
+            driver, self._kernels, self._scheduler, self._buffers, self.manifest, self._open_fp32
+        )
+        self._pictures = Memory(driver)
+        self._order = self._scheduler.picture()
+        _log.info(
+            "opened %s with %s %s on %s: %s, %d lanes",
+            self.manifest.model.name, runtime, self._trt.version, driver.info.name,
+            self._engines["step"].artifact.precision, lanes,
+        )  # fmt: skip
+
+    def _open(self, precision: Precision | None) -> dict[str, Engine]:
+        info = self._driver.info
+        picked = pick_engines(
+            self.manifest,
+            self._root,
+            runtime=self._runtime,
+            tensorrt_version=self._trt.version,
+            compute_capability=info.compute_capability,
+            gpu=info.name,
+            precision=precision,
+        )
+        engines = {}
+        for name, artifact in picked.items():
+            raw = read_engine(self._root, artifact)
+            cache = cache_path(artifact, self._trt.version, info.name)
+            stage = getattr(self.manifest.stages, name)
+            weights = weights_of(self._root, name, stage, artifact)
+            engines[name] = Engine(self._trt, name, stage, artifact, raw, cache=cache, weights=weights)
+        check_dtypes(engines)
+        return engines
+
+    def _open_fp32(self) -> dict[str, Engine] | None:
+        if all(engine.artifact.precision == "fp32" for engine in self._engines.values()):
+            return None
+        try:
+            self._fallback = self._open("fp32")
+        except (EngineNotFoundError, EngineVersionError, EngineDeviceError) as error:
+            _log.info("no fp32 engines to fall back to: %s", error)
+        return self._fallback
+
+    def _enter(self) -> None:
+        if self._closed:
+            raise ClosedError("the TensorRT back end is closed; open the engine directory again")
+        self._driver.activate()
+
+    def close(self) -> None:
+        """Wait for what is running and release everything; may be called twice."""
+        if self._closed:
+            return
+        self._enter()
+        self._closed = True
+        with suppress(CudaError):  # a device that has failed cannot be waited for, but is let go all the same
+            self._scheduler.drain()
+        for engine in (*self._engines.values(), *(self._fallback or {}).values()):
+            engine.save_cache()
+        self._networks.clear()
+        self._planning.clear()
+        self._engines, self._fallback = {}, None
+        with suppress(CudaError):
+            self._graphs.clear()
+            for event in self._staging:
+                self._driver.event_destroy(event)
+            self._scheduler.close()
+            self._buffers.memory.free_all()
+            self._pictures.free_all()
+        self._driver.close()
+
+    @property
+    def precision(self) -> str:
+        """Precision of the engines."""
+        self._enter()
+        return str(self._engines["step"].artifact.precision)
+
+    def use_lanes(self, lanes: int) -> None:
+        """Use only the first `lanes` from the next canvas on; the others hold no buffers then."""
+        self._active = max(1, min(lanes, self.lanes))
+
+    def peak_bytes(self, plan: TilePlan, lanes: int | None = None) -> int:
+        """Predict the device memory that `plan` takes, from the engines' own numbers."""
+        self._enter()
+        shape = BatchShape.of(plan)
+        if shape not in self._scratch:
+            inputs, stream = stage_inputs(self.manifest, shape), self._scheduler.canvas_stream
+            for name, engine in self._engines.items():
+                if name not in self._planning:  # contexts of their own: those of the lanes keep their shapes
+                    self._planning[name] = engine.context()
+            self._scratch[shape] = max(
+                context.set_shapes(inputs[name], stream) for name, context in self._planning.items()
+            )
+        sizes = layout(
+            plan,
+            self.manifest,
+            scratch_bytes=self._scratch[shape],
+            dtypes=buffer_dtypes(self._engines),
+        )
+        weights = sum(engine.weights_bytes for engine in self._engines.values())
+        return CONTEXT_BYTES + weights + sizes.total_bytes(lanes or self.lanes)

@@ -1,0 +1,231 @@
+"""`yonos video`: the command line of `yonos_trt.video`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from yonos_trt.errors import ConfigError
+
+__all__ = ["video"]
+
+
+class _Time(click.ParamType[float]):
+    """Seconds, or [HH:]MM:SS[.fraction]."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, (int, float)):
+            return float(value)
+        seconds = 0.0
+        try:
+            for part in str(value).split(":"):
+                seconds = seconds * 60 + float(part)
+        except ValueError:
+            self.fail(
+                f"{value!r} is not a time; expected seconds or HH:MM:SS, for example 75.5 or 1:15.5", param
+            )
+        if seconds < 0:
+            self.fail(f"{value!r} is negative; times count from the start of the file", param)
+        return seconds
+
+
+def _pairs(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    pairs = []
+    for value in values:
+        key, equals, text = value.partition("=")
+        if not equals or not key:
+            raise click.BadParameter(f"{value!r} is not KEY=VALUE, for example -e tune=film", param_hint="-e")
+        pairs.append((key, text))
+    return tuple(pairs)
+
+
+@click.command()
+@click.option(
+    "-i", "--input", "source", required=True, metavar="IN", help="Video file; - reads y4m from stdin."
+)
+@click.option(
+    "-o",
+    "--output",
+    "target",
+    metavar="OUT",
+    help=".mkv, .mp4, .mov or .webm; - writes y4m to stdout.  [default: IN_x{scale}.mkv, or - for a pipe]",
+)
+@click.option(
+    "-m",
+    "--model",
+    "engine_dir",
+    type=click.Path(path_type=Path),
+    metavar="ENGINE_DIR",
+    help="Engine directory; default: the shipped lite model.",
+)
+@click.option("-s", "--scale", type=int, help="Enlargement; picks the shipped model.  [default: 4]")
+@click.option("-c", "--vcodec", default="libx264", show_default=True, help="FFmpeg's name of the encoder.")
+@click.option("--crf", type=float, default=16, show_default=True, help="Quality, for encoders that have it.")
+@click.option("--preset", help="Speed of the encoder, as it names them.")
+@click.option("--pix-fmt", help="Pixel format of the output; default: the input's.")
+@click.option("-e", "--encoder-option", "pairs", multiple=True, metavar="KEY=VALUE", help="For the encoder.")
+@click.option("--start", "start_s", type=_Time(), help="Begin here: seconds or HH:MM:SS.")
+@click.option("--end", "end_s", type=_Time(), help="End before this time.")
+@click.option("--no-copy-audio", "copy_audio", flag_value=False, default=True, help="Leave audio out.")
+@click.option("--no-copy-subtitles", "copy_subtitles", flag_value=False, default=True, help="Leave them out.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing output, drop unfinished work.")
+@click.option("--resume", is_flag=True, help="Go on with what an interrupted run finished.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["stop", "repeat"]),
+    default="stop",
+    show_default=True,
+    help="A frame that cannot be decoded: stop, or show its neighbour and say so.",
+)
+@click.option("--force", is_flag=True, help="Go on with interlaced video and where HDR data would be lost.")
+@click.option(
+    "--chroma-siting",
+    type=click.Choice(["auto", "left", "center", "topleft"]),
+    default="auto",
+    show_default=True,
+    help="Where the input's chroma samples sit.",
+)
+@click.option(
+    "--segment-frames", type=click.IntRange(min=1), default=48, show_default=True, help="Unit of resuming."
+)
+@click.option(
+    "--max-in-flight", type=click.IntRange(min=1), default=4, show_default=True, help="Frames in memory."
+)
+@click.option("-t", "--tile", "tile_px", type=int, metavar="PX", help="Tile side in output pixels.")
+@click.option("--overlap", "overlap_px", type=int, metavar="PX", help="Overlap of neighbouring tiles.")
+@click.option("--batch", type=int, metavar="N", help="Tiles per batch.")
+@click.option(
+    "-g", "--gpu", "device", type=int, default=0, show_default=True, help="CUDA device; -1 is the CPU."
+)
+@click.option("-j", "--lanes", type=int, metavar="N", help="Tile batches worked on at the same time.")
+@click.option("--threads", type=int, metavar="N", help="Host threads; default: all usable CPUs.")
+@click.option(
+    "--runtime",
+    type=click.Choice(["auto", "onnx", "openvino", "tensorrt", "tensorrt-rtx"]),
+    default="auto",
+    show_default=True,
+    help="What runs the networks.",
+)
+@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="Which artifacts to use.")
+@click.option("--memory-limit", "memory_limit_mb", type=int, metavar="MIB", help="Bound on working memory.")
+@click.option(
+    "--color-fix",
+    type=click.Choice(["wavelet", "adain", "none"]),
+    default="wavelet",
+    show_default=True,
+    help="Keep the colours of the input.",
+)
+@click.option("--stabilize", is_flag=True, help="Average added detail over two frames along the motion.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Names the noise field of all frames.")
+@click.option(
+    "--progress",
+    type=click.Choice(["auto", "bar", "json", "none"]),
+    default="auto",
+    show_default=True,
+    help="What to show on stderr.",
+)
+@click.option("--dry-run", is_flag=True, help="Print what would be done as JSON and stop.")
+@click.option("-v", "--verbose", count=True, help="Log more; twice for everything.")
+@click.option("-q", "--quiet", is_flag=True, help="Log and print errors only.")
+def video(
+    source: str,
+    target: str | None,
+    engine_dir: Path | None,
+    vcodec: str,
+    crf: float,
+    preset: str | None,
+    pix_fmt: str | None,
+    pairs: tuple[str, ...],
+    progress: str,
+    dry_run: bool,
+    verbose: int,
+    quiet: bool,
+    **rest: Any,
+) -> None:
+    """Upscale a video; audio, subtitles, chapters, timestamps and colour tags are kept.
+
+    \b
+    yonos video -i clip.mp4                              writes clip_x4.mkv
+    yonos video -i clip.mp4 -o big.mp4 -c libx265 --crf 18 --resume
+    ffmpeg -i clip.mp4 -f yuv4mpegpipe - | yonos video -i - -o - | ffmpeg -i - big.mkv
+    """
+    from yonos_trt.progress import META_KEY, make_progress, set_up_logging
+    from yonos_trt.sr import SR
+    from yonos_trt.video import VideoOptions, upscale_video
+    from yonos_trt.video.format import EncoderSettings
+
+    click.get_current_context().meta[META_KEY] = progress
+    set_up_logging(verbose, quiet=quiet, mode=progress)
+    names = {f.name for f in dataclasses.fields(VideoOptions)}
+    encoder = EncoderSettings(vcodec, crf, preset, pix_fmt, _pairs(pairs))
+    options = VideoOptions(encoder=encoder, **{k: v for k, v in rest.items() if k in names})
+    model = {k: v for k, v in rest.items() if k not in names}
+    if model["device"] < 0:
+        model |= {"device": 0, "runtime": "onnx"}
+    sr = SR(engine_dir, **model)
+    if target is None:
+        target = "-" if source == "-" else str(Path(source).with_name(f"{Path(source).stem}_x{sr.scale}.mkv"))
+    if dry_run:
+        document = {"engine_dir": str(sr.engine_dir), "scale": sr.scale, "source": source, "target": target}
+        click.echo(json.dumps(document | {"options": dataclasses.asdict(options), "model": model}, indent=2))
+        return
+    if target == "-" and sys.stdout.isatty():
+        raise ConfigError("-o - writes raw video, and stdout is a terminal; pipe it, or name a file with -o")
+    reporter = make_progress(progress, unit="frame")
+    reporter.start(source, 0, 1)
+    with _kept(target, reporter), sr:
+        report = upscale_video(
+            sys.stdin.buffer if source == "-" else source,
+            sys.stdout.buffer if target == "-" else target,
+            sr.upscale,
+            scale=sr.scale,
+            upscaler_id=_upscaler_id(sr, model),
+            options=options,
+            progress=lambda done, total: reporter.step(done, total or 0),
+        )
+        if target == "-":
+            sys.stdout.buffer.flush()
+        reporter.finish(source, output=target, **dataclasses.asdict(report))
+    if report.repeated_s:
+        times = ", ".join(f"{t:.3f}" for t in report.repeated_s[:20])
+        more = f" and {len(report.repeated_s) - 20} more" if len(report.repeated_s) > 20 else ""
+        if progress != "json":
+            click.echo(f"{len(report.repeated_s)} frames repeat a neighbour, at (s): {times}{more}", err=True)
+    if target != "-" and not quiet:
+        click.echo(target)
+
+
+def _upscaler_id(sr: Any, model: dict[str, Any]) -> str:
+    """Name everything of the model that changes its pixels; lanes, threads and batches do not."""
+    changing = ("seed", "color_fix", "tile_px", "overlap_px", "precision", "runtime", "memory_limit_mb")
+    chosen = {k: model[k] for k in changing}
+    return json.dumps([sr.manifest.model.name, sr.manifest.model.weights_sha256, chosen])
+
+
+class _kept:
+    """Turn SIGTERM into Ctrl-C, close the bar, and tell an interrupted user how to go on."""
+
+    def __init__(self, target: str, reporter: Any) -> None:
+        self._target, self._reporter = target, reporter
+
+    def __enter__(self) -> None:
+        import signal
+
+        self._old = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        import signal
+
+        signal.signal(signal.SIGTERM, self._old)
+        self._reporter.end()
+        if kind is KeyboardInterrupt:
+            hint = "" if self._target == "-" else "; run it again with --resume to go on"
+            click.echo(f"interrupted, finished segments are kept{hint}", err=True)
+            click.get_current_context().exit(130)

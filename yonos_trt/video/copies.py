@@ -1,0 +1,217 @@
+"""Everything in a file that is not the video being upscaled: which streams are copied, and how.
+
+Audio, subtitles, further video streams, attachments, chapters and metadata. Streams are copied packet by
+packet and never decoded; the one exception is MP4's timed text, whose packets Matroska has no name for: their
+text becomes SubRip's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from yonos_trt.errors import ConfigError, InputError
+from yonos_trt.video.info import require_av
+
+__all__ = [
+    "CopyPlan",
+    "Window",
+    "add_copied_streams",
+    "chapters",
+    "copied_packets",
+    "lowest_time",
+    "plan_copies",
+    "read_covers",
+]
+
+log = logging.getLogger(__name__)
+
+Window = tuple[Fraction | None, Fraction | None]  # first and last time taken, in seconds of the file's clock
+
+
+@dataclass(slots=True)
+class CopyPlan:
+    """What happens to each stream of the source that is not the one being upscaled."""
+
+    packets: list[int] = field(default_factory=list)  # copied as they are
+    to_subrip: list[int] = field(default_factory=list)  # MP4 timed text, whose packets become SubRip's
+    attachments: list[int] = field(default_factory=list)
+    covers: list[int] = field(default_factory=list)  # cover pictures, which Matroska keeps as attachments
+    left_out: list[str] = field(default_factory=list)  # with the reason
+
+
+def _fits(stream: Any, container: str) -> bool:
+    av = require_av()
+    with contextlib.suppress(Exception), av.open(io.BytesIO(), "w", format=container) as probe:
+        probe.add_stream_from_template(stream, opaque=True)
+        return True
+    return False
+
+
+def plan_copies(
+    source: Any, main_index: int, container: str, *, audio: bool, subtitles: bool, force: bool
+) -> CopyPlan:
+    """Decide for every stream of an open source whether and how it is copied.
+
+    Raises
+    ------
+    ConfigError
+        The container cannot hold a stream that the user did not leave out.
+    """
+    plan = CopyPlan()
+    cover = require_av().stream.Disposition.attached_pic
+    for stream in source.streams:
+        name = stream.codec_context.name if stream.codec_context is not None else "no codec"
+        label = f"stream {stream.index} ({stream.type}, {name})"
+        if stream.index == main_index:
+            continue
+        if (stream.type == "audio" and not audio) or (stream.type == "subtitle" and not subtitles):
+            plan.left_out.append(f"{label}: as asked")
+        elif stream.type == "attachment":
+            if container == "matroska":
+                plan.attachments.append(stream.index)
+            elif force:
+                plan.left_out.append(f"{label}: {container} holds no attachments")
+            else:
+                raise ConfigError(
+                    f"{label} is an attachment, which {container} cannot hold; choose an .mkv output or "
+                    f"--force"
+                )
+        elif stream.type == "video" and stream.disposition & cover and container == "matroska":
+            plan.covers.append(stream.index)
+        elif stream.type in ("audio", "subtitle", "video") and _fits(stream, container):
+            plan.packets.append(stream.index)
+        elif stream.type == "subtitle" and name == "mov_text" and container == "matroska":
+            plan.to_subrip.append(stream.index)
+        elif stream.type in ("audio", "subtitle"):
+            raise ConfigError(
+                f"{label} cannot be stored in {container}; choose an .mkv output or leave it out with "
+                f"--no-copy-{'audio' if stream.type == 'audio' else 'subtitles'}"
+            )
+        else:
+            plan.left_out.append(f"{label}: {container} cannot hold it")
+    for entry in plan.left_out:
+        log.warning("not copied: %s", entry)
+    return plan
+
+
+def _subrip_text(payload: bytes) -> bytes:
+    """Return the text of an MP4 timed-text sample: a 16-bit length, UTF-8 text, then style boxes."""
+    return payload[2 : 2 + int.from_bytes(payload[:2], "big")].replace(b"\r", b"\n")
+
+
+def copied_packets(source: Any, plan: CopyPlan, window: Window) -> Iterator[tuple[Fraction, int, Any]]:
+    """Yield (time in seconds, source stream index, packet) of all streams to copy, in file order."""
+    av = require_av()
+    cover = av.stream.Disposition.attached_pic
+    wanted = [source.streams[i] for i in sorted(plan.packets + plan.to_subrip)]
+    if not wanted:
+        return
+    for packet in source.demux(*wanted):
+        if not packet.size:
+            continue
+        if packet.stream.disposition & cover:  # shown for the whole file, and has no time of its own
+            packet.pts = packet.dts = round((window[0] or 0) / packet.time_base)
+        if packet.pts is None and packet.dts is None:
+            raise InputError(
+                f"a packet of stream {packet.stream.index} ({packet.stream.type}) has no time and cannot be "
+                f"copied; "
+                f"repair the file first (ffmpeg -fflags +genpts -i IN -c copy OUT), or leave that stream out"
+            )
+        begin = (packet.pts if packet.pts is not None else packet.dts) * packet.time_base
+        if (window[0] is not None and begin < window[0]) or (window[1] is not None and begin >= window[1]):
+            continue
+        index = packet.stream.index
+        if index in plan.to_subrip:
+            text = _subrip_text(bytes(packet))
+            if not text:
+                continue  # an empty sample only ends the one before, whose duration says so
+            fresh = av.Packet(text)
+            fresh.pts, fresh.dts, fresh.duration = packet.pts, packet.pts, packet.duration
+            fresh.time_base, fresh.is_keyframe = packet.time_base, True
+            packet = fresh
+        yield begin, index, packet
+
+
+def lowest_time(source: Any, plan: CopyPlan, window: Window) -> Fraction | None:
+    """Return the lowest time in the first second of the copied streams, in seconds; None: no packets."""
+    lowest: Fraction | None = None
+    for begin, _, _ in copied_packets(source, plan, window):
+        lowest = begin if lowest is None else min(lowest, begin)
+        if begin > lowest + 1:
+            break
+    return lowest
+
+
+def read_covers(source: Any, plan: CopyPlan) -> dict[int, bytes]:
+    """Return the pictures of the plan's cover streams; the source has to be opened again after this."""
+    wanted = [source.streams[i] for i in plan.covers]
+    found: dict[int, bytes] = {}
+    for packet in source.demux(*wanted) if wanted else ():
+        if packet.size:
+            found.setdefault(packet.stream.index, bytes(packet))
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+def chapters(source: Any, shift: Fraction, window: Window) -> list[Any]:
+    """Return the source's chapters, moved by ``shift`` seconds and cut to ``window``."""
+    kept = []
+    for chapter in source.chapters():
+        base = chapter["time_base"] or Fraction(1, 1000)
+        begin, end = chapter["start"] * base, chapter["end"] * base
+        if window[0] is not None:
+            begin = max(begin, window[0])
+        if window[1] is not None:
+            end = min(end, window[1])
+        if begin < end or window == (None, None):
+            ticks = {"start": round((begin + shift) / base), "end": round((end + shift) / base)}
+            kept.append({**chapter, **ticks, "time_base": base})
+    return kept
+
+
+def add_copied_streams(
+    out: Any,
+    source: Any,
+    plan: CopyPlan,
+    main_index: int,
+    add_main: Callable[[], Any],
+    covers: dict[int, bytes],
+) -> dict[int, Any]:
+    """Add the streams and attachments of a plan to an output, in the source's order.
+
+    Returns
+    -------
+    dict
+        Output streams by source index; the one at ``main_index`` is made by ``add_main``.
+    """
+    streams: dict[int, Any] = {}
+    for index in sorted([*plan.packets, *plan.to_subrip, main_index]):
+        old = source.streams[index]
+        if index == main_index:
+            streams[index] = add_main()
+            continue
+        if index in plan.to_subrip:
+            new = out.add_mux_stream("subrip")
+            new.time_base = Fraction(1, 1000)
+        else:
+            new = out.add_stream_from_template(old, opaque=True)
+        new.metadata.update(old.metadata)
+        new.disposition = old.disposition
+        streams[index] = new
+    for index in plan.attachments:
+        old = source.streams[index]
+        name = old.metadata.get("filename", f"attachment-{index}")
+        new = out.add_attachment(name, old.mimetype or "application/octet-stream", old.data)
+        new.metadata.update(old.metadata)
+    for index in plan.covers:
+        old = source.streams[index]
+        suffix, mime = {"png": (".png", "image/png")}.get(old.codec_context.name, (".jpg", "image/jpeg"))
+        out.add_attachment(old.metadata.get("filename", f"cover{suffix}"), mime, covers[index])
+    return streams

@@ -1,0 +1,273 @@
+"""What a video stream is: size, time base, colour tags, rotation, interlacing, HDR; the output keeps it."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yonos_trt.errors import InputError, MissingExtraError
+from yonos_trt.video.color import ALIASES, Coding, Layout, layout_of
+
+if TYPE_CHECKING:
+    import av
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+__all__ = [
+    "ColorTags",
+    "HdrMetadata",
+    "VideoInfo",
+    "color_tags",
+    "color_tags_of_frame",
+    "decide_coding",
+    "exact_seconds",
+    "frame_planes",
+    "inspect",
+    "open_input",
+    "require_av",
+]
+
+UNSPECIFIED = 2  # H.273: primaries, transfer and matrix
+MATRIX_RGB = 0
+FULL, LIMITED = 2, 1  # FFmpeg's colour range numbers; 0 is "not said"
+TRANSFER_PQ, TRANSFER_HLG = 16, 18  # H.273 numbers of the two HDR transfer functions
+HD_LINES = 720  # untagged video from this height on is taken as BT.709, below as BT.601: what players assume
+
+
+def exact_seconds(seconds: float) -> Fraction:
+    """Return the time a user means by a decimal number: 0.2 is one fifth, not the nearest binary fraction."""
+    return Fraction(seconds).limit_denominator(1_000_000)
+
+
+def require_av() -> Any:
+    """Import PyAV, or say how to install it.
+
+    PyAV's log level is left as it is (off): its callback takes the interpreter's lock in FFmpeg's threads,
+    which can wait for ever on a thread that closes a decoder while holding it.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise MissingExtraError("video", package="av", extra="video", reason=str(error)) from error
+    return av
+
+
+@dataclass(frozen=True, slots=True)
+class ColorTags:
+    """H.273 numbers as they stand in the stream (2 = unspecified) and FFmpeg's range (0 = not said)."""
+
+    color_range: int
+    primaries: int
+    transfer: int
+    matrix: int
+
+    @property
+    def hdr(self) -> bool:
+        return self.transfer in (TRANSFER_PQ, TRANSFER_HLG)
+
+
+@dataclass(frozen=True, slots=True)
+class HdrMetadata:
+    """Static HDR metadata (SMPTE ST 2086, CTA-861.3) in the integer units of their bitstream messages."""
+
+    #: x, y of green, blue, red, white in 0.00002, then the largest and smallest luminance in 0.0001 cd/m2.
+    mastering: tuple[int, ...] | None
+    #: largest content light level, largest frame-average light level, in cd/m2.
+    light: tuple[int, int] | None
+
+    def encoder_params(self) -> dict[str, str]:
+        """Return libx265's options; libx264 has other names for the same values, see `format`."""
+        params = {}
+        if self.mastering:
+            g, b, r, w, lum = (self.mastering[i : i + 2] for i in range(0, 10, 2))
+            params["master-display"] = (
+                f"G({g[0]},{g[1]})B({b[0]},{b[1]})R({r[0]},{r[1]})WP({w[0]},{w[1]})L({lum[0]},{lum[1]})"
+            )
+        if self.light:
+            params["max-cll"] = f"{self.light[0]},{self.light[1]}"
+        return params
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """One video stream, as its header and its first frame describe it."""
+
+    name: str  # what messages call the input
+    codec: str
+    height_px: int
+    width_px: int
+    pix_fmt: str
+    layout: Layout
+    coding: Coding
+    tags: ColorTags
+    sample_aspect_ratio: Fraction | None
+    display_matrix: tuple[int, ...] | None  # 9 integers in FFmpeg's layout; None: shown as stored
+    rate: Fraction  # average, a hint for encoders and y4m; frames carry their own times
+    time_base: Fraction
+    start_time: int  # ticks of time_base at which the file's clock starts
+    frames_declared: int | None  # as the container's index says
+    interlaced: bool
+    hdr: HdrMetadata | None
+    dynamic_hdr: tuple[str, ...]  # per-frame HDR metadata that could not be kept
+
+    def seconds(self, pts: int) -> float:
+        """Return the time of ``pts`` since the start of the file, in seconds."""
+        return float((pts - self.start_time) * self.time_base)
+
+
+def frame_planes(frame: VideoFrame, layout: Layout) -> list[NDArray[Any]]:
+    """Return writable views (rows, columns) of a frame's planes; they live as long as the frame does."""
+    views = []
+    for plane in frame.planes:
+        stride = plane.line_size // np.dtype(layout.dtype).itemsize
+        view = np.frombuffer(memoryview(plane), layout.dtype).reshape(-1, stride)
+        views.append(view[: plane.height, : plane.width])
+    return views
+
+
+def _side_data(frame: VideoFrame) -> dict[str, bytes]:
+    entries: Any = frame.side_data
+    return {entry.type.name: bytes(entry) for entry in entries}
+
+
+def color_tags(context: Any) -> ColorTags:
+    """Return the tags a codec context or a container's header gives."""
+    return ColorTags(
+        int(context.color_range),
+        int(context.color_primaries),
+        int(context.color_trc),
+        int(context.colorspace),
+    )
+
+
+def _rationals(raw: bytes, count: int) -> list[Fraction]:
+    numbers = struct.unpack_from(f"={2 * count}i", raw)
+    return [Fraction(n, d) if d else Fraction(0) for n, d in zip(numbers[::2], numbers[1::2], strict=True)]
+
+
+def _hdr_metadata(side: dict[str, bytes]) -> HdrMetadata | None:
+    mastering: tuple[int, ...] | None = None
+    light: tuple[int, int] | None = None
+    raw = side.get("MASTERING_DISPLAY_METADATA")
+    if raw is not None and len(raw) >= 88:
+        # AVMasteringDisplayMetadata: R, G, B, white as (x, y), min and max luminance: 10 rationals, 2 flags
+        values = _rationals(raw, 10)
+        r, g, b, white = (values[i : i + 2] for i in range(0, 8, 2))
+        chroma = [round(v * 50000) for pair in (g, b, r, white) for v in pair]
+        mastering = (*chroma, round(values[9] * 10000), round(values[8] * 10000))
+    raw = side.get("CONTENT_LIGHT_LEVEL")
+    if raw is not None and len(raw) >= 8:
+        cll, fall = struct.unpack_from("=2I", raw)
+        light = (cll, fall)
+    return HdrMetadata(mastering, light) if mastering or light else None
+
+
+def color_tags_of_frame(frame: Any) -> ColorTags:
+    """Return the tags a frame carries by itself."""
+    return ColorTags(
+        int(frame.color_range), int(frame.color_primaries), int(frame.color_trc), int(frame.colorspace)
+    )
+
+
+def decide_coding(
+    tags: ColorTags, layout: Layout, pix_fmt: str, codec: str, height_px: int, siting: str
+) -> Coding:
+    """Decide how to read the samples; the tag wins, and what is missing follows the stated conventions."""
+    if layout.kind == "rgb" or (tags.matrix == MATRIX_RGB and layout.kind == "gray"):
+        matrix = 1
+    elif tags.matrix in (UNSPECIFIED, 3):
+        matrix = 1 if height_px >= HD_LINES else 6
+    else:
+        matrix = tags.matrix
+    full = tags.color_range == FULL or (pix_fmt in ALIASES and tags.color_range != LIMITED)
+    if siting == "auto":
+        siting = "center" if codec in ("mjpeg", "mpeg1video") else "left"
+    return Coding(matrix, full, siting)
+
+
+def inspect(
+    stream: VideoStream,
+    frame: VideoFrame,
+    *,
+    name: str,
+    siting: str,
+    container_start: int,
+    container_tags: ColorTags,
+) -> VideoInfo:
+    """Describe a stream from its header and its first decoded frame.
+
+    Parameters
+    ----------
+    stream, frame
+        PyAV's stream and the first frame decoded from it.
+    name
+        What error messages call the input.
+    siting
+        ``"auto"`` or a key of `yonos_trt.video.color.SITINGS`.
+    container_start
+        Start of the file's clock, in ticks of the stream's time base.
+    container_tags
+        The tags as they were before decoding; they fill in what the bitstream leaves unspecified.
+
+    Raises
+    ------
+    InputError
+        The pixel format or the matrix is not one that can be converted correctly.
+    """
+    context = stream.codec_context
+    pix_fmt = frame.format.name
+    try:
+        layout = layout_of(pix_fmt)
+        tags = color_tags(context)
+        tags = ColorTags(
+            int(frame.color_range) or tags.color_range or container_tags.color_range,
+            tags.primaries if tags.primaries != UNSPECIFIED else container_tags.primaries,
+            tags.transfer if tags.transfer != UNSPECIFIED else container_tags.transfer,
+            tags.matrix if tags.matrix != UNSPECIFIED else container_tags.matrix,
+        )
+        coding = decide_coding(tags, layout, pix_fmt, context.name, frame.height, siting)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    side = _side_data(frame)
+    matrix = side.get("DISPLAYMATRIX")
+    display = struct.unpack("=9i", matrix[:36]) if matrix is not None else None
+    if display is not None and display == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30):
+        display = None
+    time_base = stream.time_base or Fraction(1, 90000)
+    return VideoInfo(
+        name=name,
+        codec=context.name,
+        height_px=frame.height,
+        width_px=frame.width,
+        pix_fmt=pix_fmt,
+        layout=layout,
+        coding=coding,
+        tags=tags,
+        sample_aspect_ratio=stream.sample_aspect_ratio or context.sample_aspect_ratio or None,
+        display_matrix=display,
+        rate=Fraction(stream.average_rate or stream.guessed_rate or stream.base_rate or 25),
+        time_base=time_base,
+        start_time=container_start,
+        frames_declared=stream.frames or None,
+        interlaced=bool(frame.interlaced_frame),
+        hdr=_hdr_metadata(side),
+        dynamic_hdr=tuple(k for k in side if k.startswith(("DOVI", "DYNAMIC_HDR"))),
+    )
+
+
+def open_input(source: Any, *, name: str, format: str | None = None) -> av.container.InputContainer:
+    """Open a file or a binary stream for reading; every failure is an `InputError` with the reason."""
+    lib = require_av()
+    try:
+        container: av.container.InputContainer = lib.open(source, "r", format=format)
+    except (lib.error.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"{name} cannot be opened as video: {reason}; expected a readable media file"
+        ) from error
+    return container

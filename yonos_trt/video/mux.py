@@ -1,0 +1,310 @@
+"""Put the output file together: new video packets, everything else copied packet by packet, then checked.
+
+Copied streams are not decoded. After writing, the file is read back: packet counts must agree, and the
+bytes of each copied stream are compared with the source's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from yonos_trt.errors import ConfigError, InputError
+from yonos_trt.video.copies import (
+    CopyPlan,
+    Window,
+    add_copied_streams,
+    chapters,
+    copied_packets,
+    lowest_time,
+    plan_copies,
+    read_covers,
+)
+from yonos_trt.video.encode import configure
+from yonos_trt.video.format import OutputFormat
+from yonos_trt.video.info import VideoInfo, exact_seconds, open_input, require_av
+from yonos_trt.video.read import main_video_stream
+from yonos_trt.video.segments import Segment
+from yonos_trt.video.timing import video_packets
+
+__all__ = ["CONTAINERS", "CopiedStream", "MuxReport", "container_of", "count_frames", "mux_video"]
+
+log = logging.getLogger(__name__)
+
+CONTAINERS = {".mkv": "matroska", ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "webm"}
+
+#: Written by every muxer for its own file; the source's values would be wrong in ours.
+OWN_METADATA = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration"}
+#: MP4 timed text: muxers add and drop such samples as the gaps between texts need them.
+EMPTY_TEXT = b"\0\0"
+#: Per-stream statistics some muxers leave as tags; they describe the old video stream.
+STATISTICS = ("BPS", "DURATION", "NUMBER_OF_", "_STATISTICS_")
+
+
+def container_of(target: Path) -> str:
+    """Return FFmpeg's name of the container that a file name asks for.
+
+    Raises
+    ------
+    ConfigError
+        The suffix names no container that keeps timestamps and tags as promised.
+    """
+    name = CONTAINERS.get(target.suffix.lower())
+    if name is None:
+        raise ConfigError(
+            f"{target}: suffix {target.suffix!r} is not one of {', '.join(CONTAINERS)}; use .mkv"
+        )
+    return name
+
+
+def count_frames(path: Path) -> int:
+    """Return the number of packets of a file's main video stream: its frames."""
+    with open_input(str(path), name=str(path)) as clip:
+        return sum(1 for packet in clip.demux(main_video_stream(clip, str(path))) if packet.size)
+
+
+@dataclass(frozen=True, slots=True)
+class CopiedStream:
+    """One stream in the finished file that was copied."""
+
+    source_index: int
+    kind: str
+    codec: str
+    packets: int
+    identical: bool  # all bytes equal; False: the container repackaged them (for example ADTS to raw AAC)
+
+
+@dataclass(slots=True)
+class MuxReport:
+    """What is in the finished file."""
+
+    frames: int = 0
+    copied: list[CopiedStream] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    shift_s: float = 0.0  # added to every time; not 0 only with --start or for times below zero in Matroska
+
+
+def _add_video(out: Any, form: OutputFormat, main: Any) -> Any:
+    """Add the new video stream; ``main`` is the source's, None for a pipe.
+
+    The container's header needs what the encoder says of itself, so an encoder is opened as for the segments;
+    no frame goes through it.
+    """
+    video = out.add_stream(form.vcodec, rate=form.rate)
+    configure(video.codec_context, form, global_header=True)
+    video.time_base = form.time_base
+    if form.display_matrix is not None:
+        video.set_display_matrix(form.display_matrix)
+    if main is not None:
+        tags = {k: v for k, v in main.metadata.items() if not k.upper().startswith(STATISTICS)}
+        tags.pop("encoder", None)
+        video.metadata.update(tags)
+        video.disposition = main.disposition
+    return video
+
+
+def mux_video(
+    target: Path,
+    source_path: Path | None,
+    info: VideoInfo,
+    form: OutputFormat,
+    segments: list[Segment],
+    plan_options: dict[str, bool],
+    *,
+    start_s: float | None,
+    end_s: float | None,
+) -> MuxReport:
+    """Write ``target`` (under another name, synced, renamed when checked) from segments and source.
+
+    Parameters
+    ----------
+    target
+        Final path; its suffix chooses the container.
+    source_path
+        Where the other streams, chapters and metadata come from; None copies nothing (a pipe was read).
+    info, form, segments
+        The video.
+    plan_options
+        Keywords for `plan_copies`.
+    start_s, end_s
+        The interval of the source that was taken.
+
+    Raises
+    ------
+    InputError
+        The source is gone, the disk is full, or the written file does not check out. Segments stay.
+    """
+    av = require_av()
+    container = container_of(target)
+    part = target.with_name(target.name + ".part")
+    report = MuxReport()
+    with contextlib.ExitStack() as stack:
+        source = None
+        plan = CopyPlan()
+        if source_path is not None:
+            source = stack.enter_context(open_input(str(source_path), name=str(source_path)))
+            main = main_video_stream(source, str(source_path))
+            plan = plan_copies(source, main.index, container, **plan_options)
+        report.left_out = plan.left_out
+        clock = info.start_time * info.time_base
+        window = (
+            clock + exact_seconds(start_s) if start_s is not None else None,
+            clock + exact_seconds(end_s) if end_s is not None else None,
+        )
+        shift = -window[0] if window[0] is not None else Fraction(0)
+        options = {}
+        covers: dict[int, bytes] = {}
+        if container == "matroska" and source is not None:
+            # Matroska has no negative times: move everything by the same whole milliseconds
+            lowest = lowest_time(source, plan, window)
+            if lowest is not None and lowest + shift < 0:
+                shift += Fraction(math.ceil(-(lowest + shift) * 1000), 1000)
+            if plan.covers:
+                source.close()
+                source = stack.enter_context(open_input(str(source_path), name=str(source_path)))
+                covers = read_covers(source, plan)
+            source.close()
+            source = stack.enter_context(open_input(str(source_path), name=str(source_path)))
+        if container in ("matroska", "webm"):
+            options["avoid_negative_ts"] = "disabled"
+        report.shift_s = float(shift)
+        try:
+            file = stack.enter_context(part.open("wb+"))
+            out = av.open(file, "w", format=container, container_options=options)
+            try:
+                video_index, ledger = _write(out, source, plan, covers, form, segments, shift, window)
+            finally:
+                out.close()
+            file.flush()
+            os.fsync(file.fileno())
+        except (OSError, av.error.FFmpegError) as error:
+            part.unlink(missing_ok=True)
+            raise InputError(
+                f"{part} cannot be written: {_reason(error)}; free space, then run the same command "
+                f"with "
+                f"--resume (all frames are done and kept)"
+            ) from error
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+    _check(part, sum(segment.frames for segment in segments), video_index, ledger, report)
+    os.replace(part, target)
+    return report
+
+
+def _reason(error: BaseException) -> str:
+    """Return what the system said: PyAV wraps errors of our file in one of its own, as the context."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.errno and 0 < inner.errno < 1000 and inner.strerror:
+            return inner.strerror
+        inner = inner.__cause__ or inner.__context__
+    return str(error)
+
+
+@dataclass(slots=True)
+class _Written:
+    """What went into one stream of the output."""
+
+    kind: str
+    codec: str
+    packets: int = 0
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def add(self, payload: bytes) -> None:
+        if payload == EMPTY_TEXT:
+            return
+        self.packets += 1
+        self.digest.update(payload)
+
+
+#: by stream index in the output: index in the source, and what was written
+_Ledger = dict[int, tuple[int, _Written]]
+
+
+def _write(
+    out: Any,
+    source: Any,
+    plan: CopyPlan,
+    covers: dict[int, bytes],
+    form: OutputFormat,
+    segments: list[Segment],
+    shift: Fraction,
+    window: Window,
+) -> tuple[int, _Ledger]:
+    """Write header and packets; return the video's stream index and what the other streams got."""
+    streams: dict[int, Any] = {}
+    copies: Iterator[tuple[Fraction, int, Any]] = iter(())
+    if source is None:
+        video = _add_video(out, form, None)
+    else:
+        main = main_video_stream(source, "the source")
+        streams = add_copied_streams(
+            out, source, plan, main.index, lambda: _add_video(out, form, main), covers
+        )
+        video = streams.pop(main.index)
+        out.metadata.update({k: v for k, v in source.metadata.items() if k.lower() not in OWN_METADATA})
+        out.set_chapters(chapters(source, shift, window))
+        copies = copied_packets(source, plan, window)
+    out.start_encoding()
+    extradata = bytes(video.codec_context.extradata or b"")
+    if any(segment.extradata != extradata for segment in segments):
+        raise InputError(
+            "the encoder describes itself differently than when the segments were made (another FFmpeg or "
+            "machine?); start again with --overwrite without --resume"
+        )
+    ledger: _Ledger = {}
+    for index, stream in streams.items():
+        context = source.streams[index].codec_context
+        ledger[stream.index] = (index, _Written(stream.type, context.name if context is not None else ""))
+
+    def copy(entry: tuple[Fraction, int, Any]) -> None:
+        _, index, packet = entry
+        ledger[streams[index].index][1].add(bytes(packet))
+        ticks = round(shift / packet.time_base)
+        if ticks:
+            packet.pts = packet.pts + ticks if packet.pts is not None else None
+            packet.dts = packet.dts + ticks if packet.dts is not None else None
+        packet.stream = streams[index]
+        out.mux_one(packet)
+
+    waiting = next(copies, None)
+    for when, packet in video_packets(segments, form.time_base, round(shift / form.time_base)):
+        while waiting is not None and waiting[0] <= when:
+            copy(waiting)
+            waiting = next(copies, None)
+        packet.stream = video
+        out.mux_one(packet)
+    while waiting is not None:
+        copy(waiting)
+        waiting = next(copies, None)
+    return video.index, ledger
+
+
+def _check(part: Path, frames: int, video_index: int, ledger: _Ledger, report: MuxReport) -> None:
+    """Read the written file back, compare, fill in the report."""
+    found: dict[int, _Written] = {}
+    with open_input(str(part), name=str(part)) as written:
+        for packet in written.demux():
+            if packet.size:
+                found.setdefault(packet.stream.index, _Written("", "")).add(bytes(packet))
+    counts = {index: entry.packets for index, entry in found.items()}
+    expected = {index: entry.packets for index, (_, entry) in ledger.items() if entry.packets}
+    expected[video_index] = frames
+    if {index: counts.get(index) for index in expected} != expected:
+        raise InputError(
+            f"{part} does not hold what was written: packets by stream {counts}, expected {expected}; it is "
+            f"kept for inspection, run again with --resume to write it anew"
+        )
+    report.frames = frames
+    for index, (source_index, entry) in ledger.items():
+        identical = not entry.packets or entry.digest.digest() == found[index].digest.digest()
+        report.copied.append(CopiedStream(source_index, entry.kind, entry.codec, entry.packets, identical))

@@ -1,0 +1,326 @@
+"""Upscale a video file or a y4m pipe: decode, upscale and encode overlap, and nothing of the file is lost.
+
+::
+
+    VideoReader.frames() -> prefetch -> upscale -> prefetch -> FrameEncoder -> segments -> mux_video
+    (its own thread)                    (its own)              (the caller's)
+
+This module only joins the stages. ``upscale`` is any callable from an RGB array to one ``scale`` times as
+large, for example ``SR().upscale``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from numpy.typing import NDArray
+
+from yonos_trt.errors import ConfigError, InputError
+from yonos_trt.prefetch import stream
+from yonos_trt.video.encode import make_frame
+from yonos_trt.video.format import EncoderSettings, OutputFormat, output_format
+from yonos_trt.video.info import VideoInfo, frame_planes
+from yonos_trt.video.mux import MuxReport, container_of, count_frames, mux_video
+from yonos_trt.video.read import Frame, VideoReader
+from yonos_trt.video.segment_encode import SegmentedEncoder
+from yonos_trt.video.segments import Job
+from yonos_trt.video.stabilize import Stabilizer
+from yonos_trt.video.y4m import Y4mWriter
+
+__all__ = ["Progress", "Upscale", "VideoOptions", "VideoReport", "upscale_video"]
+
+log = logging.getLogger(__name__)
+
+Upscale = Callable[[NDArray[Any]], NDArray[Any]]
+#: called with frames done so far and frames in all (None: not known)
+Progress = Callable[[int, "int | None"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class VideoOptions:
+    """What `upscale_video` may be told; the command line has the same names."""
+
+    encoder: EncoderSettings = field(default_factory=EncoderSettings)
+    start_s: float | None = None  # take frames from this time on, in seconds since the file's start
+    end_s: float | None = None  # and before this time
+    copy_audio: bool = True
+    copy_subtitles: bool = True
+    overwrite: bool = False  # replace an existing output and unfinished work
+    resume: bool = False  # go on with unfinished work
+    on_error: str = "stop"  # "stop" or "repeat": what a frame that cannot be decoded is
+    force: bool = False  # go on where something of the input cannot be kept
+    chroma_siting: str = "auto"  # place of the chroma samples, a key of `yonos_trt.video.color.SITINGS`
+    segment_frames: int = 48  # key frames are at most this far apart, and this much work is lost by a kill
+    stabilize: bool = False  # average added detail over two frames along the motion
+    max_in_flight: int = 4  # frames in memory between decoder and encoder
+
+    def __post_init__(self) -> None:
+        if self.segment_frames < 1:
+            raise ConfigError(f"segment_frames must be at least 1, got {self.segment_frames}")
+
+
+@dataclass(slots=True)
+class VideoReport:
+    """What was done, for the summary and for programs."""
+
+    frames: int = 0
+    frames_resumed: int = 0  # of these, frames that an earlier run had finished
+    repeated_s: list[float] = field(default_factory=list)  # times at which a neighbour is shown
+    mux: MuxReport | None = None  # None: written to a pipe
+    seconds: dict[str, float] = field(default_factory=dict)  # busy time of the stages, and "wall"
+
+
+class _Stopwatch:
+    """Adds up how long each stage works (not how long it waits for the others)."""
+
+    def __init__(self) -> None:
+        self.seconds = {"decode": 0.0, "upscale": 0.0, "encode": 0.0}
+        self.begin = time.perf_counter()
+
+    def each(self, stage: str, items: Iterator[Frame]) -> Iterator[Frame]:
+        while True:
+            begin = time.perf_counter()
+            item = next(items, None)
+            self.seconds[stage] += time.perf_counter() - begin
+            if item is None:
+                return
+            yield item
+
+
+def _expected_frames(info: VideoInfo, options: VideoOptions) -> int | None:
+    """Return how many frames to expect, for progress only: exact without an interval, else by the rate."""
+    if options.start_s is None and options.end_s is None:
+        return info.frames_declared
+    if options.end_s is not None:
+        expected = round((options.end_s - (options.start_s or 0)) * info.rate)
+        return expected if info.frames_declared is None else min(expected, info.frames_declared)
+    if info.frames_declared is not None and options.start_s is not None:
+        return max(1, info.frames_declared - round(options.start_s * info.rate))
+    return None
+
+
+def _identity(
+    source: str | Path, form: OutputFormat, options: VideoOptions, upscaler_id: str
+) -> dict[str, Any]:
+    """Describe all that the segments' bits depend on."""
+    path = Path(source)
+    stat = path.stat()
+    return {
+        "input": [path.name, stat.st_size, stat.st_mtime_ns],
+        "upscaler": upscaler_id,
+        "encoder": [form.vcodec, form.pix_fmt, [list(o) for o in form.options]],
+        "size": [form.height_px, form.width_px],
+        "interval": [options.start_s, options.end_s],
+        "decoding": [options.on_error, options.chroma_siting],
+        "segment_frames": options.segment_frames,
+        "stabilize": options.stabilize,
+    }
+
+
+def _upscaled(
+    reader: VideoReader, upscale: Upscale, scale: int, options: VideoOptions, watch: _Stopwatch, skip: int
+) -> Any:
+    """Return a stream of upscaled frames; the first ``skip`` come without a picture (or are not wanted)."""
+    stabilizer: Stabilizer | None = None
+    if options.stabilize:
+        stabilizer = Stabilizer(scale)
+        skip = max(0, skip - 1)  # the frame before the first one wanted is its state
+
+    def one(frame: Frame) -> Frame:
+        if frame.rgb is None:
+            return frame
+        begin = time.perf_counter()
+        result = upscale(frame.rgb)
+        if stabilizer is not None:
+            result = stabilizer(frame.rgb, result)
+        watch.seconds["upscale"] += time.perf_counter() - begin
+        return replace(frame, rgb=result)
+
+    frames = watch.each("decode", reader.frames(skip=skip))
+    return stream(frames, one, max_in_flight=options.max_in_flight)
+
+
+def upscale_video(
+    source: str | Path | BinaryIO,
+    target: str | Path | BinaryIO,
+    upscale: Upscale,
+    *,
+    scale: int,
+    upscaler_id: str = "",
+    options: VideoOptions | None = None,
+    progress: Progress | None = None,
+) -> VideoReport:
+    """Upscale every frame of a video and keep everything else of it.
+
+    Parameters
+    ----------
+    source
+        Path, or a binary stream with y4m.
+    target
+        Path (``.mkv``, ``.mp4``, ``.mov``, ``.webm``), or a binary stream for y4m. A file appears under its
+        name only when it is complete and was read back.
+    upscale
+        RGB (H, W, 3) uint8 or uint16 -> (scale H, scale W, 3) of the same type; called from one thread.
+    scale
+        Upscaling factor of ``upscale``.
+    upscaler_id
+        Says which model and settings ``upscale`` uses; a resume with another one is refused.
+    options
+        See `VideoOptions`.
+    progress
+        Called after every frame, from the calling thread.
+
+    Returns
+    -------
+    VideoReport
+        What was done.
+
+    Raises
+    ------
+    InputError
+        The input cannot be used as a whole, or the output cannot be written; finished segments are kept.
+    ConfigError
+        Options contradict each other or the input.
+    """
+    options = options or VideoOptions()
+    if isinstance(target, (str, Path)):
+        return _to_file(source, Path(target), upscale, scale, upscaler_id, options, progress)
+    return _to_pipe(source, target, upscale, scale, options, progress)
+
+
+def _to_pipe(
+    source: str | Path | BinaryIO,
+    sink: BinaryIO,
+    upscale: Upscale,
+    scale: int,
+    options: VideoOptions,
+    progress: Progress | None,
+) -> VideoReport:
+    if options.resume:
+        raise ConfigError("--resume needs an output file; a pipe cannot be resumed")
+    watch, report = _Stopwatch(), VideoReport()
+    with VideoReader(
+        source,
+        start_s=options.start_s,
+        end_s=options.end_s,
+        on_error=options.on_error,
+        force=options.force,
+        siting=options.chroma_siting,
+    ) as reader:
+        raw = replace(options.encoder, vcodec="rawvideo", crf=None, preset=None, options=())
+        form = output_format(raw, reader.info, scale=scale, force=options.force)
+        writer = Y4mWriter(sink, form)
+        total = _expected_frames(reader.info, options)
+        with _upscaled(reader, upscale, scale, options, watch, 0) as frames:
+            for frame in frames:
+                begin = time.perf_counter()
+                picture = make_frame(frame.rgb, form, frame.pts)
+                writer.write(frame_planes(picture, form.layout), frame.pts)
+                watch.seconds["encode"] += time.perf_counter() - begin
+                report.frames += 1
+                if progress is not None:
+                    progress(report.frames, total)
+        report.repeated_s = list(reader.repeated_s)
+    report.seconds = {**watch.seconds, "wall": time.perf_counter() - watch.begin}
+    return report
+
+
+def _to_file(
+    source: str | Path | BinaryIO,
+    target: Path,
+    upscale: Upscale,
+    scale: int,
+    upscaler_id: str,
+    options: VideoOptions,
+    progress: Progress | None,
+) -> VideoReport:
+    container_of(target)
+    path = Path(source) if isinstance(source, (str, Path)) else None
+    if options.resume and path is None:
+        raise ConfigError("--resume needs an input file; a pipe cannot be read again")
+    if path is not None and target.exists() and path.exists() and target.samefile(path):
+        raise ConfigError(f"{target} is the input itself; choose another -o")
+    finished = target.exists() and not options.overwrite
+    if finished and not options.resume:
+        raise ConfigError(f"{target} exists; pass --overwrite to replace it")
+    watch, report = _Stopwatch(), VideoReport()
+    plan = {"audio": options.copy_audio, "subtitles": options.copy_subtitles, "force": options.force}
+    with VideoReader(
+        source,
+        start_s=options.start_s,
+        end_s=options.end_s,
+        on_error=options.on_error,
+        force=options.force,
+        siting=options.chroma_siting,
+    ) as reader:
+        form = output_format(options.encoder, reader.info, scale=scale, force=options.force)
+        identity: dict[str, Any] = {"input": None, "upscaler": upscaler_id}
+        if path is not None:
+            identity = _identity(path, form, options, upscaler_id)
+            reader.check_copies(container_of(target), **plan)
+        job = Job(target, identity, resume=options.resume, overwrite=options.overwrite or path is None)
+        try:
+            if finished:
+                log.info("%s is already complete", target)
+                report.frames = report.frames_resumed = count_frames(target)
+                job.remove()
+                return report
+            report.frames_resumed = job.frames
+            done_times = [t for segment in job.segments for t in sorted(r.pts for r in segment.packets)]
+            with (
+                SegmentedEncoder(job, form, options.segment_frames) as encoder,
+                _upscaled(reader, upscale, scale, options, watch, len(done_times)) as frames,
+            ):
+                for frame in frames:
+                    if frame.index < len(done_times):
+                        _check_same(reader, frame, done_times[frame.index])
+                        continue
+                    begin = time.perf_counter()
+                    encoder.encode(frame, round(reader.info.seconds(frame.pts), 6))
+                    watch.seconds["encode"] += time.perf_counter() - begin
+                    if progress is not None:
+                        progress(frame.index + 1, _expected_frames(reader.info, options))
+                begin = time.perf_counter()
+                encoder.finish()
+                watch.seconds["encode"] += time.perf_counter() - begin
+            if job.frames < len(done_times):
+                raise InputError(f"{reader.name} has lost frames since the segments were made; start again")
+            if not job.segments:
+                raise InputError(
+                    f"{reader.name} has no frame between {options.start_s} and {options.end_s} s; nothing "
+                    f"was written"
+                )
+            report.frames = job.frames
+            report.repeated_s = [t for segment in job.segments for t in segment.repeated_s]
+            begin = time.perf_counter()
+            report.mux = mux_video(
+                target,
+                path,
+                reader.info,
+                form,
+                job.segments,
+                plan,
+                start_s=options.start_s,
+                end_s=options.end_s,
+            )
+            watch.seconds["mux"] = time.perf_counter() - begin
+            job.remove()
+        finally:
+            job.close()
+    report.seconds = {**watch.seconds, "wall": time.perf_counter() - watch.begin}
+    return report
+
+
+def _check_same(reader: VideoReader, frame: Frame, expected_pts: int) -> None:
+    """Refuse to resume on an input whose frames differ from what the finished segments show."""
+    if frame.pts != expected_pts:
+        raise InputError(
+            f"{reader.name} is not the file the finished segments were made from (frame {frame.index} "
+            f"differs in "
+            f"time); start again with --overwrite without --resume"
+        )
