@@ -268,7 +268,7 @@ def test_a_run_folder_of_another_architecture_is_refused(pictures, tmp_path):
 
 def test_adaptive_gan_weight_gives_the_gradient_of_the_weighted_sum(pictures):
     from yonos_train.losses import adaptive_weight, gradient_l1, hinge_generator
-    from yonos_train.stages import DecoderStage
+    from yonos_train.stages import DecoderStage, shifted
 
     torch.manual_seed(0)
     bundle = new_bundle(BundleConfig("tiny", 2, SMOKE.architecture))
@@ -285,10 +285,53 @@ def test_adaptive_gan_weight_gives_the_gradient_of_the_weighted_sum(pictures):
     z_0, _ = stage.one_step(batch, generator(1))
     y = bundle.decoder(z_0)
     rec = (y - batch.x_h).abs().mean() + 0.3 * gradient_l1(y, batch.x_h)
-    gan = hinge_generator(stage.discriminator(y))
+    rng = generator(1)
+    stage.one_step(batch, rng)  # the offset is drawn after the noise
+    (seen,) = shifted(4, rng, y)
+    gan = hinge_generator(stage.discriminator(seen))
     weight = adaptive_weight(rec, gan, bundle.decoder.conv_out.weight)
     bundle.decoder.zero_grad()
     (rec + 0.5 * weight * gan).backward()
     assert logs["gan_weight"] == pytest.approx(float(weight), rel=0.05)  # the spectral norm moves a little
     for a, b in zip(got, (p.grad for p in bundle.decoder.parameters()), strict=True):
         assert (a - b).norm() <= 0.05 * b.norm() + 1e-7
+
+
+def test_perceptual_losses_see_every_phase_of_the_decoders_blocks():
+    from yonos_train.stages import shifted
+
+    x = torch.arange(2 * 3 * 12 * 16, dtype=torch.float32).reshape(2, 3, 12, 16)
+    corners = set()
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        a, b = shifted(4, rng, x, -x)
+        assert a.shape == (2, 3, 9, 13)
+        assert torch.equal(a, -b)  # both from the same place
+        corners.add(a[0, 0, 0, 0].item())
+    assert corners == {float(16 * top + left) for top in range(4) for left in range(4)}
+    (same,) = shifted(1, rng, x)
+    assert torch.equal(same, x)
+
+
+@pytest.mark.data
+def test_a_pattern_of_alexnets_stride_costs_alike_wherever_it_lies(data_dir):
+    """Seen at one phase, AlexNet's strided first layer rates one pattern differently by where it starts."""
+    from yonos_train.losses import Lpips
+    from yonos_train.stages import shifted
+
+    path = data_dir / "weights" / "lpips_alex.safetensors"
+    pictures = sorted((data_dir / "train" / "images").glob("*"))
+    if not path.is_file() or not pictures:
+        pytest.skip(f"{path} or training pictures are not there")
+    crop = np.array(Image.open(pictures[3]).convert("RGB").crop((100, 100, 228, 228)))
+    x = torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 127.5 - 1
+    lpips = Lpips("alex", path)
+    fixed, moved = [], []
+    for phase in range(4):
+        y = x.clone()
+        y[..., phase::4] += 0.1
+        rng = torch.Generator().manual_seed(1)
+        fixed.append(lpips(y, x).item())
+        moved.append(np.mean([lpips(*shifted(4, rng, y, x)).item() for _ in range(32)]))
+    assert max(fixed) / min(fixed) > 1.1
+    assert max(moved) / min(moved) < 1.05

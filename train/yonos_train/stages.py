@@ -251,6 +251,10 @@ class DecoderStage(_Conditioned):
     The GAN term starts at ``disc_start`` (a step number) with the LDM autoencoder's
     adaptive weight
     ``||grad rec|| / ||grad gan||`` at the decoder's last layer. Encoder and U-Net stay as they are.
+
+    LPIPS (AlexNet) and the discriminator sample with strides, a decoder writes blocks of f px, and crops
+    start on block borders: seen always at the same phase, a pattern of period f costs little and grows. So
+    both see the pictures from a random offset below ``shift`` px (default 4, AlexNet's stride; 1: none).
     """
 
     def __init__(self, config: StageConfig, bundle: Bundle, *, weights: dict[str, str]) -> None:
@@ -272,6 +276,7 @@ class DecoderStage(_Conditioned):
         )
         self.vgg_share = float(loss.get("vgg_share", 1.0))
         self.w_gan, self.disc_start = float(loss.get("gan", 0.0)), int(loss.get("disc_start", 0))
+        self.shift_px = int(loss.get("shift", 4))
         self.groups = {"decoder": {"decoder": self.decoder}}
         if self.w_gan > 0:
             self.discriminator = PatchDiscriminator(width=int(loss.get("disc_width", 32)))
@@ -296,16 +301,17 @@ class DecoderStage(_Conditioned):
                 return sum((p.sum() * 0 for p in self.discriminator.parameters()), torch.zeros(())), {}
             with torch.no_grad():
                 fake = self.decoder(z_0).float()
-            d = hinge_discriminator(self.discriminator(x_h).float(), self.discriminator(fake).float())
+            real, fake = shifted(self.shift_px, rng, x_h, fake)
+            d = hinge_discriminator(self.discriminator(real).float(), self.discriminator(fake).float())
             return d, {"disc": d.item()}
         y = self.decoder(z_0).float()
         l1, grad = (y - x_h).abs().mean(), gradient_l1(y, x_h)
         total = self.w_l1 * l1 + self.w_grad * grad
         logs = {"l1": l1.item(), "gradient": grad.item()}
+        seen, truth = shifted(self.shift_px, rng, y, x_h)
         for net in (name for name, weight in self.w_lpips.items() if weight > 0):
             count = len(y) if net == "alex" else max(1, round(self.vgg_share * len(y)))
-            shown = y[:count].contiguous(memory_format=torch.channels_last)
-            distance = self.lpips[net](shown, x_h[:count]).float().mean()
+            distance = self.lpips[net](seen[:count], truth[:count]).float().mean()
             total = total + self.w_lpips[net] * distance
             logs[f"lpips_{net}"] = distance.item()
         logs["psnr_db"] = -10 * ((y.detach().clamp(-1, 1) - x_h).square().mean() / 4).log10().item()
@@ -313,7 +319,7 @@ class DecoderStage(_Conditioned):
             return total, logs
         # Adaptive weight. Both losses reach the decoder through y alone: their gradients at y are taken once,
         # carried to the last layer for the weight, and handed on as one linear loss with the same gradient.
-        gan = hinge_generator(self.discriminator(y).float())
+        gan = hinge_generator(self.discriminator(seen).float())
         at_y = [torch.autograd.grad(loss, y)[0] for loss in (total, gan)]
         last = last_layer(self.decoder)
         weight = gradient_ratio(*(torch.autograd.grad(y, last, g, retain_graph=True)[0] for g in at_y))
@@ -324,6 +330,17 @@ class DecoderStage(_Conditioned):
     def samples(self, batch: Batch, rng: torch.Generator) -> list[Tensor]:
         z_0, x_l = self.one_step(batch, rng)
         return [resize_like(x_l, batch.x_h), self.decoder(z_0).float(), batch.x_h]
+
+
+def shifted(below_px: int, rng: torch.Generator, *pictures: Tensor) -> list[Tensor]:
+    """Return ``pictures`` ``(N, 3, H, W)`` from one random offset in [0, below_px) a side on, all of
+    ``H - below_px + 1`` rows and as many columns less, channels last."""
+    top, left = torch.randint(below_px, (2,), generator=rng).tolist()
+    height, width = (side - below_px + 1 for side in pictures[0].shape[-2:])
+    return [
+        x[..., top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+        for x in pictures
+    ]
 
 
 class EncoderStage(_Conditioned):
