@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
-from ..schedule import Denoiser, Schedule, x0_from_v
-from .base import STUDENT, Latents, Logs, Objective, choose, finite_logs, gaussian, noised, one_step, predict
-from .latent_gan import LatentGan
+from ..schedule import Schedule, x0_from_v
+from .adversarial import Adversarial, Parts
+from .base import Latents, noised, predict
 
 
-class Add(Objective):
+class Add(Adversarial):
     """``L_gan + weight * alpha_t * || s - stopgrad x0_teacher(s_t, t) ||^2`` (Sauer et al. 2023, eq. 1 and
     4).
 
@@ -44,36 +42,17 @@ class Add(Objective):
         gan: float = 1.0,
         t_last: float = 0.9,
     ) -> None:
-        super().__init__(schedule, teacher)
         if min(distillation, gan) < 0 or not 0 < t_last < 1:
             raise ValueError(
                 f"Add: needs weights >= 0 and 0 < t_last < 1; got {distillation}, {gan}, {t_last}."
             )
-        self.distillation, self.gan = distillation, gan
-        self.times = t_last * torch.arange(1, 51) / 50
-        assert teacher is not None
-        self.adversary = LatentGan(schedule, teacher, channels)
-        self.groups = self.adversary.groups
+        times = t_last * torch.arange(1, 51) / 50
+        super().__init__(schedule, teacher, channels=channels, gan=gan, times=times)
+        self.distillation = distillation
 
-    def prepare(self, latents: Latents, rng: torch.Generator, group: str = STUDENT) -> Latents:
-        return replace(latents, noise=gaussian(latents.z_h, rng))
-
-    def loss(
-        self, student: Denoiser, latents: Latents, rng: torch.Generator, *, group: str = STUDENT
-    ) -> tuple[Tensor, Logs]:
-        assert latents.noise is not None, "prepare comes first"
-        eps = gaussian(latents.z_h, rng)
-        t = choose(self.times, len(eps), rng).to(eps)
-        if group == "discriminator":
-            return self.adversary.discriminate(student, latents, eps, t)
-        s = one_step(student, self.schedule, latents.noise, latents.z_l)
+    def parts(self, s: Tensor, latents: Latents, eps: Tensor, t: Tensor) -> Parts:
         with torch.no_grad():
-            teacher: Denoiser = self.teacher  # type: ignore[assignment]
             s_t = noised(self.schedule, s, eps, t)
-            target = x0_from_v(self.schedule, s_t, predict(teacher, s_t, latents.z_l, t), t)
+            target = x0_from_v(self.schedule, s_t, predict(self.guide, s_t, latents.z_l, t), t)
             weight = self.schedule.alpha_sigma(t)[0].view(-1, 1, 1, 1)
-        parts = {
-            "distillation": (weight * (s - target).square()).mean(),
-            "gan": self.adversary.generate(s, latents.z_l, eps, t),
-        }
-        return self.distillation * parts["distillation"] + self.gan * parts["gan"], finite_logs(parts)
+        return {"distillation": (self.distillation, (weight * (s - target).square()).mean())}

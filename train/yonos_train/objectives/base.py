@@ -79,6 +79,12 @@ class Objective(ABC):
         if teacher is not None:
             teacher.requires_grad_(False).eval()
 
+    @property
+    def guide(self) -> Denoiser:
+        """The teacher as a function."""
+        assert self.teacher is not None, "needs_teacher is set"
+        return self.teacher
+
     def prepare(self, latents: Latents, rng: torch.Generator, group: str = STUDENT) -> Latents:
         """Return ``latents`` with what is computed without gradients, such as a teacher's sample."""
         return latents

@@ -68,9 +68,8 @@ class Boot(Objective):
     @torch.no_grad()
     def next_state(self, y_t: Tensor, eps: Tensor, z_l: Tensor, t: Tensor, u: Tensor) -> Tensor:
         """Return ``y_u`` after the teacher's DDIM step from t to u < t."""
-        teacher: Denoiser = self.teacher  # type: ignore[assignment]
         z_t = noised(self.schedule, y_t, eps, t)
-        x0 = x0_from_v(self.schedule, z_t, predict(teacher, z_t, z_l, t), t)
+        x0 = x0_from_v(self.schedule, z_t, predict(self.guide, z_t, z_l, t), t)
         (alpha_t, sigma_t), (alpha_u, sigma_u) = self.schedule.alpha_sigma(t), self.schedule.alpha_sigma(u)
         rho = (sigma_u * alpha_t / (alpha_u * sigma_t)).view(-1, 1, 1, 1)
         return x0 + rho * (y_t - x0)
@@ -84,8 +83,7 @@ class Boot(Objective):
         u = (t - self.step).clamp_min(0)
         with torch.no_grad():
             target = self.next_state(self.answer(student, eps, z_l, t), eps, z_l, t, u)
-            teacher: Denoiser = self.teacher  # type: ignore[assignment]
-            start = one_step(teacher, self.schedule, eps, z_l)
+            start = one_step(self.guide, self.schedule, eps, z_l)
         bootstrap = per_sample(self.answer(student, eps, z_l, u) - target).mean() / self.step**2
         boundary = per_sample(self.answer(student, eps, z_l, torch.ones_like(t)) - start).mean()
         return bootstrap * self.step + self.boundary * boundary, finite_logs(

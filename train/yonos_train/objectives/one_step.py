@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
-from ..schedule import Denoiser, Schedule
-from .base import STUDENT, Latents, Logs, Objective, choose, finite_logs, gaussian, one_step
-from .latent_gan import LatentGan
+from ..schedule import Schedule
+from .adversarial import Adversarial, Parts
+from .base import Latents
 
 
-class OneStep(Objective):
+class OneStep(Adversarial):
     """Reconstruction of ``z_h`` in one step, and a discriminator over diffusion times.
 
     No network's output is a target. With ``gan > 0`` the frozen network only lends its features to the
@@ -39,32 +37,9 @@ class OneStep(Objective):
         gan: float = 0.0,
         t_last: float = 0.88,
     ) -> None:
-        super().__init__(schedule, teacher)
-        self.reconstruction, self.gan = reconstruction, gan
-        self.times = t_last * torch.arange(1, 51) / 50
-        if gan > 0:
-            if teacher is None:
-                raise ValueError(
-                    "OneStep: gan > 0 needs a frozen denoiser for its features; got teacher None."
-                )
-            self.adversary = LatentGan(schedule, teacher, channels)
-            self.groups = self.adversary.groups
+        times = t_last * torch.arange(1, 51) / 50
+        super().__init__(schedule, teacher, channels=channels, gan=gan, times=times)
+        self.reconstruction = reconstruction
 
-    def prepare(self, latents: Latents, rng: torch.Generator, group: str = STUDENT) -> Latents:
-        return replace(latents, noise=gaussian(latents.z_h, rng))
-
-    def loss(
-        self, student: Denoiser, latents: Latents, rng: torch.Generator, *, group: str = STUDENT
-    ) -> tuple[Tensor, Logs]:
-        assert latents.noise is not None, "prepare comes first"
-        eps = gaussian(latents.z_h, rng)
-        t = choose(self.times, len(eps), rng).to(eps)
-        if group == "discriminator":
-            return self.adversary.discriminate(student, latents, eps, t)
-        s = one_step(student, self.schedule, latents.noise, latents.z_l)
-        parts = {"reconstruction": (s - latents.z_h).square().mean()}
-        total = self.reconstruction * parts["reconstruction"]
-        if self.gan > 0:
-            parts["gan"] = self.adversary.generate(s, latents.z_l, eps, t)
-            total = total + self.gan * parts["gan"]
-        return total, finite_logs(parts)
+    def parts(self, s: Tensor, latents: Latents, eps: Tensor, t: Tensor) -> Parts:
+        return {"reconstruction": (self.reconstruction, (s - latents.z_h).square().mean())}

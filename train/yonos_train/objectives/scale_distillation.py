@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..schedule import Denoiser, Schedule
+from ..schedule import Schedule
 from .base import Latents, predict
 from .raw import Raw
 
@@ -44,8 +44,7 @@ class ScaleDistillation(Raw):
             raise ValueError(
                 "ScaleDistillation needs z_l_previous, the view at the teacher's scale; got None."
             )
-        teacher: Denoiser = self.teacher  # type: ignore[assignment]
-        guided = predict(teacher, z_t, latents.z_l_previous, t)
+        guided = predict(self.guide, z_t, latents.z_l_previous, t)
         if self.truth == 0:
             return guided
         return self.truth * super().target(z_t, latents, eps, t) + (1 - self.truth) * guided

@@ -53,8 +53,7 @@ class SinSr(Objective):
     @torch.no_grad()
     def prepare(self, latents: Latents, rng: torch.Generator, group: str = STUDENT) -> Latents:
         noise = gaussian(latents.z_h, rng)
-        teacher: Denoiser = self.teacher  # type: ignore[assignment]
-        reference = ddim(teacher, self.schedule, latents.z_l, noise, steps=self.teacher_steps).float()
+        reference = ddim(self.guide, self.schedule, latents.z_l, noise, steps=self.teacher_steps).float()
         return replace(latents, noise=noise, reference=reference)
 
     def loss(

@@ -13,12 +13,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..schedule import Denoiser, Schedule, ddim, eps_from_v
-from .base import STUDENT, Latents, Logs, Objective, choose, finite_logs, gaussian, noised, one_step, predict
-from .latent_gan import LatentGan
+from ..schedule import Schedule, ddim, eps_from_v
+from .adversarial import Adversarial, Parts
+from .base import STUDENT, Latents, noised, predict
 
 
-class TadSr(Objective):
+class TadSr(Adversarial):
     """TAD-SR; a weight of 0 switches its part off.
 
     Parameters
@@ -49,7 +49,6 @@ class TadSr(Objective):
         t_last: float = 0.88,
         t_step: float = 0.02,
     ) -> None:
-        super().__init__(schedule, teacher)
         if min(reg, hfsd, gan) < 0 or reg + hfsd + gan <= 0:
             raise ValueError(f"TadSr: weights must be >= 0 and not all 0; got {reg}, {hfsd}, {gan}.")
         if teacher_steps < 1 or not 0 < t_step <= t_last <= 1:
@@ -57,51 +56,32 @@ class TadSr(Objective):
                 "TadSr: needs teacher_steps >= 1 and 0 < t_step <= t_last <= 1; "
                 f"got {teacher_steps}, {t_step}, {t_last}."
             )
-        self.reg, self.hfsd, self.gan, self.teacher_steps = reg, hfsd, gan, teacher_steps
-        self.times = t_step * torch.arange(1, round(t_last / t_step) + 1)
-        if gan > 0:
-            assert teacher is not None
-            self.adversary = LatentGan(schedule, teacher, channels)
-            self.groups = self.adversary.groups
+        times = t_step * torch.arange(1, round(t_last / t_step) + 1)
+        super().__init__(schedule, teacher, channels=channels, gan=gan, times=times)
+        self.reg, self.hfsd, self.teacher_steps = reg, hfsd, teacher_steps
 
     @torch.no_grad()
     def prepare(self, latents: Latents, rng: torch.Generator, group: str = STUDENT) -> Latents:
-        noise = gaussian(latents.z_h, rng)
+        latents = super().prepare(latents, rng, group)
         if group != STUDENT or self.reg + self.hfsd == 0:
-            return replace(latents, noise=noise)
-        teacher: Denoiser = self.teacher  # type: ignore[assignment]
-        reference = ddim(teacher, self.schedule, latents.z_l, noise, steps=self.teacher_steps).float()
-        return replace(latents, noise=noise, reference=reference)
+            return latents
+        assert latents.noise is not None
+        reference = ddim(self.guide, self.schedule, latents.z_l, latents.noise, steps=self.teacher_steps)
+        return replace(latents, reference=reference.float())
 
-    def loss(
-        self, student: Denoiser, latents: Latents, rng: torch.Generator, *, group: str = STUDENT
-    ) -> tuple[Tensor, Logs]:
-        assert latents.noise is not None, "prepare comes first"
-        eps = gaussian(latents.z_h, rng)
-        t = choose(self.times, len(eps), rng).to(eps)
-        if group == "discriminator":
-            return self.adversary.discriminate(student, latents, eps, t)
-
-        s, r = one_step(student, self.schedule, latents.noise, latents.z_l), latents.reference
-        parts: dict[str, Tensor] = {}
-        total = s.new_zeros(())
+    def parts(self, s: Tensor, latents: Latents, eps: Tensor, t: Tensor) -> Parts:
+        r, parts = latents.reference, Parts()
         if r is not None and self.reg > 0:
-            parts["reg"] = (s - r).square().mean()
-            total = total + self.reg * parts["reg"]
+            parts["reg"] = self.reg, (s - r).square().mean()
         if r is not None and self.hfsd > 0:
-            parts["hfsd"] = (self.score_difference(s.detach(), latents, r, eps, t) * s).mean()
-            total = total + self.hfsd * parts["hfsd"]
-        if self.gan > 0:
-            parts["gan"] = self.adversary.generate(s, latents.z_l, eps, t)
-            total = total + self.gan * parts["gan"]
-        return total, finite_logs(parts)
+            parts["hfsd"] = self.hfsd, (self.score_difference(s.detach(), latents, r, eps, t) * s).mean()
+        return parts
 
     @torch.no_grad()
     def score_difference(self, s: Tensor, latents: Latents, r: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Return ``eps_teacher(s_t) - eps_teacher(r_t)``; the teacher's bias cancels."""
-        teacher: Denoiser = self.teacher  # type: ignore[assignment]
         s_t, r_t = (noised(self.schedule, z, eps, t) for z in (s, r))
         eps_s, eps_r = (
-            eps_from_v(self.schedule, z_t, predict(teacher, z_t, latents.z_l, t), t) for z_t in (s_t, r_t)
+            eps_from_v(self.schedule, z_t, predict(self.guide, z_t, latents.z_l, t), t) for z_t in (s_t, r_t)
         )
         return eps_s - eps_r
