@@ -111,12 +111,20 @@ def train(runs: Mapping[str, Run]) -> None:
     trained before the TAD-SR stages, and the TAD-SR stages start from the x4 stage by name.
     """
     runs["with"].run()
-    for name in ("encoder", "decoder"):
-        target = runs["without"].result("autoencoder", name)
-        if not target.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(runs["with"].result("autoencoder", name), target)
+    copy_autoencoder(runs["with"].folder / "autoencoder", runs["without"].folder / "autoencoder")
     runs["without"].run()
+
+
+def copy_autoencoder(source: Path, target: Path) -> None:
+    """Copy a finished autoencoder stage's networks where there are none yet."""
+    for name in ("encoder.safetensors", "decoder.safetensors"):
+        if not (source / name).is_file():
+            raise FileNotFoundError(
+                f"autoencoder: {source} has no {name}; give the autoencoder folder of a run that finished it"
+            )
+        if not (target / name).is_file():
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, target / name)
 
 
 def assemble(run: Run, scale: int, unet: str, *, tuned: bool) -> Bundle:
@@ -253,8 +261,14 @@ def ablation(
     device: str = "cpu",
     command: Sequence[str] = (),
     limit: int = 0,
+    autoencoder: Path | None = None,
 ) -> dict[str, Any]:
-    """Train, measure and write ``ablation.json`` and ``ablation.md`` into ``folder``."""
+    """Train, measure and write ``ablation.json`` and ``ablation.md`` into ``folder``.
+
+    ``autoencoder`` is the folder of a finished autoencoder stage to use instead of training one.
+    """
+    if autoencoder is not None:
+        copy_autoencoder(autoencoder, folder / "with" / "autoencoder")
     made = configs(base, unit_steps, degradation, batch, crop_px, perceptual=perceptual)
     runs = {
         name: Run(config, folder / name, data=data, weights=dict(weights), limit=limit)
@@ -269,6 +283,7 @@ def ablation(
     report = {
         **header("ablation", command, peaks=False),
         "unit_steps": unit_steps,
+        "autoencoder": "given" if autoencoder is not None else f"{2 * unit_steps} steps",
         "degradation": degradation,
         "pairs": {f"x{scale}": len(own) for scale, own in pairs.items()},
         "table4": table4(runs, pairs, metrics),
@@ -294,6 +309,11 @@ def ablation(
 @click.option("--crops", default=2, show_default=True, help="Measured crops a picture.")
 @click.option("--hr-px", default=256, show_default=True, help="Their side.")
 @click.option("--sets", default="", help="Comma-separated sets of --dev.")
+@click.option(
+    "--autoencoder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="A finished autoencoder stage's folder, instead of training one.",
+)
 @click.option("--limit", default=0, show_default=True, help="First N training pictures (0: all).")
 @click.option("--device", default="cpu", show_default=True, help="Where models are measured.")
 def main(
@@ -312,6 +332,7 @@ def main(
     sets: str,
     limit: int,
     device: str,
+    autoencoder: Path | None,
 ) -> None:
     """Run the ablation and print its tables."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -332,6 +353,7 @@ def main(
         device=device,
         command=command_line("benchmarks.ablation"),
         limit=limit,
+        autoencoder=autoencoder,
     )
     click.echo(markdown(report))
 

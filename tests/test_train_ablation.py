@@ -15,7 +15,7 @@ pytest.importorskip("safetensors")
 from PIL import Image
 from yonos_train.presets import PRESETS
 
-from benchmarks.ablation import PAPER, TAD, _orders, ablation, configs
+from benchmarks.ablation import PAPER, TAD, _orders, ablation, configs, copy_autoencoder
 
 
 def test_both_runs_spend_the_same_unet_budget_per_scale() -> None:
@@ -79,3 +79,19 @@ def test_ablation_writes_every_table(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert text.count("| tuned decoder, with |") >= 2
     shared = [tmp_path / "run" / name / "autoencoder" / "decoder.safetensors" for name in ("with", "without")]
     assert shared[0].read_bytes() == shared[1].read_bytes()
+    assert report["autoencoder"] == "2 steps"
+
+    given = {**arguments, "folder": tmp_path / "other", "autoencoder": shared[0].parent}
+    again = ablation(PRESETS["smoke"], **given)
+    assert again["autoencoder"] == "given"
+    for scale in ("x4", "x8"):  # the same networks, one of them not trained again
+        assert again["table4"][scale]["orders"] == report["table4"][scale]["orders"]
+    taken = tmp_path / "other" / "without" / "autoencoder" / "decoder.safetensors"
+    assert taken.read_bytes() == shared[0].read_bytes()
+    assert not list(taken.parent.glob("checkpoint-*"))
+
+
+def test_a_folder_without_an_autoencoder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no encoder\.safetensors; give the autoencoder folder"):
+        copy_autoencoder(tmp_path, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
