@@ -95,8 +95,26 @@ def eps_from_v(schedule: Schedule, z_t: Tensor, v: Tensor, t: Tensor) -> Tensor:
     return _expand(sigma, z_t) * z_t + _expand(alpha, z_t) * v
 
 
-def ddim(unet: Denoiser, schedule: Schedule, z_l: Tensor, noise: Tensor, *, steps: int = 1) -> Tensor:
-    """Sample deterministically (DDIM, Song et al. 2021) from ``noise`` at t = 1 to t = 0 in equal time steps.
+def ddim_step(unet: Denoiser, schedule: Schedule, z_l: Tensor, z_t: Tensor, t: Tensor, u: Tensor) -> Tensor:
+    """Move ``z_t (N, C, h, w)`` from t to u < t, both ``(N,)``, by one DDIM step (Song et al. 2021).
+
+    u = 0 means the clean latent itself, also where the schedule leaves some noise at t = 0.
+    """
+    v = unet(torch.cat([z_t, z_l], dim=1), t)
+    x0, eps = x0_from_v(schedule, z_t, v, t), eps_from_v(schedule, z_t, v, t)
+    return torch.where(_expand(u, z_t) <= 0, x0, add_noise(schedule, x0, eps, u))
+
+
+def ddim(
+    unet: Denoiser,
+    schedule: Schedule,
+    z_l: Tensor,
+    noise: Tensor,
+    *,
+    steps: int = 1,
+    start: float = 1.0,
+) -> Tensor:
+    """Sample deterministically (DDIM) from ``noise`` at t = 1 to t = 0 in equal time steps.
 
     Parameters
     ----------
@@ -106,6 +124,8 @@ def ddim(unet: Denoiser, schedule: Schedule, z_l: Tensor, noise: Tensor, *, step
         Condition and ``z_1 ~ N(0, I)``, both ``(N, C, h, w)`` float32.
     steps
         Number of U-Net calls, >= 1. One step is the product's ``z_0 = alpha_1 z_1 - sigma_1 v``.
+    start
+        Time that the noise is said to be at; below 1 only for networks trained so (a bundle's ``timestep``).
 
     Returns
     -------
@@ -116,10 +136,6 @@ def ddim(unet: Denoiser, schedule: Schedule, z_l: Tensor, noise: Tensor, *, step
         raise ValueError(f"steps: got {steps}, expected >= 1")
     z = noise
     for index in range(steps):
-        t = torch.full((len(z),), 1 - index / steps, device=z.device)
-        v = unet(torch.cat([z, z_l], dim=1), t)
-        x0, eps = x0_from_v(schedule, z, v, t), eps_from_v(schedule, z, v, t)
-        if index + 1 == steps:
-            return x0
-        z = add_noise(schedule, x0, eps, torch.full_like(t, 1 - (index + 1) / steps))
-    raise AssertionError("unreachable")
+        t, u = (torch.full((len(z),), start * (1 - k / steps), device=z.device) for k in (index, index + 1))
+        z = ddim_step(unet, schedule, z_l, z, t, u)
+    return z

@@ -6,6 +6,9 @@
     sinsr                deterministic map, inverse, agreement
     boot                 bootstrapping along the teacher's ODE
     add                  adversarial diffusion distillation
+    oftsr                one step onto the teacher's flow; fidelity-realism dial
+    sfddm                T teacher steps into T' student steps, in one fold
+    flow_trajectory      the teacher's flow made straight (FluxSR)
     one_step             no distillation
 
 A new one is a file with a subclass, and a line in ``OBJECTIVES``.
@@ -22,9 +25,12 @@ from ..schedule import Schedule
 from .add import Add
 from .base import STUDENT, Latents, Logs, Objective
 from .boot import Boot
+from .flow_trajectory import FlowTrajectory
+from .oftsr import Oftsr
 from .one_step import OneStep
 from .raw import Raw
 from .scale_distillation import ScaleDistillation
+from .sfddm import Sfddm
 from .sinsr import SinSr
 from .tad_sr import TadSr
 
@@ -37,6 +43,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "sinsr": SinSr,
     "boot": Boot,
     "add": Add,
+    "oftsr": Oftsr,
+    "sfddm": Sfddm,
+    "flow_trajectory": FlowTrajectory,
     "one_step": OneStep,
 }
 

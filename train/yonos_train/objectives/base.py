@@ -37,6 +37,8 @@ class Latents:
         ``z_1 ~ N(0, I)``, filled in by ``prepare`` where an objective needs one noise for several networks.
     reference
         The teacher's output for ``noise``, filled in by ``prepare``.
+    point, time
+        A point between ``noise`` and ``reference`` on the teacher's way, and its t (N,); by ``prepare``.
     """
 
     z_h: Tensor
@@ -44,6 +46,8 @@ class Latents:
     z_l_previous: Tensor | None = None
     noise: Tensor | None = None
     reference: Tensor | None = None
+    point: Tensor | None = None
+    time: Tensor | None = None
 
 
 class Objective(ABC):
