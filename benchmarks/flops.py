@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from benchmarks.ncnn_peer import MODELS, weights_stem
-from benchmarks.peers import NotRun, Setting
+from benchmarks.peer_types import NotRun, Setting
 from yonos_trt.bench.flops import count_flop
 
 __all__ = ["gflop_per_mpx", "ncnn_gflop_per_mpx"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers import NotRun, Picture, Upscaler
+from benchmarks.peer_types import NotRun, Picture, Upscaler
 
 __all__ = ["MODELS", "SCALE", "open_ncnn", "weights_stem"]
 

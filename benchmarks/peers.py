@@ -20,57 +20,16 @@ A peer opens into a function ``(h, w, 3) uint8 -> (s h, s w, 3) uint8``. What ca
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from yonos_trt.bench.machine import usable_cores
+from benchmarks import ncnn_peer, tile_loops, torch_peer
+from benchmarks.peer_types import NotRun, Picture, Setting, Upscaler
 from yonos_trt.errors import YonosError
-from yonos_trt.manifest import EngineManifest, load_manifest
 from yonos_trt.runtimes import RUNTIMES
 
-__all__ = ["PEERS", "SPEED_ONLY", "NotRun", "Setting", "open_peer", "open_peers"]
-
-Picture = NDArray[np.uint8]
-Upscaler = Callable[[Picture], Picture]
-
-
-class NotRun(Exception):
-    """A peer cannot run here; the text says what it lacks."""
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """What all peers of one run share.
-
-    Attributes
-    ----------
-    engine_dir : Path
-        Engine directory of our model.
-    bundle : Path or None
-        The checkpoint it was exported from, for the torch peers.
-    threads : int
-        Threads of every peer.
-    tile_px : int or None
-        Tile side of all peers that cut tiles; None: the model's default.
-    seed : int
-        Of the noise.
-    """
-
-    engine_dir: Path
-    bundle: Path | None = None
-    threads: int = field(default_factory=usable_cores)
-    tile_px: int | None = None
-    seed: int = 0
-
-    @property
-    def manifest(self) -> EngineManifest:
-        """The engine directory's manifest."""
-        return load_manifest(self.engine_dir, verify=False)
-
+__all__ = ["PEERS", "SPEED_ONLY", "open_peer", "open_peers"]
 
 # ---------------------------------------------------------------------------------------------------------
 # Ours
@@ -111,8 +70,6 @@ def _ours(runtime: str, **options: Any) -> Callable[[Setting], Upscaler]:
 
 def _loop(name: str) -> Callable[[Setting], Upscaler]:
     def opened(setting: Setting) -> Upscaler:
-        from benchmarks import tile_loops
-
         return tile_loops.open_loop(name, setting)
 
     return opened
@@ -120,8 +77,6 @@ def _loop(name: str) -> Callable[[Setting], Upscaler]:
 
 def _torch(*, compiled: bool = False, bf16: bool = False) -> Callable[[Setting], Upscaler]:
     def opened(setting: Setting) -> Upscaler:
-        from benchmarks import torch_peer
-
         return torch_peer.open_torch(setting, compiled=compiled, bf16=bf16)
 
     return opened
@@ -129,8 +84,6 @@ def _torch(*, compiled: bool = False, bf16: bool = False) -> Callable[[Setting],
 
 def _ncnn(model: str) -> Callable[[Setting], Upscaler]:
     def opened(setting: Setting) -> Upscaler:
-        from benchmarks import ncnn_peer
-
         if setting.manifest.model.scale != ncnn_peer.SCALE:
             raise NotRun(f"{model} enlarges by {ncnn_peer.SCALE}, this run by {setting.manifest.model.scale}")
         return ncnn_peer.open_ncnn(ncnn_peer.MODELS[model], threads=setting.threads)

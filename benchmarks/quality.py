@@ -26,7 +26,8 @@ from yonos_train.metrics import HIGHER_IS_BETTER, PAIR_METRICS, MetricError, Met
 from benchmarks.alternate import estimate
 from benchmarks.flops import gflop_per_mpx
 from benchmarks.machine import command_line, describe_model, header
-from benchmarks.peers import SPEED_ONLY, Setting, Upscaler, open_peers
+from benchmarks.peer_types import Setting, Upscaler
+from benchmarks.peers import SPEED_ONLY, open_peers
 from benchmarks.speed import engine_or_shipped
 from yonos_trt.bench.machine import usable_cores
 

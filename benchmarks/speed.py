@@ -26,7 +26,8 @@ import numpy as np
 
 from benchmarks.alternate import alternate, estimate, ratio
 from benchmarks.machine import command_line, describe_model, header
-from benchmarks.peers import PEERS, Picture, Setting, Upscaler, open_peers
+from benchmarks.peer_types import Picture, Setting, Upscaler
+from benchmarks.peers import PEERS, open_peers
 from yonos_trt.bench.machine import usable_cores
 from yonos_trt.runtimes import shipped_models
 

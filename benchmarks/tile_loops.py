@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.peers import NotRun, Picture, Setting, Upscaler
+from benchmarks.peer_types import NotRun, Picture, Setting, Upscaler
 from yonos_trt.backend import NumpyBackend, batches
 from yonos_trt.ort import pick_onnx
 from yonos_trt.planning import plan_picture

@@ -14,7 +14,8 @@ from helpers import make_engine_dir, picture, psnr_db
 
 from benchmarks import ncnn_peer, quality, speed
 from benchmarks.flops import gflop_per_mpx, ncnn_gflop_per_mpx
-from benchmarks.peers import PEERS, NotRun, Setting, open_peer, open_peers
+from benchmarks.peer_types import NotRun, Setting
+from benchmarks.peers import PEERS, open_peer, open_peers
 from benchmarks.tile_loops import open_loop
 
 
