@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 import yonos_trt
-from yonos_trt import errors
+from yonos_trt import errors, options
 
 __all__ = ["cli", "exit_code", "main"]
 
@@ -112,44 +112,10 @@ def cli() -> None:
     help="File or folder; may be given several times.",
 )
 @click.option("-o", "--output", metavar="OUT", help="File or folder; default: beside each input.")
-@click.option(
-    "-m",
-    "--model",
-    "engine_dir",
-    type=click.Path(path_type=Path),
-    metavar="ENGINE_DIR",
-    help="Engine directory; default: the shipped lite model.",
-)
-@click.option("-s", "--scale", type=int, help="Enlargement; picks the shipped model.  [default: 4]")
-@click.option("-t", "--tile", "tile_px", type=int, metavar="PX", help="Tile side in output pixels.")
-@click.option("--overlap", "overlap_px", type=int, metavar="PX", help="Overlap of neighbouring tiles.")
-@click.option("--batch", type=int, metavar="N", help="Tiles per batch.")
-@click.option(
-    "-g",
-    "--gpu",
-    "device",
-    type=int,
-    default=0,
-    show_default=True,
-    help="CUDA device number; -1 runs on the CPU.",
-)
-@click.option("-j", "--lanes", type=int, metavar="N", help="Tile batches worked on at the same time.")
-@click.option("--threads", type=int, metavar="N", help="Host threads; default: all usable CPUs.")
-@click.option(
-    "--runtime",
-    type=click.Choice(["auto", "onnx", "openvino", "tensorrt", "tensorrt-rtx"]),
-    default="auto",
-    show_default=True,
-    help="What runs the networks.",
-)
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="Which artifacts to use.")
-@click.option(
-    "--memory-limit",
-    "memory_limit_mb",
-    type=int,
-    metavar="MIB",
-    help="Bound on the working memory; tiles shrink to fit.",
-)
+@options.model
+@options.scale
+@options.tiling
+@options.machine
 @click.option(
     "-f",
     "--format",
@@ -163,20 +129,8 @@ def cli() -> None:
 @click.option("--overwrite", "existing", flag_value="overwrite", help="Replace outputs that exist.")
 @click.option("--skip-existing", "existing", flag_value="skip", help="Leave out inputs whose output exists.")
 @click.option("--recursive", is_flag=True, help="Go into sub-folders and keep the tree.")
-@click.option(
-    "--alpha",
-    type=click.Choice(["bicubic", "model", "drop"]),
-    default="bicubic",
-    show_default=True,
-    help="How transparency grows.",
-)
-@click.option(
-    "--color-fix",
-    type=click.Choice(["wavelet", "adain", "none"]),
-    default="wavelet",
-    show_default=True,
-    help="Keep the colours of the input.",
-)
+@options.alpha
+@options.color_fix()
 @click.option(
     "--stream",
     type=click.Choice(["auto", "always", "never"]),
@@ -184,17 +138,8 @@ def cli() -> None:
     show_default=True,
     help="Write rows as they are finished (png, tiff).",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Names the noise field.")
-@click.option(
-    "--progress",
-    type=click.Choice(["auto", "bar", "json", "none"]),
-    default="auto",
-    show_default=True,
-    help="What to show on stderr.",
-)
-@click.option("--dry-run", is_flag=True, help="Print what would be done as JSON and stop.")
-@click.option("-v", "--verbose", count=True, help="Log more; twice for everything.")
-@click.option("-q", "--quiet", is_flag=True, help="Log and print errors only.")
+@options.seed("Names the noise field.")
+@options.reporting
 def upscale(
     more: tuple[Path, ...],
     inputs: tuple[Path, ...],
@@ -210,7 +155,7 @@ def upscale(
     dry_run: bool,
     verbose: int,
     quiet: bool,
-    **options: Any,
+    **chosen: Any,
 ) -> None:
     """Upscale pictures: files, lists of files, folders.
 
@@ -229,16 +174,15 @@ def upscale(
         raise click.UsageError("no input; name files or folders with -i")
     click.get_current_context().meta[META_KEY] = progress
     set_up_logging(verbose, quiet=quiet, mode=progress)
-    if options["device"] < 0:
-        options |= {"device": 0, "runtime": "onnx"}
-    sr = SR(options.pop("engine_dir"), **options)
+    chosen = options.on_cpu(chosen)
+    sr = SR(chosen.pop("engine_dir"), **chosen)
     jobs = plan_jobs(paths, output, scale=sr.scale, suffix=suffix, format=format, recursive=recursive)
     save = SaveOptions(
         quality=quality, drop_alpha=alpha == "drop", palette="rgb" if stream == "always" else "adaptive"
     )
     if dry_run:
         _print_dry_run(
-            sr, jobs, options | {"alpha": alpha, "stream": stream, "save": dataclasses.asdict(save)}
+            sr, jobs, chosen | {"alpha": alpha, "stream": stream, "save": dataclasses.asdict(save)}
         )
         return
     reporter = make_progress("none" if quiet and progress == "auto" else progress)

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import click
 
+from yonos_trt import options
 from yonos_trt.bench import CONVENTIONS, BenchConfig, measure
 from yonos_trt.errors import EngineNotFoundError
 from yonos_trt.manifest import Precision
@@ -51,14 +52,7 @@ class _Size(click.ParamType[Any]):
 
 
 @click.command()
-@click.option(
-    "-m",
-    "--model",
-    "engine_dir",
-    type=click.Path(path_type=Path),
-    metavar="ENGINE_DIR",
-    help="Engine directory; default: the shipped lite model.",
-)
+@options.model
 @click.option("-s", "--scale", type=int, default=4, show_default=True, help="Which shipped model.")
 @click.option(
     "--runtime",
@@ -68,11 +62,11 @@ class _Size(click.ParamType[Any]):
     show_default=True,
     help=f"What runs the networks: {', '.join(RUNTIMES)}; several are timed one after the other.",
 )
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="Which artifacts to use.")
+@options.precision
 @click.option("-t", "--tile", "tiles_px", type=_List(int, "PX,PX"), help="Tile sides in output pixels.")
 @click.option("-j", "--lanes", type=_List(int, "1,2,4"), help="Tile batches worked on at the same time.")
-@click.option("--batch", type=int, metavar="N", help="Tiles per batch.")
-@click.option("--threads", type=int, metavar="N", help="Host threads; default: all usable CPUs.")
+@options.batch
+@options.threads
 @click.option("-g", "--gpu", "device", type=int, default=0, show_default=True, help="CUDA device number.")
 @click.option(
     "--size", "size_lr_px", type=_Size(), default="256x256", show_default=True, help="Input picture."
@@ -96,10 +90,8 @@ class _Size(click.ParamType[Any]):
     default=True,
     help="Whether the picture's row counts copies to and from the device (trtexec 10: yes, 11: no).",
 )
-@click.option(
-    "--color-fix", type=click.Choice(["wavelet", "adain", "none"]), default="wavelet", show_default=True
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the picture and of the noise.")
+@options.color_fix(None)
+@options.seed("Of the picture and of the noise.")
 @click.option(
     "--gflop/--no-gflop", default=True, help="Count the networks' arithmetic (slow for large ones)."
 )
@@ -114,7 +106,7 @@ def bench(
     tiles_px: tuple[int, ...] | None,
     transfers: bool,
     target: Path | None,
-    **options: Any,
+    **chosen: Any,
 ) -> None:
     """Time every stage of the data path and whole pictures on this machine."""
     config = BenchConfig(
@@ -122,7 +114,7 @@ def bench(
         precision=cast(Precision | None, precision),
         lanes=lanes or (None,),
         tiles_px=tiles_px or (None,),
-        **options,
+        **chosen,
     )
     document = {**measure(config), "command": ["yonos", "bench", *map(_short, sys.argv[2:])]}
     if target is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from yonos_trt import options
 from yonos_trt.errors import ConfigError
 
 __all__ = ["video"]
@@ -57,15 +58,8 @@ def _pairs(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     metavar="OUT",
     help=".mkv, .mp4, .mov or .webm; - writes y4m to stdout.  [default: IN_x{scale}.mkv, or - for a pipe]",
 )
-@click.option(
-    "-m",
-    "--model",
-    "engine_dir",
-    type=click.Path(path_type=Path),
-    metavar="ENGINE_DIR",
-    help="Engine directory; default: the shipped lite model.",
-)
-@click.option("-s", "--scale", type=int, help="Enlargement; picks the shipped model.  [default: 4]")
+@options.model
+@options.scale
 @click.option("-c", "--vcodec", default="libx264", show_default=True, help="FFmpeg's name of the encoder.")
 @click.option("--crf", type=float, default=16, show_default=True, help="Quality, for encoders that have it.")
 @click.option("--preset", help="Speed of the encoder, as it names them.")
@@ -98,42 +92,12 @@ def _pairs(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 @click.option(
     "--max-in-flight", type=click.IntRange(min=1), default=4, show_default=True, help="Frames in memory."
 )
-@click.option("-t", "--tile", "tile_px", type=int, metavar="PX", help="Tile side in output pixels.")
-@click.option("--overlap", "overlap_px", type=int, metavar="PX", help="Overlap of neighbouring tiles.")
-@click.option("--batch", type=int, metavar="N", help="Tiles per batch.")
-@click.option(
-    "-g", "--gpu", "device", type=int, default=0, show_default=True, help="CUDA device; -1 is the CPU."
-)
-@click.option("-j", "--lanes", type=int, metavar="N", help="Tile batches worked on at the same time.")
-@click.option("--threads", type=int, metavar="N", help="Host threads; default: all usable CPUs.")
-@click.option(
-    "--runtime",
-    type=click.Choice(["auto", "onnx", "openvino", "tensorrt", "tensorrt-rtx"]),
-    default="auto",
-    show_default=True,
-    help="What runs the networks.",
-)
-@click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="Which artifacts to use.")
-@click.option("--memory-limit", "memory_limit_mb", type=int, metavar="MIB", help="Bound on working memory.")
-@click.option(
-    "--color-fix",
-    type=click.Choice(["wavelet", "adain", "none"]),
-    default="wavelet",
-    show_default=True,
-    help="Keep the colours of the input.",
-)
+@options.tiling
+@options.machine
+@options.color_fix()
 @click.option("--stabilize", is_flag=True, help="Average added detail over two frames along the motion.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Names the noise field of all frames.")
-@click.option(
-    "--progress",
-    type=click.Choice(["auto", "bar", "json", "none"]),
-    default="auto",
-    show_default=True,
-    help="What to show on stderr.",
-)
-@click.option("--dry-run", is_flag=True, help="Print what would be done as JSON and stop.")
-@click.option("-v", "--verbose", count=True, help="Log more; twice for everything.")
-@click.option("-q", "--quiet", is_flag=True, help="Log and print errors only.")
+@options.seed("Names the noise field of all frames.")
+@options.reporting
 def video(
     source: str,
     target: str | None,
@@ -165,16 +129,15 @@ def video(
     set_up_logging(verbose, quiet=quiet, mode=progress)
     names = {f.name for f in dataclasses.fields(VideoOptions)}
     encoder = EncoderSettings(vcodec, crf, preset, pix_fmt, _pairs(pairs))
-    options = VideoOptions(encoder=encoder, **{k: v for k, v in rest.items() if k in names})
+    job = VideoOptions(encoder=encoder, **{k: v for k, v in rest.items() if k in names})
     model = {k: v for k, v in rest.items() if k not in names}
-    if model["device"] < 0:
-        model |= {"device": 0, "runtime": "onnx"}
+    model = options.on_cpu(model)
     sr = SR(engine_dir, **model)
     if target is None:
         target = "-" if source == "-" else str(Path(source).with_name(f"{Path(source).stem}_x{sr.scale}.mkv"))
     if dry_run:
         document = {"engine_dir": str(sr.engine_dir), "scale": sr.scale, "source": source, "target": target}
-        click.echo(json.dumps(document | {"options": dataclasses.asdict(options), "model": model}, indent=2))
+        click.echo(json.dumps(document | {"options": dataclasses.asdict(job), "model": model}, indent=2))
         return
     if target == "-" and sys.stdout.isatty():
         raise ConfigError("-o - writes raw video, and stdout is a terminal; pipe it, or name a file with -o")
@@ -187,7 +150,7 @@ def video(
             sr.upscale,
             scale=sr.scale,
             upscaler_id=_upscaler_id(sr, model),
-            options=options,
+            options=job,
             progress=lambda done, total: reporter.step(done, total or 0),
         )
         if target == "-":
