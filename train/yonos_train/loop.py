@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Batch, Crops, generator
-from .stages import Stage, StageConfig
+from .stage import Stage, StageConfig
 
 log = logging.getLogger(__name__)
 

@@ -1,10 +1,9 @@
 """The stages of a training run: what is trained, on which loss, from which earlier stage.
 
-    autoencoder   encoder + decoder        L1 + gradient L1, latent regularised
-    diffusion     U-Net                    raw v loss (first scale) or scale distillation from the previous
-    scale
-    decoder       decoder                  one-step latents -> HR picture; encoder and U-Net frozen
-    encoder       LR encoder               matches E(resize_like(x_l)) reading the LR picture itself
+    autoencoder   encoder + decoder   L1 + gradient L1, latent regularised
+    diffusion     U-Net               raw v loss (first scale) or scale distillation from the previous scale
+    decoder       decoder             one-step latents -> HR picture; encoder and U-Net frozen
+    encoder       LR encoder          matches E(resize_like(x_l)) reading the LR picture itself
 
 A stage owns its modules and answers ``loss(group, batch, rng)``; the loop owns optimisers, EMA and
 checkpoints.
@@ -13,194 +12,33 @@ checkpoints.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from .autoencoder_stage import AutoencoderStage
 from .data import Batch
-from .degrade import Degradation, Kind, degrade, degrade_pair
+from .encoder_stage import EncoderStage
 from .losses import Network, gradient_l1
-from .model import Bundle, Encoder, set_latent_stats
+from .model import Bundle
 from .objectives import STUDENT, Latents, make_objective
-from .schedule import Schedule, ddim
+from .schedule import ddim
+from .stage import Conditioned, Logs, Stage, StageConfig, resize_like
 
-Logs = dict[str, float]
+__all__ = [
+    "AutoencoderStage",
+    "DecoderStage",
+    "DiffusionStage",
+    "EncoderStage",
+    "Stage",
+    "StageConfig",
+    "frozen_copy",
+]
+
 NETWORKS: tuple[Network, ...] = ("alex", "vgg")
 
 
-@dataclass(frozen=True)
-class StageConfig:
-    """One stage of a preset.
-
-    Attributes
-    ----------
-    name, kind
-        Folder name in the run, and which class of this module does it (``autoencoder``, ``diffusion``,
-        ``decoder``, ``encoder``).
-    scale
-        Upscaling factor s (0 for the autoencoder).
-    init
-        Name of the earlier stage whose trained module this one starts from (``None``: fresh, or the
-        autoencoder's).
-    teacher
-        Name of the earlier stage that is the frozen teacher (scale distillation).
-    steps, minutes
-        Budget: whichever is reached first ends the stage; one of the two must be given. Only ``steps`` gives
-        bit-exact reruns,
-        because with ``minutes`` the learning rate follows the clock.
-    batch, accumulate, crop_px
-        Samples a step and process, gradient accumulation, HR crop side.
-    lr, warmup_steps, weight_decay, clip, ema
-        AdamW's learning rate (cosine to 2 % of it), linear warm-up, decay, gradient-norm clip, EMA decay.
-    degradation
-        Name for :mod:`yonos_train.degrade`.
-    objective
-        Name in :mod:`yonos_train.objectives` (diffusion stages; None: by whether there is a teacher).
-    loss
-        Loss weights and switches of the stage.
-    """
-
-    name: str
-    kind: str
-    scale: int = 0
-    init: str | None = None
-    teacher: str | None = None
-    steps: int | None = None
-    minutes: float | None = None
-    batch: int = 16
-    accumulate: int = 1
-    crop_px: int = 128
-    lr: float = 1e-3
-    warmup_steps: int = 100
-    weight_decay: float = 1e-4
-    clip: float = 1.0
-    ema: float = 0.999
-    degradation: Kind = "mixed"
-    objective: str | None = None
-    loss: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.kind not in STAGES:
-            raise ValueError(
-                f"stage {self.name}: kind got {self.kind!r}, expected one of {', '.join(STAGES)}"
-            )
-        if self.steps is None and self.minutes is None:
-            raise ValueError(f"stage {self.name}: neither steps nor minutes given; give at least one")
-        Degradation(self.degradation)  # refuses unknown names
-        for name in ("batch", "accumulate", "crop_px", "lr", "clip"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"stage {self.name}: {name} got {getattr(self, name)}, expected > 0")
-
-
-def resize_like(x_l: Tensor, x_h: Tensor) -> Tensor:
-    """Bicubic (Keys a = -0.5) from LR to the HR size: ``(N, 3, H/s, W/s) -> (N, 3, H, W)``; the SDK's gather
-    computes the same."""
-    return F.interpolate(x_l.float(), size=x_h.shape[-2:], mode="bicubic", antialias=True)
-
-
-class Stage:
-    """Base: the trained modules by optimiser group, and the loss of a group on a batch."""
-
-    groups: dict[
-        str, dict[str, nn.Module]
-    ]  # group -> name -> module; one AdamW a group, stepped in this order
-
-    def loss(self, group: str, batch: Batch, rng: torch.Generator, step: int) -> tuple[Tensor, Logs]:
-        """Return the scalar loss of ``group`` and what to log."""
-        raise NotImplementedError
-
-    def samples(self, batch: Batch, rng: torch.Generator) -> list[Tensor]:
-        """Return pictures ``(N, 3, P, P)`` in [-1, 1] to show side by side: input, output, truth."""
-        raise NotImplementedError
-
-    def finish(self, batches: Any) -> None:
-        """Do what remains after the last step (``batches(step) -> Batch``); the EMA weights are in the
-        modules then."""
-
-
-# ------------------------------------------------------------------------------------------------------------
-
-
-class AutoencoderStage(Stage):
-    """Train encoder and decoder: ``L1 + w_grad gradient L1``, latent kept smooth by noise and small by an L2
-    penalty.
-
-    The penalty and the fixed noise together are a VAE's KL term with a fixed posterior variance (constants
-    dropped).
-    """
-
-    def __init__(self, config: StageConfig, bundle: Bundle) -> None:
-        self.config, self.encoder, self.decoder = config, bundle.encoder, bundle.decoder
-        self.w_grad = float(config.loss.get("gradient", 0.3))
-        self.w_latent = float(config.loss.get("latent", 1e-4))
-        self.noise = float(config.loss.get("noise", 0.05))
-        self.groups = {"autoencoder": {"encoder": self.encoder, "decoder": self.decoder}}
-
-    def loss(self, group: str, batch: Batch, rng: torch.Generator, step: int) -> tuple[Tensor, Logs]:
-        z = self.encoder(batch.x_h)
-        noise = torch.randn(z.shape, generator=rng).to(z)
-        y = self.decoder(z + self.noise * noise).float()
-        l1, grad = (y - batch.x_h).abs().mean(), gradient_l1(y, batch.x_h)
-        latent = z.float().square().mean()
-        mse = (y.detach() - batch.x_h).square().mean() / 4
-        total = l1 + self.w_grad * grad + self.w_latent * latent
-        return total, {
-            "l1": l1.item(),
-            "gradient": grad.item(),
-            "latent": latent.item(),
-            "psnr_db": -10 * mse.log10().item(),
-        }
-
-    def samples(self, batch: Batch, rng: torch.Generator) -> list[Tensor]:
-        return [self.decoder(self.encoder(batch.x_h)).float(), batch.x_h]
-
-    @torch.no_grad()
-    def finish(self, batches: Any) -> None:
-        """Measure the latent's mean and standard deviation per channel over 64 batches and record them in
-        both networks."""
-        channels = len(self.encoder.get_buffer("mean"))
-        total, square, count = torch.zeros(channels).double(), torch.zeros(channels).double(), 0
-        for step in range(64):
-            x_h = batches(step).x_h
-            z = self.encoder(x_h).double().cpu()
-            total += z.sum(dim=(0, 2, 3))
-            square += z.square().sum(dim=(0, 2, 3))
-            count += z.numel() // channels
-        mean = total / count
-        std = (square / count - mean.square()).clamp_min(1e-8).sqrt()
-        set_latent_stats(self.encoder, self.decoder, mean.float(), std.float())
-
-
-class _Conditioned(Stage):
-    """What the later stages share: degraded inputs and latents from the frozen encoder."""
-
-    config: StageConfig
-    encoder: nn.Module
-    schedule: Schedule
-
-    def lr_images(self, batch: Batch, *, previous: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return ``x_l`` at the stage's scale and, when asked, the less degraded view at the ``previous``
-        scale."""
-        kind, scale = Degradation(self.config.degradation), self.config.scale
-        if previous is None:
-            return quantise(degrade(batch.x_h, scale, kind, batch.seeds)), None
-        x_l, x_prev = degrade_pair(batch.x_h, scale, previous, kind, batch.seeds)
-        return quantise(x_l), quantise(x_prev)
-
-    def latent(self, x_l: Tensor, x_h: Tensor) -> Tensor:
-        out: Tensor = self.encoder(resize_like(x_l, x_h)).float()
-        return out
-
-
-def quantise(x: Tensor) -> Tensor:
-    """Round to the 256 levels of an 8-bit picture, clamp to [-1, 1]: what the product is fed."""
-    return ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
-
-
-class DiffusionStage(_Conditioned):
+class DiffusionStage(Conditioned):
     """Train the U-Net on one of :mod:`yonos_train.objectives`.
 
     Without ``config.objective``: raw diffusion where the stage has no teacher, scale distillation (YONOS-SR,
@@ -245,7 +83,7 @@ class DiffusionStage(_Conditioned):
         return [resize_like(x_l, batch.x_h), self.decoder(z_0.float()).float(), batch.x_h]
 
 
-class DecoderStage(_Conditioned):
+class DecoderStage(Conditioned):
     """Fine-tune the decoder on one-step latents: L1 + gradient L1 + LPIPS (mixed networks) + hinge PatchGAN.
 
     The GAN term starts at ``disc_start`` (a step number) with the LDM autoencoder's
@@ -341,51 +179,6 @@ def shifted(below_px: int, rng: torch.Generator, *pictures: Tensor) -> list[Tens
         x[..., top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
         for x in pictures
     ]
-
-
-class EncoderStage(_Conditioned):
-    """Distil an encoder that reads the LR picture itself: ``E_lr(x_l) ~ E(resize_like(x_l))``, and through
-    the U-Net."""
-
-    def __init__(self, config: StageConfig, bundle: Bundle) -> None:
-        self.config, self.encoder, self.unet, self.decoder = (
-            config,
-            bundle.encoder,
-            bundle.unet,
-            bundle.decoder,
-        )
-        self.schedule = bundle.schedule
-        self.lr_encoder = Encoder(bundle.config.architecture, lr_scale=config.scale)
-        set_latent_stats(
-            self.lr_encoder, self.lr_encoder, self.encoder.get_buffer("mean"), self.encoder.get_buffer("std")
-        )
-        self.w_step = float(config.loss.get("step", 1.0))
-        self.groups = {"encoder": {"encoder": self.lr_encoder}}
-
-    def loss(self, group: str, batch: Batch, rng: torch.Generator, step: int) -> tuple[Tensor, Logs]:
-        with torch.no_grad():
-            x_l, _ = self.lr_images(batch)
-            target = self.latent(x_l, batch.x_h)
-            noise = torch.randn(target.shape, generator=rng).to(target)
-            target_0 = ddim(self.unet, self.schedule, target, noise).float()
-        z_l = self.lr_encoder(x_l).float()
-        latent = (z_l - target).square().mean()
-        after = (ddim(self.unet, self.schedule, z_l, noise).float() - target_0).square().mean()
-        return latent + self.w_step * after, {"latent": latent.item(), "step": after.item()}
-
-    def samples(self, batch: Batch, rng: torch.Generator) -> list[Tensor]:
-        x_l, _ = self.lr_images(batch)
-        z_l = self.lr_encoder(x_l).float()
-        z_0 = ddim(self.unet, self.schedule, z_l, torch.randn(z_l.shape, generator=rng).to(z_l))
-        return [resize_like(x_l, batch.x_h), self.decoder(z_0.float()).float(), batch.x_h]
-
-
-STAGES: dict[str, type[Stage]] = {
-    "autoencoder": AutoencoderStage,
-    "diffusion": DiffusionStage,
-    "decoder": DecoderStage,
-    "encoder": EncoderStage,
-}
 
 
 def required(weights: dict[str, str], name: str) -> str:

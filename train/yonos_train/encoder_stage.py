@@ -1,0 +1,48 @@
+"""The stage that distils an encoder for LR pictures."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .data import Batch
+from .model import Bundle, Encoder, set_latent_stats
+from .schedule import ddim
+from .stage import Conditioned, Logs, StageConfig, resize_like
+
+
+class EncoderStage(Conditioned):
+    """Distil an encoder that reads the LR picture itself: ``E_lr(x_l) ~ E(resize_like(x_l))``, and through
+    the U-Net."""
+
+    def __init__(self, config: StageConfig, bundle: Bundle) -> None:
+        self.config, self.encoder, self.unet, self.decoder = (
+            config,
+            bundle.encoder,
+            bundle.unet,
+            bundle.decoder,
+        )
+        self.schedule = bundle.schedule
+        self.lr_encoder = Encoder(bundle.config.architecture, lr_scale=config.scale)
+        set_latent_stats(
+            self.lr_encoder, self.lr_encoder, self.encoder.get_buffer("mean"), self.encoder.get_buffer("std")
+        )
+        self.w_step = float(config.loss.get("step", 1.0))
+        self.groups = {"encoder": {"encoder": self.lr_encoder}}
+
+    def loss(self, group: str, batch: Batch, rng: torch.Generator, step: int) -> tuple[Tensor, Logs]:
+        with torch.no_grad():
+            x_l, _ = self.lr_images(batch)
+            target = self.latent(x_l, batch.x_h)
+            noise = torch.randn(target.shape, generator=rng).to(target)
+            target_0 = ddim(self.unet, self.schedule, target, noise).float()
+        z_l = self.lr_encoder(x_l).float()
+        latent = (z_l - target).square().mean()
+        after = (ddim(self.unet, self.schedule, z_l, noise).float() - target_0).square().mean()
+        return latent + self.w_step * after, {"latent": latent.item(), "step": after.item()}
+
+    def samples(self, batch: Batch, rng: torch.Generator) -> list[Tensor]:
+        x_l, _ = self.lr_images(batch)
+        z_l = self.lr_encoder(x_l).float()
+        z_0 = ddim(self.unet, self.schedule, z_l, torch.randn(z_l.shape, generator=rng).to(z_l))
+        return [resize_like(x_l, batch.x_h), self.decoder(z_0.float()).float(), batch.x_h]
