@@ -135,15 +135,44 @@ def test_a_chroma_ramp_stays_in_its_place(name: str, siting: str) -> None:
 
 
 @pytest.mark.parametrize("siting", sorted(SITINGS))
-def test_bands_do_not_show(siting: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    rgb = np.random.default_rng(5).integers(0, 256, (150, 20, 3), dtype=np.uint8)
-    layout = layout_of("yuv420p")
-    banded, whole = empty_planes("yuv420p", 150, 20), empty_planes("yuv420p", 150, 20)
-    rgb_to_planes(rgb, banded, layout, Coding(1, False, siting))
-    monkeypatch.setattr("yonos_trt.video.color.BAND_ROWS", 1000)
-    rgb_to_planes(rgb, whole, layout, Coding(1, False, siting))
-    for a, b in zip(banded, whole, strict=True):
-        np.testing.assert_array_equal(a, b)
+@pytest.mark.parametrize("name", ["yuv420p", "yuv422p10le", "yuv444p", "gray"])
+def test_bands_do_not_show(siting: str, name: str) -> None:
+    """Rows are converted a band at a time; neither direction may depend on where bands begin."""
+    rng = np.random.default_rng(3)
+    layout, coding = layout_of(name), Coding(1, False, siting)
+    rgb = rng.integers(0, 256 if layout.bits == 8 else 65536, (86, 38, 3))
+    rgb = rgb.astype(np.uint8 if layout.bits == 8 else np.uint16)
+    whole, banded = empty_planes(name, 86, 38), empty_planes(name, 86, 38)
+    rgb_to_planes(rgb, whole, layout, coding, band_rows=1000)
+    rgb_to_planes(rgb, banded, layout, coding, band_rows=16)
+    for one, other in zip(whole, banded, strict=True):
+        np.testing.assert_array_equal(one, other)
+    at_once = planes_to_rgb(whole, layout, coding, band_rows=1000)
+    np.testing.assert_array_equal(planes_to_rgb(whole, layout, coding, band_rows=16), at_once)
+
+
+@pytest.mark.parametrize("siting", sorted(SITINGS))
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 5), (67, 2), (2, 7)])
+def test_chroma_goes_up_as_the_equation_says_at_odd_sizes_too(height: int, width: int, siting: str) -> None:
+    """Against linear interpolation at the stated positions, sample by sample, edges held."""
+    rng = np.random.default_rng(5)
+    layout, coding = layout_of("yuv420p16le"), Coding(1, True, siting)
+    small = ((height + 1) // 2, (width + 1) // 2)
+    planes = [rng.integers(0, 65536, shape).astype(np.uint16) for shape in ((height, width), small, small)]
+    vertical, horizontal = SITINGS[siting]
+
+    def up(plane: np.ndarray) -> np.ndarray:
+        ys = np.clip((np.arange(height) - 0.5 * vertical) / 2, 0, small[0] - 1)
+        xs = np.clip((np.arange(width) - 0.5 * horizontal) / 2, 0, small[1] - 1)
+        columns = np.array([np.interp(xs, np.arange(small[1]), row) for row in plane.astype(float)])
+        return np.array([np.interp(ys, np.arange(small[0]), column) for column in columns.T]).T
+
+    luma, cb, cr = planes[0].astype(float), up(planes[1]) - 32768, up(planes[2]) - 32768
+    kr, kb = MATRICES[1]
+    green = luma - (2 * kr * (1 - kr) * cr + 2 * kb * (1 - kb) * cb) / (1 - kr - kb)
+    expected = np.stack((luma + 2 * (1 - kr) * cr, green, luma + 2 * (1 - kb) * cb), axis=-1)
+    found = planes_to_rgb(planes, layout, coding)
+    np.testing.assert_allclose(found, np.clip(expected, 0, 65535), atol=1.0)
 
 
 @pytest.mark.parametrize("matrix", sorted(MATRICES))

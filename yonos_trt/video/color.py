@@ -32,6 +32,7 @@ from yonos_trt.errors import ConfigError, InputError
 __all__ = ["MATRICES", "SITINGS", "Coding", "Layout", "layout_of", "planes_to_rgb", "rgb_to_planes"]
 
 Samples = NDArray[Any]  # uint8 or uint16
+Values = NDArray[np.float32]
 
 #: Kr, Kb by FFmpeg's / ITU-T H.273's MatrixCoefficients number.
 MATRICES: dict[int, tuple[float, float]] = {
@@ -154,20 +155,50 @@ def _rgb_peak(bits: int) -> float:
     return 255.0 if bits == 8 else 65535.0
 
 
-def _upsample_axis(plane: NDArray[np.float32], size: int, middle: int, axis: int) -> NDArray[np.float32]:
-    """Interpolate 2:1 chroma linearly to ``size`` samples along ``axis``; the edge sample is held."""
-    count = plane.shape[axis]
-    position = (np.arange(size) - 0.5 * middle) / 2
-    low = np.floor(position).astype(np.intp)
-    weight = (position - low).astype(np.float32)
-    first = np.take(plane, np.clip(low, 0, count - 1), axis=axis)
-    second = np.take(plane, np.clip(low + 1, 0, count - 1), axis=axis)
-    weight = weight.reshape((-1, 1) if axis == 0 else (1, -1))
-    first += (second - first) * weight
-    return first
+def _double(
+    before: Values, here: Values, after: Values, size: int, middle: int, axis: int, xp: Any
+) -> Values:
+    """Interpolate 2:1 chroma linearly to ``size`` samples along ``axis``, from samples and their neighbours."""
+    shape = list(here.shape)
+    shape[axis] = size
+    out: Values = xp.empty(shape, np.float32)
+    even, odd = [slice(None)] * 2, [slice(None)] * 2
+    even[axis], odd[axis] = slice(0, None, 2), slice(1, None, 2)
+    out[tuple(even)] = before + (here - before) * np.float32(0.75) if middle else here
+    kept = [slice(None)] * 2
+    kept[axis] = slice(0, size // 2)
+    near, far = here[tuple(kept)], after[tuple(kept)]
+    out[tuple(odd)] = near + (far - near) * np.float32(0.25 if middle else 0.5)
+    return out
 
 
-def planes_to_rgb(planes: list[Samples], layout: Layout, coding: Coding) -> Samples:
+def _chroma_rows(
+    plane: Samples, y0: int, y1: int, width: int, layout: Layout, coding: Coding, xp: Any
+) -> Values:
+    """Return rows [y0, y1) of a chroma plane on the luma grid, still in the plane's units; y0 is even."""
+    vertical, horizontal = SITINGS[coding.siting]
+    if layout.sub_h == 2:
+        first, last = y0 // 2 - 1, (y1 + 1) // 2 + 1  # one row more on either side; the edge row is held
+        rows = plane[max(0, first) : last]
+        if first < 0:
+            rows = xp.concatenate((rows[:1], rows))
+        if last > len(plane):
+            rows = xp.concatenate((rows, rows[-1:]))
+    else:
+        rows = plane[y0:y1]
+    values: Values = rows.astype(np.float32)
+    if layout.sub_w == 2:
+        before = xp.concatenate((values[:, :1], values[:, :-1]), axis=1)
+        after = xp.concatenate((values[:, 1:], values[:, -1:]), axis=1)
+        values = _double(before, values, after, width, horizontal, 1, xp)
+    if layout.sub_h == 2:
+        values = _double(values[:-2], values[1:-1], values[2:], y1 - y0, vertical, 0, xp)
+    return values
+
+
+def planes_to_rgb(
+    planes: list[Samples], layout: Layout, coding: Coding, *, xp: Any = np, band_rows: int = BAND_ROWS
+) -> Samples:
     """Convert one frame's planes to RGB.
 
     Parameters
@@ -176,6 +207,10 @@ def planes_to_rgb(planes: list[Samples], layout: Layout, coding: Coding) -> Samp
         One (grey) or three arrays (Y, Cb, Cr, or G, B, R), each (rows, columns) of ``layout.dtype``.
     layout, coding
         What the samples are and what they mean.
+    xp
+        The library of the arrays: NumPy, or CuPy for arrays in device memory.
+    band_rows
+        Rows converted at once, an even number.
 
     Returns
     -------
@@ -184,56 +219,58 @@ def planes_to_rgb(planes: list[Samples], layout: Layout, coding: Coding) -> Samp
     """
     height, width = planes[0].shape
     peak = _rgb_peak(layout.bits)
-    out = np.empty((height, width, 3), np.uint8 if layout.bits == 8 else np.uint16)
+    out: Samples = xp.empty((height, width, 3), np.uint8 if layout.bits == 8 else np.uint16)
     luma_offset, luma_span, centre, chroma_span = _ranges(
         layout.bits, full=coding.full_range or layout.kind == "rgb"
     )
     if layout.kind == "rgb":
         for channel, plane in zip((1, 2, 0), planes, strict=True):
-            out[..., channel] = plane if layout.bits == 8 else np.rint(plane * np.float32(peak / luma_span))
+            out[..., channel] = plane if layout.bits == 8 else xp.rint(plane * np.float32(peak / luma_span))
         return out
-    gain = np.float32(peak / luma_span)
-    luma = (planes[0].astype(np.float32) - np.float32(luma_offset)) * gain
-    if layout.kind == "gray":
-        out[...] = np.clip(np.rint(luma), 0, peak)[..., None]
-        return out
+    gain, chroma_gain = np.float32(peak / luma_span), np.float32(peak / chroma_span)
     kr, kb = MATRICES[coding.matrix]
     kg = 1 - kr - kb
-    vertical, horizontal = SITINGS[coding.siting]
-    chroma = []
-    for plane in planes[1:]:
-        values = (plane.astype(np.float32) - np.float32(centre)) * np.float32(peak / chroma_span)
-        if layout.sub_w == 2:
-            values = _upsample_axis(values, width, horizontal, axis=1)
-        if layout.sub_h == 2:
-            values = _upsample_axis(values, height, vertical, axis=0)
-        chroma.append(values)
-    cb, cr = chroma
-    red = luma + cr * np.float32(2 * (1 - kr))
-    blue = luma + cb * np.float32(2 * (1 - kb))
-    green = luma - cr * np.float32(2 * kr * (1 - kr) / kg) - cb * np.float32(2 * kb * (1 - kb) / kg)
-    for channel, values in enumerate((red, green, blue)):
-        out[..., channel] = np.clip(np.rint(values, out=values), 0, peak, out=values)
+    for y0 in range(0, height, band_rows):
+        y1 = min(height, y0 + band_rows)
+        luma = (planes[0][y0:y1].astype(np.float32) - np.float32(luma_offset)) * gain
+        if layout.kind == "gray":
+            out[y0:y1] = xp.clip(xp.rint(luma), 0, peak)[..., None]
+            continue
+        cb, cr = (
+            (_chroma_rows(plane, y0, y1, width, layout, coding, xp) - np.float32(centre)) * chroma_gain
+            for plane in planes[1:]
+        )
+        red = luma + cr * np.float32(2 * (1 - kr))
+        blue = luma + cb * np.float32(2 * (1 - kb))
+        green = luma - cr * np.float32(2 * kr * (1 - kr) / kg) - cb * np.float32(2 * kb * (1 - kb) / kg)
+        for channel, values in enumerate((red, green, blue)):
+            out[y0:y1, :, channel] = xp.clip(xp.rint(values, out=values), 0, peak, out=values)
     return out
 
 
-def _halve_columns(values: NDArray[np.float32], middle: int) -> NDArray[np.float32]:
+def _halve_columns(values: Values, middle: int, xp: Any) -> Values:
     """Bring (rows, 2 n) to (rows, n): between two samples (1, 1) / 2, on a sample (1, 2, 1) / 4."""
     even, odd = values[:, 0::2], values[:, 1::2]
     if middle:
         return (even + odd) * np.float32(0.5)
-    before = np.concatenate((even[:, :1], odd[:, :-1]), axis=1)
+    before: Values = xp.concatenate((even[:, :1], odd[:, :-1]), axis=1)
     return (before + odd) * np.float32(0.25) + even * np.float32(0.5)
 
 
-def _store(
-    plane: Samples, y0: int, values: NDArray[np.float32], gain: float, offset: float, top: int
-) -> None:
+def _store(plane: Samples, y0: int, values: Values, gain: float, offset: float, top: int, xp: Any) -> None:
     values = values * np.float32(gain) + np.float32(offset)
-    plane[y0 : y0 + len(values)] = np.clip(np.rint(values, out=values), 0, top, out=values)
+    plane[y0 : y0 + len(values)] = xp.clip(xp.rint(values, out=values), 0, top, out=values)
 
 
-def rgb_to_planes(rgb: Samples, planes: list[Samples], layout: Layout, coding: Coding) -> None:
+def rgb_to_planes(
+    rgb: Samples,
+    planes: list[Samples],
+    layout: Layout,
+    coding: Coding,
+    *,
+    xp: Any = np,
+    band_rows: int = BAND_ROWS,
+) -> None:
     """Convert RGB to one frame's planes, written in place.
 
     Parameters
@@ -244,6 +281,8 @@ def rgb_to_planes(rgb: Samples, planes: list[Samples], layout: Layout, coding: C
         Arrays to fill, shapes and order as in `planes_to_rgb`; all three have their full extent.
     layout, coding
         What to store. Grey keeps the luma of ``coding.matrix``.
+    xp, band_rows
+        As in `planes_to_rgb`.
 
     Raises
     ------
@@ -263,27 +302,27 @@ def rgb_to_planes(rgb: Samples, planes: list[Samples], layout: Layout, coding: C
             if layout.bits == 8 and rgb.dtype == np.uint8:
                 plane[...] = rgb[..., channel]
             else:
-                plane[...] = np.rint(rgb[..., channel] * np.float32(top / peak))
+                plane[...] = xp.rint(rgb[..., channel] * np.float32(top / peak))
         return
     luma_offset, luma_span, centre, chroma_span = _ranges(layout.bits, full=coding.full_range)
     kr, kb = MATRICES[coding.matrix]
     vertical, horizontal = SITINGS[coding.siting]
     halo = int(layout.sub_h == 2 and not vertical)  # the (1, 2, 1) filter reads one row above and one below
-    for y0 in range(0, height, BAND_ROWS):
-        y1 = min(height, y0 + BAND_ROWS)
-        rows = np.clip(np.arange(y0 - halo, y1 + halo), 0, height - 1) if halo else slice(y0, y1)
+    for y0 in range(0, height, band_rows):
+        y1 = min(height, y0 + band_rows)
+        rows = xp.clip(xp.arange(y0 - halo, y1 + halo), 0, height - 1) if halo else slice(y0, y1)
         red, green, blue = (rgb[rows, :, c].astype(np.float32) for c in range(3))
         luma = red * np.float32(kr) + green * np.float32(1 - kr - kb) + blue * np.float32(kb)
         inner = luma[halo : len(luma) - halo]
-        _store(planes[0], y0, inner, luma_span / peak, luma_offset, top)
+        _store(planes[0], y0, inner, luma_span / peak, luma_offset, top, xp)
         if layout.kind == "gray":
             continue
         for plane, primary, k in ((planes[1], blue, kb), (planes[2], red, kr)):
             values = primary - luma
             if layout.sub_w == 2:
-                values = _halve_columns(values, horizontal)
+                values = _halve_columns(values, horizontal, xp)
             if halo:
                 values = (values[:-2:2] + values[2::2]) * np.float32(0.25) + values[1:-1:2] * np.float32(0.5)
             elif layout.sub_h == 2:
                 values = (values[0::2] + values[1::2]) * np.float32(0.5)
-            _store(plane, y0 // layout.sub_h, values, chroma_span / (2 * (1 - k) * peak), centre, top)
+            _store(plane, y0 // layout.sub_h, values, chroma_span / (2 * (1 - k) * peak), centre, top, xp)
