@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from yonos_trt.bench.machine import describe_machine, measure_peaks
+from yonos_trt.bench.machine import describe_machine
+from yonos_trt.bench.peaks import Peaks, measure_peaks
 from yonos_trt.manifest import EngineManifest
 
 __all__ = ["REPOSITORY", "describe_model", "header"]
@@ -19,15 +21,20 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def header(kind: str, command: Sequence[str], *, peaks: bool = True) -> dict[str, Any]:
-    """Return the fields all documents begin with; `peaks` also measures the machine's, in two seconds."""
+    """Return the fields all documents begin with; `peaks` adds the machine's, measured once per process."""
     return {
         "kind": kind,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(command),
         "commit": commit(),
         "machine": describe_machine(),
-        **({"peaks": measure_peaks().as_dict()} if peaks else {}),
+        **({"peaks": _peaks().as_dict()} if peaks else {}),
     }
+
+
+@cache
+def _peaks() -> Peaks:
+    return measure_peaks()
 
 
 def commit() -> str | None:

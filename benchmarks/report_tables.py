@@ -162,8 +162,9 @@ def machine_list(part: Mapping[str, Any]) -> str:
         f"load before the run: {machine['load_1min']}",
     ]
     if peaks:
-        lines.append(
-            f"measured peaks: {peaks['matmul_gflops']:.0f} GFLOP/s (float32 matrix product), "
-            f"{peaks['copy_gbytes_s']:.1f} GB/s (copy)"
-        )
+        lines += [
+            f"measured peak in {precision}: {rate:.0f} GFLOP/s ({peaks['probe'][precision]})"
+            for precision, rate in peaks["gflops"].items()
+        ]
+        lines.append(f"measured peak of copying: {peaks['copy_gbytes_s']:.1f} GB/s")
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"

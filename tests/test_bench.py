@@ -16,14 +16,26 @@ from numpy.typing import NDArray
 from yonos_trt.backend import NumpyBackend
 from yonos_trt.bench import BenchConfig, measure
 from yonos_trt.bench import machine as bench_machine
+from yonos_trt.bench import peaks as bench_peaks
 from yonos_trt.bench import run as bench_run
+from yonos_trt.bench.cli import table
 from yonos_trt.bench.flops import count_flop
-from yonos_trt.bench.machine import PeakMemory, Peaks, measure_peaks
+from yonos_trt.bench.machine import PeakMemory
+from yonos_trt.bench.peaks import Peaks, Probe, measure_peaks
+from yonos_trt.bench.probes import LIBRARIES, WORK, Work, onnx_bytes
 from yonos_trt.cli import cli
 from yonos_trt.errors import ConfigError, EngineNotFoundError
 from yonos_trt.schema import identity_manifest
 
-PEAKS = Peaks(matmul_gflops=100.0, copy_gbytes_s=10.0)
+PEAKS = Peaks(
+    copy_gbytes_s=10.0,
+    probes=(
+        Probe("numpy 2", "fp32", "matrix product of 512 x 512", 2, 60.0),
+        Probe("library 1", "fp32", "3x3 convolution, 64 channels, 128 x 128", 2, 100.0),
+        Probe("library 1", "bf16", "matrix product of 512 x 512", 2, 180.0),
+    ),
+    not_run={"torch": "not installed"},
+)
 
 
 @pytest.fixture
@@ -104,10 +116,68 @@ def test_other_nodes_count_nothing_and_no_profile_is_left(
 # Machine
 
 
-def test_peaks_are_plausible_rates() -> None:
-    peaks = measure_peaks(seconds=0.05, matmul_size=256, copy_bytes=16 << 20)
-    assert 0.1 < peaks.matmul_gflops < 1e6
+def test_a_peak_is_the_largest_of_its_own_precision_and_says_what_reached_it() -> None:
+    document = json.loads(json.dumps(PEAKS.as_dict()))
+    assert document["gflops"] == {"fp32": 100.0, "bf16": 180.0}
+    assert document["probe"]["fp32"] == "library 1, 3x3 convolution, 64 channels, 128 x 128, 2 threads"
+    assert document["matmul_gflops"] == 60.0  # NumPy's, which scales documents of two machines
+    assert PEAKS.best("fp16") is None
+    assert len(document["probes"]) == 3
+
+
+def test_peaks_cover_the_networks_kernels_in_every_library_that_is_here() -> None:
+    peaks = measure_peaks(
+        seconds=0.0, libraries=("onnxruntime", "quantum"), matmul_size=256, copy_bytes=16 << 20
+    )
+    assert peaks.not_run == {"quantum": "not installed"}
+    kernels = {p.kernel for p in peaks.probes if p.library.startswith("onnxruntime ")}
+    assert kernels == {work.name for work in WORK}
+    assert {work.kernel for work in WORK} == {"convolution", "matmul"}
+    best = peaks.best("fp32")
+    assert best is not None
+    assert best.gflops == max(probe.gflops for probe in peaks.probes)
+    assert all(0.1 < probe.gflops < 1e6 for probe in peaks.probes)
     assert 0.05 < peaks.copy_gbytes_s < 1e5
+
+
+@pytest.mark.parametrize("work", WORK, ids=lambda work: work.name)
+def test_probes_and_networks_count_their_arithmetic_alike(tmp_path: Path, work: Work) -> None:
+    """Otherwise a share of the peak compares two different things."""
+    import onnx
+
+    (tmp_path / "probe.onnx").write_bytes(onnx_bytes(work))
+    onnx.checker.check_model(str(tmp_path / "probe.onnx"), full_check=True)
+    assert count_flop(tmp_path / "probe.onnx", {"x": work.input_shape}) == work.flop
+
+
+@pytest.mark.parametrize("library", ["onnxruntime", "openvino", "torch"])
+def test_every_library_computes_the_chain_it_is_timed_on(library: str) -> None:
+    pytest.importorskip(library)
+    small = (Work("convolution", 8, 6, 2), Work("matmul", 16, 0, 3))
+    from yonos_trt.bench import probes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes, "WORK", small)
+        for precision, work, threads, call in LIBRARIES[library](1):
+            x = np.random.default_rng(2).standard_normal(work.input_shape, np.float32)
+            expected = x.astype(np.float64)
+            weight = work.weight().astype(np.float64)
+            for _ in range(work.length):
+                if work.kernel == "matmul":
+                    expected = expected @ weight
+                else:
+                    padded = np.pad(expected[0], ((0, 0), (1, 1), (1, 1)))
+                    shifted = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2))
+                    expected = np.einsum("chwij,ocij->ohw", shifted, weight)[None]
+            tolerance = 1e-4 if precision == "fp32" else 0.1
+            assert threads == 1
+            assert np.abs(np.asarray(call(x)) - expected).max() < tolerance * np.abs(expected).max()
+
+
+def test_a_library_that_fails_is_reported_with_its_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_peaks, "_LIBRARY_TIMEOUT_S", 60)
+    found = bench_peaks._library_probes("json", 0.0)  # installed, but nothing that can be probed
+    assert found == "its probes failed: KeyError: 'json'"
 
 
 def test_peak_memory_belongs_to_the_body_alone() -> None:
@@ -171,11 +241,31 @@ def test_every_combination_is_timed_and_rates_follow_from_the_counts(engine_dir:
         assert large[name]["gflop"] == pytest.approx(4 * small[name]["gflop"])
         expected = large[name]["gflop"] / (large[name]["median_ms"] / 1e3)
         assert large[name]["gflops"] == pytest.approx(expected)
-        assert large[name]["of_peak"] == pytest.approx(expected / PEAKS.matmul_gflops)
+        assert large[name]["of_peak"] == pytest.approx(expected / 100.0)  # the fastest fp32 probe
     assert large["blend"]["of_peak"] == pytest.approx(large["blend"]["gbytes_s"] / PEAKS.copy_gbytes_s)
     assert entries[0]["overhead"] is not None
     assert entries[2]["overhead"] is None  # lanes overlap: the sum of the stages is not the wall time
     assert len({row["key"] for row in document["rows"]}) == len(document["rows"])
+
+
+@pytest.mark.usefixtures("quick_peaks")
+@pytest.mark.parametrize(("precision", "peak"), [("fp32", 100.0), ("bf16", 180.0), ("fp16", None)])
+def test_a_share_is_of_the_peak_of_its_own_precision(
+    monkeypatch: pytest.MonkeyPatch, engine_dir: Path, precision: str, peak: float | None
+) -> None:
+    open_as_usual = bench_run.open_backend
+
+    def opened(*arguments: Any) -> Any:
+        backend: Any = open_as_usual(*arguments)
+        backend.precision = precision
+        return backend
+
+    monkeypatch.setattr(bench_run, "open_backend", opened)
+    document = measure(quick(engine_dir, runtimes=("onnx",)))
+    (step,) = (stage for stage in document["entries"][0]["stages"] if stage["stage"] == "step")
+    assert step["gflops"] > 0
+    assert step.get("of_peak") == (None if peak is None else pytest.approx(step["gflops"] / peak))
+    assert ("no share of a peak" in table(document)) == (peak is None)
 
 
 @pytest.mark.usefixtures("quick_peaks")
@@ -213,6 +303,8 @@ def test_command_prints_a_table_and_writes_json(engine_dir: Path, tmp_path: Path
     arguments += ["--duration", "0", "--iterations", "1", "--percentile", "50,95", "--json", str(target)]
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 0, result.stderr
+    assert "100 GFLOP/s in fp32 (library 1, 3x3 convolution" in result.stdout
+    assert "torch: not probed, not installed" in result.stdout
     for text in ("p95 ms", "decode", "GFLOP/s", "trtexec 10", "not run: tensorrt", "peak", "picture"):
         assert text in result.stdout
     document = json.loads(target.read_text())

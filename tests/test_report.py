@@ -45,7 +45,11 @@ def common(kind: str) -> dict[str, Any]:
         "commit": "0123456789ab",
         "machine": MACHINE,
         "model": MODEL,
-        "peaks": {"matmul_gflops": 100.0, "copy_gbytes_s": 10.0},
+        "peaks": {
+            "gflops": {"fp32": 100.0},
+            "probe": {"fp32": "library 1.0, 3x3 convolution, 2 threads"},
+            "copy_gbytes_s": 10.0,
+        },
     }
 
 

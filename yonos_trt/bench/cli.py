@@ -154,8 +154,12 @@ def table(document: dict[str, Any], *, transfers: bool = True) -> str:
         + (f", {machine['gpu']}" if machine["gpu"] else ", no GPU")
         + f", load {machine['load_1min']} before the run",
         f"         {versions}",
-        f"peaks    {peaks['matmul_gflops']:.0f} GFLOP/s (float32 matrix product), "
-        f"{peaks['copy_gbytes_s']:.1f} GB/s (copy, read + written); measured in this run",
+        f"peaks    {peaks['copy_gbytes_s']:.1f} GB/s (copy, read + written); all measured in this run",
+        *(
+            f"         {rate:.0f} GFLOP/s in {name} ({peaks['probe'][name]})"
+            for name, rate in peaks["gflops"].items()
+        ),
+        *(f"         {library}: not probed, {reason}" for library, reason in peaks["not_run"].items()),
     ]
     for entry in document["entries"]:
         lines += ["", _title(entry)]
@@ -165,6 +169,8 @@ def table(document: dict[str, Any], *, transfers: bool = True) -> str:
             f"{'of peak':>9}"
         )
         lines += [_stage_line(stage, percentiles) for stage in entry["stages"]]
+        if entry["stages"] and entry["precision"] not in peaks["gflops"]:
+            lines.append(f"  no share of a peak: nothing here could be probed in {entry['precision']}")
         kind = "with_transfers" if transfers else "without_transfers"
         latency = entry["picture"][kind]
         if latency is None:

@@ -1,45 +1,20 @@
-"""What a timing has to be read beside: the machine, its measured peaks, and the memory that was used."""
+"""What a timing has to be read beside: the machine, and the memory that was used."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-__all__ = ["PeakMemory", "Peaks", "describe_machine", "measure_peaks", "usable_cores"]
+__all__ = ["PeakMemory", "describe_machine", "usable_cores"]
 
 _PACKAGES = ("yonos-trt", "numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu13", "torch")
 # Instruction sets that decide what a CPU can do for a network, as /proc/cpuinfo spells them.
 _FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 
-# Large enough to reach the peak, short enough (2 ms) to fit between two interruptions by other programs.
-_MATMUL_SIZE = 512
-_MATMUL = """
-import sys, time, numpy
-size, seconds = int(sys.argv[1]), float(sys.argv[2])
-a, b = numpy.random.default_rng(0).standard_normal((2, size, size), numpy.float32)
-out = numpy.empty_like(a)
-best, end = 1e9, time.perf_counter() + seconds
-while best == 1e9 or time.perf_counter() < end:
-    start = time.perf_counter()
-    numpy.matmul(a, b, out=out)
-    best = min(best, time.perf_counter() - start)
-assert abs(float(out[0, 0]) - float(a[0].astype(float) @ b[:, 0])) < 1e-2
-print(2e-9 * size**3 / best)
-"""
-_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-_COPY_BYTES = 256 << 20
 _RESET_PEAK = "5"  # written to /proc/self/clear_refs: forget the high-water mark (proc(5))
 
 
@@ -111,67 +86,6 @@ def _gpu() -> str | None:
 
     devices = probe_driver().devices
     return ", ".join(device.name for device in devices) or None
-
-
-# ---------------------------------------------------------------------------------------------------------
-# What it can do
-
-
-@dataclass(frozen=True, slots=True)
-class Peaks:
-    """Best rates this process reached on the host.
-
-    Attributes
-    ----------
-    matmul_gflops : float
-        2 n^3 operations of a float32 matrix product with n = 512 through NumPy's BLAS, summed over one
-        process per usable CPU; they run at the same time, one thread each.
-    copy_gbytes_s : float
-        Bytes read plus bytes written while copying 256 MiB, all usable CPUs.
-    """
-
-    matmul_gflops: float
-    copy_gbytes_s: float
-
-    def as_dict(self) -> dict[str, float]:
-        """Return the fields, for JSON."""
-        return asdict(self)
-
-
-def measure_peaks(
-    *, seconds: float = 1.0, matmul_size: int = _MATMUL_SIZE, copy_bytes: int = _COPY_BYTES
-) -> Peaks:
-    """Time a large matrix product and a large copy, each for about `seconds`; best runs count."""
-    cores = usable_cores()
-    command = [sys.executable, "-c", _MATMUL, str(matmul_size), str(seconds)]
-    workers = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | _ONE_THREAD)
-        for _ in range(cores)
-    ]
-    matmul_gflops = sum(float(worker.communicate()[0]) for worker in workers)
-    source = np.ones(copy_bytes, np.uint8)
-    target = np.zeros_like(source)
-    edges = [copy_bytes * i // cores for i in range(cores + 1)]
-
-    def copy(part: int) -> None:
-        np.copyto(target[edges[part] : edges[part + 1]], source[edges[part] : edges[part + 1]])
-
-    with ThreadPoolExecutor(cores) as pool:
-        copy_s = _best(lambda: list(pool.map(copy, range(cores))), seconds)
-    assert target[-1] == 1
-    return Peaks(matmul_gflops, 2e-9 * copy_bytes / copy_s)
-
-
-def _best(call: Callable[[], object], seconds: float) -> float:
-    call()
-    best, end = float("inf"), time.perf_counter() + seconds
-    while True:
-        start = time.perf_counter()
-        call()
-        now = time.perf_counter()
-        best = min(best, now - start)
-        if now >= end:
-            return best
 
 
 # ---------------------------------------------------------------------------------------------------------

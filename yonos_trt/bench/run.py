@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from yonos_trt.backend import Array, Backend, NumpyBackend
-from yonos_trt.bench.machine import PeakMemory, Peaks, describe_machine, measure_peaks, usable_cores
+from yonos_trt.bench.machine import PeakMemory, describe_machine, usable_cores
+from yonos_trt.bench.peaks import Peaks, measure_peaks
 from yonos_trt.bench.stages import NETWORKS, Samples, latency, rows, stage_table
 from yonos_trt.errors import ConfigError, EngineNotFoundError, YonosError
 from yonos_trt.manifest import EngineManifest, Precision, load_manifest
@@ -171,6 +172,7 @@ def _runtime(
     """Time all tile sizes with one opened backend."""
     with PeakMemory() as opening:
         backend = open_backend(config.engine_dir, manifest, request)
+    precision = getattr(backend, "precision", request.precision) or "fp32"
     try:
         for tile_px in config.tiles_px:
             planned = plan_picture(
@@ -181,11 +183,11 @@ def _runtime(
                 lanes=backend.lanes,
                 level=getattr(backend, "any_tile", False),
             )
-            entry = _picture(config, backend, planned.tiles, peaks)
+            entry = _picture(config, backend, planned.tiles, peaks, precision)
             yield {
                 "runtime": request.runtime,
                 "backend": type(backend).__name__,
-                "precision": getattr(backend, "precision", request.precision) or "fp32",
+                "precision": precision,
                 "lanes": backend.lanes,
                 "threads": request.threads or usable_cores(),
                 "tile_px": tile_px or manifest.tiles.default_px,
@@ -200,7 +202,9 @@ def _runtime(
         backend.close()
 
 
-def _picture(config: BenchConfig, backend: Backend, plan: TilePlan, peaks: Peaks) -> dict[str, Any]:
+def _picture(
+    config: BenchConfig, backend: Backend, plan: TilePlan, peaks: Peaks, precision: str
+) -> dict[str, Any]:
     rng = np.random.default_rng(config.seed)
     image = rng.integers(0, 256, (*config.size_lr_px, 3), np.uint8)
 
@@ -233,7 +237,9 @@ def _picture(config: BenchConfig, backend: Backend, plan: TilePlan, peaks: Peaks
     stages = []
     if host:
         counted = config.engine_dir if config.gflop else None
-        stages = stage_table(samples, backend.manifest, plan, peaks, config.percentiles, graphs=counted)
+        stages = stage_table(
+            samples, backend.manifest, plan, peaks, config.percentiles, precision=precision, graphs=counted
+        )
     networks = sum(samples.seconds[stage] for stage in NETWORKS)
     pixels = plan.height_px * plan.width_px
     return {

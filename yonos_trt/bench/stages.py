@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from yonos_trt.bench.flops import count_flop
-from yonos_trt.bench.machine import Peaks
+from yonos_trt.bench.peaks import Peaks
 from yonos_trt.manifest import EngineManifest
 from yonos_trt.pipeline import STAGES, Timings
 from yonos_trt.tiling import TilePlan
@@ -71,17 +71,20 @@ def stage_table(
     peaks: Peaks,
     percentiles: Sequence[float],
     *,
+    precision: str,
     graphs: Path | None,
 ) -> list[dict[str, Any]]:
     """Return one entry per stage: latencies, share, and rates beside the machine's peaks.
 
-    The networks' rate is their arithmetic over the median time, against the large matrix product; that of
-    gather, noise and blend is the bytes they have to move at least, against the large copy. `graphs` is the
-    engine directory whose ONNX graphs say what the arithmetic is; None leaves it out.
+    The networks' rate is their arithmetic over the median time, against the peak of the `precision` they
+    compute in; that of gather, noise and blend is the bytes they have to move at least, against the large
+    copy. Without a measured peak of that precision there is a rate and no share. `graphs` is the engine
+    directory whose ONNX graphs say what the arithmetic is; None leaves it out.
     """
     flop = _flop(graphs, manifest, plan) if graphs is not None else {}
     moved = _moved_bytes(manifest, plan)
     total = sum(samples.seconds.values())
+    peak = peaks.best(precision)
     found = []
     for stage in STAGES:
         seconds = samples.each[stage]
@@ -96,7 +99,9 @@ def stage_table(
         median_s = entry["median_ms"] / 1e3
         if stage in flop and median_s:
             rate = flop[stage] / median_s / 1e9
-            entry |= {"gflop": flop[stage] / 1e9, "gflops": rate, "of_peak": rate / peaks.matmul_gflops}
+            entry |= {"gflop": flop[stage] / 1e9, "gflops": rate}
+            if peak is not None:
+                entry["of_peak"] = rate / peak.gflops
         if stage in moved and median_s:
             rate = moved[stage] / median_s / 1e9
             entry |= {"gbytes": moved[stage] / 1e9, "gbytes_s": rate, "of_peak": rate / peaks.copy_gbytes_s}
