@@ -162,9 +162,11 @@ def machine_list(part: Mapping[str, Any]) -> str:
         f"load before the run: {machine['load_1min']}",
     ]
     if peaks:
+        probes = peaks.get("probe", {"fp32": "NumPy's matrix product"})
+        rates = peaks.get("gflops", {"fp32": peaks.get("matmul_gflops", 0.0)})
         lines += [
-            f"measured peak in {precision}: {rate:.0f} GFLOP/s ({peaks['probe'][precision]})"
-            for precision, rate in peaks["gflops"].items()
+            f"measured peak in {precision}: {rate:.0f} GFLOP/s ({probes[precision]})"
+            for precision, rate in rates.items()
         ]
         lines.append(f"measured peak of copying: {peaks['copy_gbytes_s']:.1f} GB/s")
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
 import shutil
@@ -227,6 +228,18 @@ def test_nothing_to_show_is_refused() -> None:
         build([])
 
 
+def test_committed_results_of_every_date_can_be_drawn() -> None:
+    results = Path(__file__).parents[1] / "benchmarks" / "results"
+    drawn = 0
+    for path in sorted(results.glob("*.json")):
+        parts = list(flat_parts(json.loads(path.read_text(encoding="utf-8"))))
+        if parts:
+            page = build(parts)
+            assert "measured peak in fp32: " in page
+            drawn += 1
+    assert drawn
+
+
 def test_pair_is_the_middle_of_the_photograph_at_full_size(pair: Pair) -> None:
     assert (pair.height_px, pair.width_px) == (160, 240)
     for uri in (pair.before_uri, pair.after_uri):
@@ -320,8 +333,6 @@ def test_slider_moves_by_keyboard_and_by_pointer(opened: Any) -> None:
 
 
 def test_images_load_nothing_is_fetched_and_the_console_is_silent(opened: Any) -> None:
-    import json
-
     sizes = opened.execute_script(
         "return [...document.images].map(i => [i.complete, i.naturalWidth, i.naturalHeight])"
     )

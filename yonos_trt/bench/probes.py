@@ -168,12 +168,7 @@ def _openvino(threads: int) -> Iterator[Case]:
                 {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1},
             )
             request = compiled.create_infer_request()
-            yield (
-                precision,
-                work,
-                threads,
-                lambda x, request=request: request.infer([x], share_inputs=True)[0],
-            )
+            yield precision, work, threads, partial(_call_request, request)
 
 
 def _call_request(request: Any, x: Array) -> Any:
