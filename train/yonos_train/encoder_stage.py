@@ -13,7 +13,11 @@ from .stage import Conditioned, Logs, StageConfig, resize_like
 
 class EncoderStage(Conditioned):
     """Distil an encoder that reads the LR picture itself: ``E_lr(x_l) ~ E(resize_like(x_l))``, and through
-    the U-Net."""
+    the U-Net.
+
+    It starts from the canvas encoder's blocks, which work on the same latent grid; only its first convolution
+    is new. The other networks stay as they are.
+    """
 
     def __init__(self, config: StageConfig, bundle: Bundle) -> None:
         self.config, self.encoder, self.unet, self.decoder = (
@@ -23,7 +27,12 @@ class EncoderStage(Conditioned):
             bundle.decoder,
         )
         self.schedule = bundle.schedule
+        for module in (self.encoder, self.unet, self.decoder):
+            module.requires_grad_(False).eval()
         self.lr_encoder = Encoder(bundle.config.architecture, lr_scale=config.scale)
+        for part in ("blocks", "conv_out"):
+            known = self.encoder.get_submodule(part).state_dict()
+            self.lr_encoder.get_submodule(part).load_state_dict(known)
         set_latent_stats(
             self.lr_encoder, self.lr_encoder, self.encoder.get_buffer("mean"), self.encoder.get_buffer("std")
         )

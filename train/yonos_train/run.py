@@ -4,7 +4,8 @@
 <run>/<stage>/checkpoint-*.safetensors     to resume from
 <run>/<stage>/{metrics.jsonl, samples/, curves.png}
 <run>/<stage>/<module>.safetensors         the stage's result (EMA weights); its presence means: done
-<run>/bundles/<name>-x<scale>/             what yonos-export takes
+<run>/bundles/<name>-x<scale>/             what yonos-export takes, after a decoder stage
+<run>/bundles/<name>-x<scale>-lr/          the same with an encoder for LR pictures, after an encoder stage
 """
 
 from __future__ import annotations
@@ -122,18 +123,23 @@ class Run:
         bundle.config = dataclasses.replace(bundle.config, **facts)
         return bundle
 
-    def bundle(self, scale: int) -> Bundle:
-        """Return the networks for ``scale`` as far as finished stages have them (later stages' results
-        win)."""
+    def bundle(self, scale: int, *, lr: bool = False) -> Bundle:
+        """Return the networks for ``scale`` as far as finished stages have them (later stages' results win).
+
+        ``lr`` asks for the variant whose encoder reads LR pictures: the encoder stage's, else a random one.
+        """
         bundle = self.fresh(scale)
+        if lr:
+            bundle.config = dataclasses.replace(
+                bundle.config, name=f"{bundle.config.name}-lr", encoder_input="lr"
+            )
+            bundle.encoder = new_bundle(bundle.config).encoder
         for stage in self.config.stages:
             if not self.is_done(stage) or stage.scale not in (0, scale):
                 continue
-            if stage.kind == "encoder":
-                bundle.config = dataclasses.replace(bundle.config, encoder_input="lr")
-                bundle.encoder = new_bundle(bundle.config).encoder
             for name in _RESULTS[stage.kind]:
-                self._load(stage.name, name, getattr(bundle, name))
+                if name != "encoder" or lr == (stage.kind == "encoder"):
+                    self._load(stage.name, name, getattr(bundle, name))
         return bundle
 
     def build(self, config: StageConfig) -> Stage:
@@ -155,7 +161,7 @@ class Run:
         return EncoderStage(config, bundle)
 
     def run_stage(self, config: StageConfig) -> dict[str, float]:
-        """Train one stage, write its result and, after a decoder or encoder, the scale's bundle."""
+        """Train one stage, write its result and the scale's bundles that it changes."""
         import torch
         from safetensors.torch import save_file
 
@@ -177,15 +183,22 @@ class Run:
                 part = self.result(config.name, name).with_suffix(".part")
                 save_file(tensors, part)
                 os.replace(part, self.result(config.name, name))
-            if config.kind in ("decoder", "encoder"):
+            if config.kind == "decoder":
                 self.write_bundle(config.scale)
+            if config.kind in ("decoder", "encoder") and self.has_lr_encoder(config.scale):
+                self.write_bundle(config.scale, lr=True)
         trainer.accelerator.wait_for_everyone()
         return metrics
 
-    def write_bundle(self, scale: int) -> Path:
-        """Write ``bundles/<name>-x<scale>``."""
-        bundle = self.bundle(scale)
-        facts = {**bundle.config.training, **self.training_facts(scale)}
+    def has_lr_encoder(self, scale: int) -> bool:
+        """Return whether an encoder stage for ``scale`` is done."""
+        stages = (stage for stage in self.config.stages if (stage.kind, stage.scale) == ("encoder", scale))
+        return any(self.is_done(stage) for stage in stages)
+
+    def write_bundle(self, scale: int, *, lr: bool = False) -> Path:
+        """Write ``bundles/<name>-x<scale>``, or with ``lr`` the variant ``...-lr``."""
+        bundle = self.bundle(scale, lr=lr)
+        facts = {**bundle.config.training, **self.training_facts(scale, lr=lr)}
         bundle.config = dataclasses.replace(bundle.config, training=facts)
         target = self.folder / "bundles" / bundle.config.name
         if self.config.base is None:
@@ -194,19 +207,23 @@ class Run:
 
         return save_sd(bundle, self.config.base, target)
 
-    def lineage(self, scale: int) -> list[StageConfig]:
+    def lineage(self, scale: int, *, lr: bool = False) -> list[StageConfig]:
         """Return the finished stages that the bundle for ``scale`` rests on, in order."""
         named = {stage.name: stage for stage in self.config.stages}
-        wanted = {stage.name for stage in self.config.stages if stage.scale in (0, scale)}
+        wanted = {
+            stage.name
+            for stage in self.config.stages
+            if stage.scale in (0, scale) and (lr or stage.kind != "encoder")
+        }
         for stage in reversed(self.config.stages):
             if stage.name in wanted:
                 wanted |= {name for name in (stage.init, stage.teacher) if name is not None}
         return [named[name] for name in named if name in wanted and self.is_done(named[name])]
 
-    def training_facts(self, scale: int) -> dict[str, Any]:
+    def training_facts(self, scale: int, *, lr: bool = False) -> dict[str, Any]:
         """Return what the manifest says of the training: pictures, and per stage steps, minutes, settings."""
         stages = {}
-        for stage in self.lineage(scale):
+        for stage in self.lineage(scale, lr=lr):
             step, elapsed_s = checkpoint_progress(self.folder / stage.name)
             stages[stage.name] = {
                 "kind": stage.kind,

@@ -30,7 +30,7 @@ class StageConfig:
         Upscaling factor s (0 for the autoencoder).
     init
         Name of the earlier stage whose trained module this one starts from (``None``: fresh, or the
-        autoencoder's).
+        autoencoder's; always so for ``encoder``).
     teacher
         Name of the earlier stage that is the frozen teacher (scale distillation).
     steps, minutes
@@ -72,6 +72,11 @@ class StageConfig:
             raise ValueError(f"stage {self.name}: kind got {self.kind!r}, expected one of {', '.join(KINDS)}")
         if self.steps is None and self.minutes is None:
             raise ValueError(f"stage {self.name}: neither steps nor minutes given; give at least one")
+        if self.kind == "encoder" and self.init is not None:
+            raise ValueError(
+                f"stage {self.name}: init got {self.init!r}, expected none; an encoder stage starts from the "
+                "autoencoder's encoder"
+            )
         Degradation(self.degradation)  # refuses unknown names
         for name in ("batch", "accumulate", "crop_px", "lr", "clip"):
             if getattr(self, name) <= 0:
