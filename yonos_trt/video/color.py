@@ -158,7 +158,7 @@ def _rgb_peak(bits: int) -> float:
 def _double(
     before: Values, here: Values, after: Values, size: int, middle: int, axis: int, xp: Any
 ) -> Values:
-    """Interpolate 2:1 chroma linearly to ``size`` samples along ``axis``, from samples and their neighbours."""
+    """Interpolate 2:1 chroma linearly to ``size`` samples along ``axis``, from each and its neighbours."""
     shape = list(here.shape)
     shape[axis] = size
     out: Values = xp.empty(shape, np.float32)
