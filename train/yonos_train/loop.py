@@ -241,7 +241,8 @@ class Trainer:
         return min(1.0, max(shares))
 
     def batch(self, index: int) -> Batch:
-        acc = self.accelerator
+        acc, repeat = self.accelerator, self.config.repeat
+        index = index % repeat if repeat else index
         made = self.crops.batch(index, self.config.batch, rank=acc.process_index, world=acc.num_processes)
         x_h = made.x_h.to(self.device, memory_format=torch.channels_last)
         return Batch(x_h, made.seeds)

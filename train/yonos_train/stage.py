@@ -38,6 +38,9 @@ class StageConfig:
         bit-exact reruns, because with ``minutes`` the learning rate follows the clock.
     batch, accumulate, crop_px
         Samples a step and process, gradient accumulation, HR crop side.
+    repeat
+        The batches come again after so many (0: never), with the same noise where an objective keeps a
+        teacher's references for them; other randomness stays fresh.
     lr, warmup_steps, weight_decay, clip, ema
         AdamW's learning rate (cosine to 2 % of it), linear warm-up, decay, gradient-norm clip, EMA decay.
     degradation
@@ -58,6 +61,7 @@ class StageConfig:
     batch: int = 16
     accumulate: int = 1
     crop_px: int = 128
+    repeat: int = 0
     lr: float = 1e-3
     warmup_steps: int = 100
     weight_decay: float = 1e-4
@@ -81,6 +85,8 @@ class StageConfig:
         for name in ("batch", "accumulate", "crop_px", "lr", "clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"stage {self.name}: {name} got {getattr(self, name)}, expected > 0")
+        if self.repeat < 0:
+            raise ValueError(f"stage {self.name}: repeat got {self.repeat}, expected >= 0")
 
 
 class Stage:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .autoencoder_stage import AutoencoderStage
-from .data import Batch
+from .data import Batch, generator
 from .encoder_stage import EncoderStage
 from .losses import Network, gradient_l1
 from .model import Bundle
@@ -73,7 +73,7 @@ class DiffusionStage(Conditioned):
             x_l, x_prev = self.lr_images(batch, previous=self.teacher_scale if needs_previous else None)
             z_h, z_l = self.encoder(x_h).float(), self.latent(x_l, x_h)
             latents = Latents(z_h, z_l, None if x_prev is None else self.latent(x_prev, x_h))
-        latents = self.objective.prepare(latents, rng, group)
+        latents = self.objective.prepare(latents, generator(*batch.seeds), group)
         return self.objective.loss(self.unet, latents, rng, group=group)
 
     def samples(self, batch: Batch, rng: torch.Generator) -> list[Tensor]:

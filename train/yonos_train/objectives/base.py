@@ -90,7 +90,11 @@ class Objective(ABC):
         return self.teacher
 
     def prepare(self, latents: Latents, rng: torch.Generator, group: str = STUDENT) -> Latents:
-        """Return ``latents`` with what is computed without gradients, such as a teacher's sample."""
+        """Return ``latents`` with what is computed without gradients, such as a teacher's sample.
+
+        ``rng`` is fresh, its seed belongs to the batch's crops: the same for every group, and again when the
+        batch comes again.
+        """
         return latents
 
     @abstractmethod

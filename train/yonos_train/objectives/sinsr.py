@@ -7,8 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..schedule import Denoiser, Schedule, ddim
+from ..schedule import Denoiser, Schedule
 from .base import STUDENT, Latents, Logs, Objective, finite_logs, gaussian, one_step, predict
+from .references import References
 
 
 def invert(student: Denoiser, z_0: Tensor, z_l: Tensor) -> Tensor:
@@ -30,6 +31,8 @@ class SinSr(Objective):
         noise-to-picture correspondence.
     teacher_steps
         DDIM steps of the teacher.
+    references
+        Folder where the teacher's samples are kept between runs; None: computed for every batch.
     """
 
     needs_teacher = True
@@ -43,17 +46,17 @@ class SinSr(Objective):
         inverse: float = 1.0,
         truth: float = 1.0,
         teacher_steps: int = 8,
+        references: str | None = None,
     ) -> None:
         super().__init__(schedule, teacher)
-        if teacher_steps < 1:
-            raise ValueError(f"SinSr: teacher_steps must be >= 1; got {teacher_steps}.")
         self.distillation, self.inverse, self.truth = distillation, inverse, truth
-        self.teacher_steps = teacher_steps
+        assert teacher is not None
+        self.references = References(teacher, schedule, teacher_steps, references)
 
     @torch.no_grad()
     def prepare(self, latents: Latents, rng: torch.Generator, group: str = STUDENT) -> Latents:
         noise = gaussian(latents.z_h, rng)
-        reference = ddim(self.guide, self.schedule, latents.z_l, noise, steps=self.teacher_steps).float()
+        reference = self.references.sample(noise, latents.z_l, rng.initial_seed())
         return replace(latents, noise=noise, reference=reference)
 
     def loss(

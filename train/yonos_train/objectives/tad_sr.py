@@ -13,9 +13,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..schedule import Schedule, ddim, eps_from_v
+from ..schedule import Schedule, eps_from_v
 from .adversarial import Adversarial, Parts
 from .base import STUDENT, Latents, noised, predict
+from .references import References
 
 
 class TadSr(Adversarial):
@@ -27,6 +28,8 @@ class TadSr(Adversarial):
         Weights of the three parts; the defaults are the paper's for SD.
     teacher_steps
         DDIM steps of the reference.
+    references
+        Folder where the teacher's references are kept between runs; None: computed for every batch.
     t_last, t_step
         The times of L_hfsd and L_gan are ``t_step, 2 t_step, ..., t_last``: the paper's 20, 40, ..., 880 of
         1000.
@@ -48,26 +51,25 @@ class TadSr(Adversarial):
         teacher_steps: int = 8,
         t_last: float = 0.88,
         t_step: float = 0.02,
+        references: str | None = None,
     ) -> None:
         if min(reg, hfsd, gan) < 0 or reg + hfsd + gan <= 0:
             raise ValueError(f"TadSr: weights must be >= 0 and not all 0; got {reg}, {hfsd}, {gan}.")
-        if teacher_steps < 1 or not 0 < t_step <= t_last <= 1:
-            raise ValueError(
-                "TadSr: needs teacher_steps >= 1 and 0 < t_step <= t_last <= 1; "
-                f"got {teacher_steps}, {t_step}, {t_last}."
-            )
+        if not 0 < t_step <= t_last <= 1:
+            raise ValueError(f"TadSr: needs 0 < t_step <= t_last <= 1; got {t_step} and {t_last}.")
         times = t_step * torch.arange(1, round(t_last / t_step) + 1)
         super().__init__(schedule, teacher, channels=channels, gan=gan, times=times)
-        self.reg, self.hfsd, self.teacher_steps = reg, hfsd, teacher_steps
+        self.reg, self.hfsd = reg, hfsd
+        assert teacher is not None
+        self.references = References(teacher, schedule, teacher_steps, references)
 
     @torch.no_grad()
     def prepare(self, latents: Latents, rng: torch.Generator, group: str = STUDENT) -> Latents:
-        latents = super().prepare(latents, rng, group)
+        latents, key = super().prepare(latents, rng, group), rng.initial_seed()
         if group != STUDENT or self.reg + self.hfsd == 0:
             return latents
         assert latents.noise is not None
-        reference = ddim(self.guide, self.schedule, latents.z_l, latents.noise, steps=self.teacher_steps)
-        return replace(latents, reference=reference.float())
+        return replace(latents, reference=self.references.sample(latents.noise, latents.z_l, key))
 
     def parts(self, s: Tensor, latents: Latents, eps: Tensor, t: Tensor) -> Parts:
         r, parts = latents.reference, Parts()
