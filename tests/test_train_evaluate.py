@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,17 @@ def test_metrics_that_cannot_be_computed_are_refused(tmp_path: Path) -> None:
         Metrics(("psnr_y",), {}).pair(picture(8, 8), picture(8, 9), border_px=0)
     with pytest.raises(MetricError, match="too small"):
         psnr_y(picture(8, 8), picture(8, 8), 4)
+
+
+@pytest.mark.filterwarnings("ignore:Metric `FrechetInceptionDistance` will save")
+def test_fid_without_its_network_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(MetricError, match=r"no file .*none.*expected torch-fidelity's weights-inception"):
+        Metrics(("fid",), {"fid_inception": str(tmp_path / "none")})
+    (tmp_path / "broken.pth").write_bytes(b"not a network")
+    installed = importlib.util.find_spec("torch_fidelity") is not None
+    text = "is not the Inception network" if installed else "pip install torch-fidelity"
+    with pytest.raises(MetricError, match=text):
+        Metrics(("fid",), {"fid_inception": str(tmp_path / "broken.pth")})
 
 
 class _Means(torch.nn.Module):

@@ -11,6 +11,8 @@ fid         Heusel et al. 2017, over a whole set          lower is better
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +27,7 @@ Picture = NDArray[np.uint8]  # (H, W, 3) RGB
 PAIR_METRICS: Final = ("psnr_y", "ssim_y", "lpips_alex", "lpips_vgg", "dists")
 SET_METRICS: Final = ("fid",)
 HIGHER_IS_BETTER: Final = frozenset({"psnr_y", "ssim_y"})
+INCEPTION_FILE: Final = "weights-inception-2015-12-05-6726825d.pth"  # as its releases name it
 LARGEST_PSNR_DB: Final = 100.0  # reported for identical pictures, so that means and JSON stay finite
 
 
@@ -92,7 +95,7 @@ class Metrics:
     names
         Of ``PAIR_METRICS`` and ``SET_METRICS``.
     weights
-        Files by name: ``lpips_alex``, ``lpips_vgg``, ``dists``, ``fid_inception``.
+        Files by name: ``lpips_alex``, ``lpips_vgg``, ``dists``, ``fid_inception`` (torch-fidelity's file).
     device
         Where the networks run.
     fid_features
@@ -193,7 +196,16 @@ def _fid(weights: Mapping[str, str], features: nn.Module | None) -> Any:
     if features is not None:
         return FrechetInceptionDistance(feature=features)
     path = _path(weights, "fid_inception", "fid")
+    if not Path(path).is_file():
+        raise MetricError(f"fid: no file {path!r}; expected torch-fidelity's {INCEPTION_FILE}.")
     try:
         return FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=path)
-    except (ImportError, OSError, RuntimeError) as error:
-        raise MetricError(f"fid: cannot load the Inception network from {path!r} ({error}).") from error
+    except ImportError as error:  # torchmetrics takes the network itself from torch-fidelity
+        raise MetricError(
+            "fid needs the package torch-fidelity, got none; run `pip install torch-fidelity`."
+        ) from error
+    except (OSError, RuntimeError, KeyError, UnpicklingError) as error:
+        raise MetricError(
+            f"fid: {path!r} is not the Inception network ({error}); "
+            f"expected torch-fidelity's {INCEPTION_FILE}."
+        ) from error
