@@ -17,7 +17,6 @@ from helpers import edit_manifest, make_engine_dir, picture, psnr_db
 from PIL import Image
 
 import yonos_trt
-from yonos_trt import sr as sr_module
 from yonos_trt.cuda.probe import Device, Driver, probe_driver
 from yonos_trt.errors import (
     ClosedError,
@@ -496,7 +495,7 @@ def test_a_result_that_does_not_fit_is_streamed_or_refused(
     sr: SR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.fromarray(picture(40, 40)).save(tmp_path / "a.png")
-    monkeypatch.setattr(sr_module, "available_bytes", lambda: 1000)
+    monkeypatch.setattr("yonos_trt.session.available_bytes", lambda: 1000)
     with pytest.raises(InputError, match=r"cannot be written row by row; formats that can: .*\.png"):
         sr.upscale_file(tmp_path / "a.png", tmp_path / "a.jpg")
     assert not (tmp_path / "a.jpg").exists()

@@ -164,8 +164,10 @@ def upscale(
     yonos upscale -i photo.jpg -o big.png -s 2
     yonos upscale -i photos/ -o big/ --recursive --skip-existing
     """
+    from yonos_trt.file_stages import FileStages
     from yonos_trt.images import SaveOptions
-    from yonos_trt.jobs import Job, plan_jobs, run_jobs
+    from yonos_trt.job_run import run_jobs
+    from yonos_trt.jobs import plan_jobs
     from yonos_trt.progress import META_KEY, make_progress, set_up_logging
     from yonos_trt.sr import SR
 
@@ -187,21 +189,11 @@ def upscale(
         return
     reporter = make_progress("none" if quiet and progress == "auto" else progress)
 
-    def work(job: Job) -> None:
-        sr.upscale_file(
-            job.source,
-            job.target,
-            stream=stream,
-            alpha=alpha,
-            format=format,
-            options=save,
-            on_tiles=reporter.step,
-        )
-        if not quiet:
-            click.echo(str(job.target))
-
+    stages = FileStages(
+        sr, stream=stream, alpha=alpha, format=format, options=save, written=None if quiet else click.echo
+    )
     with _terminable(), sr:
-        outcome = run_jobs(jobs, work, reporter, existing=existing or "refuse")
+        outcome = run_jobs(jobs, stages, reporter, existing=existing or "refuse")
     if outcome.failed and len(jobs) > 1 and progress != "json":
         click.echo(f"{len(outcome.failed)} of {len(jobs)} failed:", err=True)
         for job, _ in outcome.failed:

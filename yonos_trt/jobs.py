@@ -1,21 +1,16 @@
-"""Runs over many files: which files, where their results go, and what happens when one fails."""
+"""Which files a run over many takes, and where their results go: `plan_jobs`."""
 
 from __future__ import annotations
 
-import logging
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from yonos_trt.errors import ConfigError, InputError, NumericError, OutOfMemoryError, ProfileError, YonosError
+from yonos_trt.errors import ConfigError
 from yonos_trt.images import READABLE_SUFFIXES, SUPPORTED_SUFFIXES
-from yonos_trt.progress import Progress
 
-__all__ = ["Job", "Outcome", "plan_jobs", "run_jobs"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["Job", "plan_jobs"]
 
 DEFAULT_SUFFIX = "_x{scale}"
 # Suffixes that are read but not written -> what is written instead; anything else becomes PNG.
@@ -28,23 +23,6 @@ class Job:
 
     source: Path
     target: Path
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of a run."""
-
-    done: list[Job] = field(default_factory=list)
-    skipped: list[Job] = field(default_factory=list)
-    failed: list[tuple[Job, BaseException]] = field(default_factory=list)
-
-    @property
-    def exit_code(self) -> int:
-        """0 if nothing failed, 5 if memory was the only reason, else 1."""
-        if not self.failed:
-            return 0
-        memory = all(isinstance(error, (OutOfMemoryError, MemoryError)) for _, error in self.failed)
-        return 5 if memory else 1
 
 
 def plan_jobs(
@@ -142,68 +120,3 @@ def _suffix_for(source: Path, format: str | None) -> str:
 
 def _is_folder(output: str) -> bool:
     return output.endswith(os.sep) or Path(output).is_dir() or not Path(output).suffix
-
-
-def run_jobs(
-    jobs: Sequence[Job],
-    work: Callable[[Job], object],
-    progress: Progress,
-    *,
-    existing: str = "refuse",
-) -> Outcome:
-    """Call `work` for every job; a file that fails is recorded and the others go on.
-
-    Parameters
-    ----------
-    jobs, work
-        `work` writes the target, all or nothing.
-    progress
-        Is told about every job; `work` reports the steps itself.
-    existing
-        What to do where the target is there already: "refuse" (a failure), "overwrite" or "skip".
-
-    Raises
-    ------
-    YonosError
-        Errors of the engines, the device or the options, which would meet every other file as well.
-    """
-    outcome = Outcome()
-    for index, job in enumerate(jobs):
-        name = str(job.source)
-        if job.target.exists() and existing == "skip":
-            outcome.skipped.append(job)
-            progress.skip(name, f"{job.target} exists")
-            continue
-        progress.start(name, index, len(jobs))
-        start = time.perf_counter()
-        try:
-            _check_target(job, existing)
-            job.target.parent.mkdir(parents=True, exist_ok=True)
-            work(job)
-        except (InputError, NumericError, ProfileError, OutOfMemoryError, MemoryError, OSError) as error:
-            outcome.failed.append((job, error))
-            progress.fail(name, _named(name, error))
-        else:
-            outcome.done.append(job)
-            progress.finish(name, target=str(job.target), seconds=round(time.perf_counter() - start, 3))
-    progress.end(done=len(outcome.done), skipped=len(outcome.skipped), failed=len(outcome.failed))
-    return outcome
-
-
-def _check_target(job: Job, existing: str) -> None:
-    if not job.target.exists():
-        return
-    if job.source.exists() and job.target.samefile(job.source):
-        raise InputError(f"{job.source}: the result would replace its own source; name another output")
-    if existing != "overwrite":
-        raise InputError(
-            f"{job.source}: {job.target} exists; replace it with --overwrite or leave it with --skip-existing"
-        )
-
-
-def _named(name: str, error: BaseException) -> BaseException:
-    """Return an error whose text names the file."""
-    if name in str(error):
-        return error
-    text = f"{name}: {str(error) or type(error).__name__}"
-    return YonosError(text) if not isinstance(error, InputError) else InputError(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
@@ -17,6 +18,7 @@ from yonos_trt import pipeline
 from yonos_trt.backend import Array, Backend
 from yonos_trt.color import MODES
 from yonos_trt.errors import ClosedError, ConfigError, EngineNotFoundError, OutOfMemoryError
+from yonos_trt.host_memory import available_bytes
 from yonos_trt.manifest import EngineManifest, Precision, load_manifest
 from yonos_trt.noise import LARGEST_SEED
 from yonos_trt.planning import PicturePlan, plan_picture, smaller
@@ -153,6 +155,10 @@ class Session:
             level=on_host if backend is None else getattr(backend, "any_tile", False),
             **self._wanted,
         )
+
+    def free_bytes(self) -> int:
+        """Return the host memory a picture's result and the work on it may take: free, and in the limit."""
+        return min(available_bytes(), self._limit_bytes or sys.maxsize)
 
     def info(self) -> dict[str, Any]:
         """Describe the model, its licence chain, the artifacts and the options; opens nothing."""

@@ -26,7 +26,6 @@ from yonos_trt.backend import Array
 from yonos_trt.cuda.arrays import is_on_device
 from yonos_trt.dlpack import from_dlpack
 from yonos_trt.errors import ConfigError, InputError
-from yonos_trt.host_memory import available_bytes
 from yonos_trt.images.picture import Picture, from_array, luma, to_array
 from yonos_trt.session import OnTiles, Session
 from yonos_trt.upscaled import UpscaledImage
@@ -286,7 +285,7 @@ class SR(Session):
         height, width = picture.height_px * self.scale, picture.width_px * self.scale
         needed = estimate_output(picture.kind, height, width, target, format=format).peak_bytes
         needed += self.plan(picture.height_px, picture.width_px).peak_bytes
-        return needed <= min(available_bytes(), self._limit_bytes or sys.maxsize)
+        return needed <= self.free_bytes()
 
     def _stream(
         self,

@@ -1,0 +1,402 @@
+"""Runs over many files: what overlaps, what is told in which order, and what a failure or Ctrl-C leaves."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import make_engine_dir, picture
+from PIL import Image
+
+from yonos_trt.errors import EngineIntegrityError, InputError, OutOfMemoryError
+from yonos_trt.file_stages import FileStages
+from yonos_trt.images import read_image
+from yonos_trt.job_run import Outcome, run_jobs
+from yonos_trt.jobs import Job
+from yonos_trt.progress import Silent
+from yonos_trt.sr import SR
+
+WAIT_S = 20.0
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    assert [t.name for t in threading.enumerate() if t not in before] == []
+
+
+class Told(Silent):
+    """Keep every event."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[Any, ...]] = []
+
+    def start(self, name: str, index: int, count: int) -> None:
+        self.events.append(("start", Path(name).stem, index, count))
+
+    def step(self, done: int, total: int) -> None:
+        self.events.append(("step", done, total))
+
+    def finish(self, name: str, **facts: Any) -> None:
+        self.events.append(("finish", Path(name).stem, Path(facts["target"]).name))
+
+    def skip(self, name: str, reason: str) -> None:
+        self.events.append(("skip", Path(name).stem))
+
+    def fail(self, name: str, error: BaseException) -> None:
+        self.events.append(("fail", Path(name).stem, str(error)))
+
+    def end(self, **totals: int) -> None:
+        self.events.append(("end", totals))
+
+
+class Fake:
+    """Stages that pass the name on, with something to do at chosen places: ("upscale", "b") -> call."""
+
+    def __init__(self, at: dict[tuple[str, str], Callable[[], object]] | None = None, **options: int) -> None:
+        self.at = at or {}
+        self.calls: list[tuple[str, str]] = []
+        self.needed, self.free = options.get("needed", 1), options.get("free", 1 << 30)
+        self.fits: dict[str, bool] = {}
+
+    def _call(self, stage: str, name: str) -> None:
+        self.calls.append((stage, name))
+        self.at.get((stage, name), lambda: None)()
+        self.calls.append((f"{stage} done", name))
+
+    def read(self, job: Job) -> str:
+        self._call("read", job.source.stem)
+        return f"picture {job.source.stem}"
+
+    def needed_bytes(self, job: Job, picture: str) -> int:
+        return self.needed
+
+    def free_bytes(self) -> int:
+        return self.free
+
+    def upscale(self, job: Job, picture: str, on_tiles: Callable[[int, int], None], *, fits: bool) -> str:
+        assert picture == f"picture {job.source.stem}"
+        self.fits[job.source.stem] = fits
+        for tile in range(3):
+            on_tiles(tile + 1, 3)
+            if tile == 1:
+                self._call("upscale", job.source.stem)
+        return f"result {job.source.stem}"
+
+    def write(self, job: Job, result: str) -> None:
+        assert result == f"result {job.source.stem}"
+        self._call("write", job.source.stem)
+        job.target.write_text(result)
+
+
+def jobs_of(folder: Path, names: str = "abc") -> list[Job]:
+    return [Job(folder / f"{name}.png", folder / "out" / f"{name}_x4.png") for name in names]
+
+
+def meeting(parties: int) -> Callable[[], object]:
+    """Return a call that ends when `parties` threads are inside it at the same time, and fails otherwise."""
+    barrier = threading.Barrier(parties)
+    return lambda: barrier.wait(WAIT_S)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Overlap
+
+
+def test_the_next_is_read_and_the_last_is_written_while_the_networks_work(tmp_path: Path) -> None:
+    meet = meeting(3)
+    fake = Fake({("write", "a"): meet, ("upscale", "b"): meet, ("read", "c"): meet})
+    outcome = run_jobs(jobs_of(tmp_path), fake, Told())
+    assert [job.source.stem for job in outcome.done] == ["a", "b", "c"]
+    assert outcome.exit_code == 0
+
+
+def test_at_most_one_is_ahead_and_one_behind(tmp_path: Path) -> None:
+    reached, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        reached.set()
+        assert go.wait(WAIT_S)
+
+    fake = Fake({("write", "a"): hold})
+    thread = threading.Thread(target=run_jobs, args=(jobs_of(tmp_path, "abcdefg"), fake, Told()))
+    thread.start()
+    assert reached.wait(WAIT_S)
+    deadline = time.monotonic() + WAIT_S
+    while ("read done", "c") not in fake.calls and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.15)  # enough for a reader without a bound to read them all
+    held = [name for stage, name in fake.calls if stage == "read"]
+    go.set()
+    thread.join(WAIT_S)
+    assert held == ["a", "b", "c"]
+    assert ("write done", "g") in fake.calls
+
+
+def test_one_file_alone_is_done_in_the_callers_thread(tmp_path: Path) -> None:
+    threads = set()
+
+    def note() -> None:
+        threads.add(threading.current_thread())
+
+    run_jobs(jobs_of(tmp_path, "a"), Fake({(s, "a"): note for s in ("read", "upscale", "write")}), Told())
+    assert threads == {threading.main_thread()}
+
+
+def test_a_file_that_is_the_result_of_another_is_read_after_it_was_written(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    first, second = jobs_of(tmp_path, "ab")
+    second = Job(first.target, second.target)
+    fake = Fake()
+    run_jobs([first, second, *jobs_of(tmp_path, "c")], fake, Told(), existing="overwrite")
+    assert fake.calls.index(("write done", "a")) < fake.calls.index(("read", "a_x4"))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Memory
+
+
+def test_files_that_do_not_fit_beside_each_other_are_done_one_by_one(tmp_path: Path) -> None:
+    fake = Fake(needed=60, free=100)
+    run_jobs(jobs_of(tmp_path, "abcd"), fake, Told())
+    order = [call for call in fake.calls if call[0] in ("upscale", "write done")]
+    assert order == [(stage, name) for name in "abcd" for stage in ("upscale", "write done")]
+    assert all(fake.fits.values())
+
+
+def test_files_that_fit_beside_each_other_overlap_within_the_same_limit(tmp_path: Path) -> None:
+    meet = meeting(2)
+    fake = Fake({("write", "a"): meet, ("upscale", "b"): meet}, needed=50, free=100)
+    run_jobs(jobs_of(tmp_path, "abcd"), fake, Told())
+    assert all(fake.fits.values())
+
+
+def test_a_file_that_does_not_fit_at_all_is_told_so_and_is_alone(tmp_path: Path) -> None:
+    fake = Fake(needed=101, free=100)
+    run_jobs(jobs_of(tmp_path), fake, Told())
+    assert fake.fits == dict.fromkeys("abc", False)
+    assert fake.calls.index(("write done", "a")) < fake.calls.index(("upscale", "b"))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What is told
+
+
+def failing(error: BaseException) -> Callable[[], object]:
+    def call() -> None:
+        raise error
+
+    return call
+
+
+def test_events_are_those_of_a_run_one_after_the_other(tmp_path: Path) -> None:
+    def run(folder: Path, *, overlap: bool) -> list[tuple[Any, ...]]:
+        (folder / "out").mkdir(parents=True)
+        (folder / "out" / "d_x4.png").write_text("there already")
+        at: dict[tuple[str, str], Callable[[], object]] = {
+            ("read", "b"): failing(InputError("b is damaged")),
+            ("upscale", "e"): failing(OutOfMemoryError("no room")),
+            ("write", "f"): failing(OSError("disk full")),
+        }
+        if overlap:  # c starts before a is finished, and g's tiles are done before f is told about
+            meet, again = meeting(2), meeting(2)
+            at |= {("write", "a"): meet, ("read", "c"): meet, ("upscale", "g"): again}
+            at["write", "f"] = lambda: (again(), failing(OSError("disk full"))())
+        told = Told()
+        run_jobs(jobs_of(folder, "abcdefg"), Fake(at), told, existing="skip", overlap=overlap)
+        return [tuple(str(x).replace(str(folder), "") for x in event) for event in told.events]
+
+    events = run(tmp_path / "overlapped", overlap=True)
+    assert events == run(tmp_path / "plain", overlap=False)
+    assert [e[:2] for e in events if e[0] != "step"] == [
+        ("start", "a"), ("finish", "a"), ("start", "b"), ("fail", "b"), ("start", "c"), ("finish", "c"),
+        ("skip", "d"), ("start", "e"), ("fail", "e"), ("start", "f"), ("fail", "f"), ("start", "g"),
+        ("finish", "g"), ("end", "{'done': 3, 'skipped': 1, 'failed': 3}"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["read", "upscale", "write"])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(InputError("bad"), 1), (OSError("gone"), 1), (MemoryError(), 5), (OutOfMemoryError("full"), 5)],
+    ids=["input", "os", "memory", "device memory"],
+)
+def test_a_file_that_fails_is_named_and_the_others_go_on(
+    tmp_path: Path, stage: str, error: BaseException, code: int
+) -> None:
+    told = Told()
+    outcome = run_jobs(jobs_of(tmp_path), Fake({(stage, "b"): failing(error)}), told)
+    assert [job.source.stem for job in outcome.done] == ["a", "c"]
+    assert [(job.source.stem, found) for job, found in outcome.failed] == [("b", error)]
+    assert outcome.exit_code == code
+    (failed,) = (event for event in told.events if event[0] == "fail")
+    assert str(tmp_path / "b.png") in failed[2]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a_x4.png", "c_x4.png"]
+
+
+@pytest.mark.parametrize("stage", ["read", "upscale", "write"])
+def test_an_error_of_the_engine_ends_the_run_after_the_files_before_it(tmp_path: Path, stage: str) -> None:
+    told = Told()
+    fake = Fake({(stage, "c"): failing(EngineIntegrityError("altered"))})
+    with pytest.raises(EngineIntegrityError, match="altered"):
+        run_jobs(jobs_of(tmp_path, "abcdef"), fake, told)
+    assert [e[1] for e in told.events if e[0] == "finish"] == ["a", "b"]
+    assert told.events[-1][0] != "end"
+    assert ("write", "d") not in fake.calls
+
+
+def test_seconds_are_those_of_the_work_without_the_waiting(tmp_path: Path) -> None:
+    facts: dict[str, float] = {}
+
+    class Seconds(Silent):
+        def finish(self, name: str, **given: Any) -> None:
+            facts[Path(name).stem] = given["seconds"]
+
+    fake = Fake({("write", "a"): lambda: time.sleep(0.3)})
+    run_jobs(jobs_of(tmp_path), fake, Seconds())
+    assert facts["a"] >= 0.3
+    assert facts["b"] < 0.2  # it waited for a to be written
+
+
+def test_outcome_of_mixed_failures_is_1() -> None:
+    job = Job(Path("a"), Path("b"))
+    assert Outcome(failed=[(job, MemoryError()), (job, OSError())]).exit_code == 1
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Interruption
+
+
+@pytest.mark.parametrize("stage", ["write", "upscale"])
+def test_interruption_stops_the_networks_at_the_next_tile(tmp_path: Path, stage: str) -> None:
+    working, stopped = threading.Event(), threading.Event()
+
+    class Endless(Fake):
+        def upscale(self, job: Job, picture: str, on_tiles: Callable[[int, int], None], *, fits: bool) -> str:
+            if job.source.stem != "b":
+                return super().upscale(job, picture, on_tiles, fits=fits)
+            if stage == "upscale":  # the caller waits for b; Ctrl-C reaches it there
+                main = threading.main_thread().ident
+                threading.Timer(0.05, signal.pthread_kill, [main, signal.SIGINT]).start()
+            try:
+                while True:
+                    working.set()
+                    on_tiles(1, 2)
+                    time.sleep(0.001)
+            finally:
+                stopped.set()
+
+    def interrupted() -> None:
+        assert working.wait(WAIT_S)
+        signal.raise_signal(signal.SIGINT)
+
+    fake = Endless({("write", "a"): interrupted} if stage == "write" else {})
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_jobs(jobs_of(tmp_path), fake, Told())
+    finally:
+        signal.signal(signal.SIGINT, old)
+    assert stopped.is_set()
+    assert ("write", "b") not in fake.calls
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == (
+        ["a_x4.png"] if stage == "upscale" else []
+    )
+
+
+def test_interruption_wakes_a_file_that_waits_for_memory(tmp_path: Path) -> None:
+    fake = Fake({("write", "a"): lambda: (time.sleep(0.1), failing(KeyboardInterrupt())())}, needed=9, free=9)
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs_of(tmp_path), fake, Told())
+    assert ("upscale", "b") not in fake.calls
+
+
+# ---------------------------------------------------------------------------------------------------------
+# With real files
+
+
+@pytest.fixture(scope="module")
+def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_engine_dir(tmp_path_factory.mktemp("jobs") / "engine")
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> list[Job]:
+    for index, name in enumerate("abc"):
+        Image.fromarray(picture(20 + index, 30, seed=index)).save(tmp_path / f"{name}.png")
+    return jobs_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stream", "free"), [("auto", None), ("always", None), ("auto", 1000), ("never", 1000)]
+)
+def test_files_are_those_of_upscale_file(
+    engine_dir: Path,
+    real: list[Job],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stream: Any,
+    free: int | None,
+) -> None:
+    with SR(engine_dir, threads=1) as sr:
+        if free is not None:
+            monkeypatch.setattr(sr, "free_bytes", lambda: free)
+        written: list[str] = []
+        stages = FileStages(sr, stream=stream, written=lambda path: written.append(path.name))
+        outcome = run_jobs(real, stages, Told())
+        assert [job.target.name for job in outcome.done] == written == ["a_x4.png", "b_x4.png", "c_x4.png"]
+        for job in real:
+            alone = sr.upscale_file(job.source, tmp_path / "alone.png", stream=stream)
+            assert alone.read_bytes() == job.target.read_bytes()
+
+
+def test_a_format_without_rows_fails_where_the_result_does_not_fit(
+    engine_dir: Path, real: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jpeg = [Job(job.source, job.target.with_suffix(".jpg")) for job in real]
+    with SR(engine_dir, threads=1) as sr:
+        monkeypatch.setattr(sr, "free_bytes", lambda: 1000)
+        outcome = run_jobs(jpeg, FileStages(sr), Told())
+    assert len(outcome.failed) == 3
+    assert "cannot be written row by row" in str(outcome.failed[0][1])
+
+
+def test_what_cannot_be_written_is_refused_before_the_networks_run(engine_dir: Path, tmp_path: Path) -> None:
+    Image.fromarray(picture(8, 8, channels=4)).save(tmp_path / "a.png")
+    Image.fromarray(picture(8, 8)).save(tmp_path / "b.png")
+    jobs = [Job(tmp_path / f"{name}.png", tmp_path / f"{name}_x4.jpg") for name in "ab"]
+    told = Told()
+    with SR(engine_dir, threads=1) as sr:
+        outcome = run_jobs(jobs, FileStages(sr), told)
+    assert [job.source.stem for job, _ in outcome.failed] == ["a"]
+    assert "transparency" in str(outcome.failed[0][1])
+    events = [event[0] for event in told.events]
+    assert events[:2] == ["start", "fail"]  # no step between
+
+
+def test_ctrl_c_while_a_file_is_written_leaves_none_of_it(
+    engine_dir: Path, real: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = Image.Image.save
+
+    def half(self: Image.Image, target: Any, *arguments: Any, **options: Any) -> None:
+        save(self, target, *arguments, **options)
+        if "b_x4" in str(getattr(target, "name", target)):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with SR(engine_dir, threads=1) as sr, pytest.raises(KeyboardInterrupt):
+            run_jobs(real, FileStages(sr), Told())
+    finally:
+        signal.signal(signal.SIGINT, old)
+    assert [p.name for p in real[0].target.parent.iterdir()] == ["a_x4.png"]
+    assert np.array_equal(read_image(real[0].target).rgb.shape, (80, 120, 3))

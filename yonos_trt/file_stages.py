@@ -1,0 +1,92 @@
+"""Read, upscale and write files with an `SR`: the stages of `yonos_trt.job_run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from yonos_trt.jobs import Job
+
+if TYPE_CHECKING:
+    from yonos_trt.images import Picture, SaveOptions
+    from yonos_trt.sr import SR
+
+__all__ = ["FileStages"]
+
+
+class FileStages:
+    """`SR.upscale_file` in three steps, for overlapping them over many files; the files are the same.
+
+    Parameters
+    ----------
+    sr
+        Opened; only `upscale` uses it for more than planning.
+    stream, alpha, format, options
+        As `SR.upscale_file`.
+    written
+        Called with the path of every file that is complete, on the thread that wrote it.
+    """
+
+    def __init__(
+        self,
+        sr: SR,
+        *,
+        stream: Literal["auto", "always", "never"] = "auto",
+        alpha: str = "bicubic",
+        format: str | None = None,
+        options: SaveOptions | None = None,
+        written: Callable[[Path], object] | None = None,
+    ) -> None:
+        self._sr, self._stream, self._alpha = sr, stream, alpha
+        self._format, self._options, self._written = format, options, written
+
+    def read(self, job: Job) -> Picture:
+        """Decode the source; refuse what cannot be written to the target."""
+        from yonos_trt.images import check_output, read_image
+
+        picture = read_image(job.source)
+        if self._alpha == "drop":
+            picture = picture.without_alpha()
+        height, width = picture.height_px * self._sr.scale, picture.width_px * self._sr.scale
+        check_output(picture.kind, height, width, job.target, format=self._format, options=self._options)
+        return picture
+
+    def needed_bytes(self, job: Job, picture: Picture) -> int:
+        """Return the bytes of the result, its encoder and the networks; the picture itself is there."""
+        from yonos_trt.images import estimate_output
+
+        height, width = picture.height_px * self._sr.scale, picture.width_px * self._sr.scale
+        needed = estimate_output(picture.kind, height, width, job.target, format=self._format).peak_bytes
+        return needed + self._sr.plan(picture.height_px, picture.width_px).peak_bytes
+
+    def free_bytes(self) -> int:
+        """Return what is free, within the limit `sr` was given."""
+        return self._sr.free_bytes()
+
+    def upscale(
+        self, job: Job, picture: Picture, on_tiles: Callable[[int, int], None], *, fits: bool
+    ) -> Picture | None:
+        """Return the result; or write it row by row and return None."""
+        if self._stream == "never" or (self._stream == "auto" and fits):
+            return self._sr.upscale(picture, alpha=self._alpha, on_tiles=on_tiles).picture
+        del picture  # read again below, so that only one is in memory
+        self._sr.upscale_file(
+            job.source,
+            job.target,
+            stream="always",
+            alpha=self._alpha,
+            format=self._format,
+            options=self._options,
+            on_tiles=on_tiles,
+        )
+        return None
+
+    def write(self, job: Job, result: Picture | None) -> None:
+        """Write the result, if it is not there already."""
+        from yonos_trt.images import write_image
+
+        if result is not None:
+            write_image(result, job.target, format=self._format, options=self._options)
+        if self._written is not None:
+            self._written(job.target)

@@ -1,0 +1,294 @@
+"""Run jobs: read, upscale and write of neighbouring files overlap; one that fails does not stop the others.
+
+Three passive stages and two look-aheads of one (`yonos_trt.prefetch`)::
+
+    read  ->  prefetch  ->  upscale  ->  prefetch  ->  write (the caller's thread)
+
+While the networks work on a file, the next one is read and the one before is written: one ahead, one behind.
+Progress is told in the order of the files all the same: the events of a file wait until the file before it is
+finished. A file waits for memory when it would not fit beside those in flight.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from yonos_trt.errors import InputError, NumericError, OutOfMemoryError, ProfileError, YonosError
+from yonos_trt.jobs import Job
+from yonos_trt.prefetch import stream
+from yonos_trt.progress import Progress
+
+__all__ = ["Outcome", "Stages", "run_jobs"]
+
+_IN_FLIGHT = 2  # files taken from the reader and not yet with the writer; the one being written comes on top
+# What one file may fail with; everything else would meet the other files as well.
+_OF_ONE_FILE = (InputError, NumericError, ProfileError, OutOfMemoryError, MemoryError, OSError)
+
+
+class Stages(Protocol):
+    """What is done with one file; each method is called from one thread, all three at the same time."""
+
+    def read(self, job: Job) -> Any:
+        """Return the picture; refuse what `write` would refuse."""
+
+    def needed_bytes(self, job: Job, picture: Any) -> int:
+        """Return the memory the file takes from the networks until it is written."""
+
+    def free_bytes(self) -> int:
+        """Return the memory that may be taken; asked while no file is in flight."""
+
+    def upscale(self, job: Job, picture: Any, on_tiles: Callable[[int, int], None], *, fits: bool) -> Any:
+        """Return the result; where it does not fit into memory, write it row by row and return None."""
+
+    def write(self, job: Job, result: Any) -> None:
+        """Write the result, all or nothing; called with what `upscale` returned."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a run."""
+
+    done: list[Job] = field(default_factory=list)
+    skipped: list[Job] = field(default_factory=list)
+    failed: list[tuple[Job, BaseException]] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 if nothing failed, 5 if memory was the only reason, else 1."""
+        if not self.failed:
+            return 0
+        memory = all(isinstance(error, (OutOfMemoryError, MemoryError)) for _, error in self.failed)
+        return 5 if memory else 1
+
+
+def run_jobs(
+    jobs: Sequence[Job], stages: Stages, progress: Progress, *, existing: str = "refuse", overlap: bool = True
+) -> Outcome:
+    """Take every job through the stages; a file that fails is recorded and the others go on.
+
+    Parameters
+    ----------
+    jobs, stages
+        What to do, and how.
+    progress
+        Is told about every job, one after the other, whatever overlaps. The "seconds" of a finished file are
+        those its stages took, without waiting for one another.
+    existing
+        What to do where the target is there already: "refuse" (a failure), "overwrite" or "skip".
+    overlap
+        False takes one file after the other, as is always done with a single one, and where a file is the
+        result of another one.
+
+    Raises
+    ------
+    YonosError
+        Errors of the engines, the device or the options, which would meet every other file as well.
+    """
+    run = _Run(jobs, stages, progress, existing)
+    if overlap and len(jobs) > 1 and not _chained(jobs):
+        with stream(run.read_all(), run.upscale, max_in_flight=_IN_FLIGHT) as results:
+            try:
+                for item in results:
+                    run.finish(item)
+            except BaseException:
+                run.stop()  # first, so that closing the stream does not wait for a whole picture
+                raise
+    else:
+        for item in run.read_all():
+            run.finish(run.upscale(item))
+    outcome = run.outcome
+    progress.end(done=len(outcome.done), skipped=len(outcome.skipped), failed=len(outcome.failed))
+    return outcome
+
+
+def _chained(jobs: Sequence[Job]) -> bool:
+    """Tell whether a file to read is one that has to be written first."""
+    targets = {job.target.resolve() for job in jobs}
+    return any(job.source.resolve() in targets for job in jobs)
+
+
+class _StoppedError(Exception):
+    """The run ends; raised in the threads of the stages and seen by nobody."""
+
+
+@dataclass(slots=True)
+class _Item:
+    """A file on its way; `value` is its picture, then its result."""
+
+    index: int
+    job: Job
+    value: Any = None
+    needed_bytes: int = 0
+    fits: bool = True
+    skipped: bool = False
+    error: BaseException | None = None
+    seconds: float = 0.0
+
+
+class _Run:
+    """The stages with everything around them; `read_all`, `upscale` and `finish` run in three threads."""
+
+    def __init__(self, jobs: Sequence[Job], stages: Stages, progress: Progress, existing: str) -> None:
+        self._jobs, self._stages, self._progress, self._existing = jobs, stages, progress, existing
+        self._told = _InOrder()
+        self._room = _Room(stages.free_bytes)
+        self._stopped = threading.Event()
+        self.outcome = Outcome()
+
+    def stop(self) -> None:
+        """End the threads at their next step; nothing is told any more."""
+        self._stopped.set()
+        self._room.stop()
+
+    def read_all(self) -> Iterator[_Item]:
+        """Read one file after the other, each when it is asked for."""
+        for index, job in enumerate(self._jobs):
+            item = _Item(index, job)
+            if self._existing == "skip" and job.target.exists():
+                item.skipped = True
+            else:
+                name, count = str(job.source), len(self._jobs)
+                self._told.tell(index, partial(self._progress.start, name, index, count))
+                self._attempt(item, self._read)
+            yield item
+
+    def _read(self, item: _Item) -> Any:
+        _check_target(item.job, self._existing)
+        item.job.target.parent.mkdir(parents=True, exist_ok=True)
+        picture = self._stages.read(item.job)
+        item.needed_bytes = self._stages.needed_bytes(item.job, picture)
+        return picture
+
+    def upscale(self, item: _Item) -> _Item:
+        """Put the result in the picture's place."""
+        if not item.skipped and item.error is None:
+            item.fits = self._room.take(item.index, item.needed_bytes)
+            self._attempt(item, self._upscale)
+        return item
+
+    def _upscale(self, item: _Item) -> Any:
+        def on_tiles(done: int, total: int) -> None:
+            if self._stopped.is_set():
+                raise _StoppedError
+            self._told.tell(item.index, lambda: self._progress.step(done, total))
+
+        picture, item.value = item.value, None
+        return self._stages.upscale(item.job, picture, on_tiles, fits=item.fits)
+
+    def finish(self, item: _Item) -> None:
+        """Write the result and tell what became of the file."""
+        if not item.skipped and item.error is None:
+            self._attempt(item, self._write)
+        item.value = None
+        self._room.give_back(item.index)
+        job, name = item.job, str(item.job.source)
+        if item.skipped:
+            self.outcome.skipped.append(job)
+            self._told.tell(item.index, lambda: self._progress.skip(name, f"{job.target} exists"))
+        elif (error := item.error) is not None:
+            self.outcome.failed.append((job, error))
+            self._told.tell(item.index, lambda: self._progress.fail(name, _named(name, error)))
+        else:
+            self.outcome.done.append(job)
+            seconds = round(item.seconds, 3)
+            self._told.tell(
+                item.index, lambda: self._progress.finish(name, target=str(job.target), seconds=seconds)
+            )
+        self._told.next()
+
+    def _write(self, item: _Item) -> None:
+        self._stages.write(item.job, item.value)
+
+    def _attempt(self, item: _Item, step: Callable[[_Item], Any]) -> None:
+        start = time.perf_counter()
+        try:
+            item.value = step(item)
+        except _OF_ONE_FILE as error:
+            item.value, item.error = None, error
+        item.seconds += time.perf_counter() - start
+
+
+class _InOrder:
+    """Tell the events of the first unfinished file at once, and keep those of later ones for their turn."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._current = 0
+        self._waiting: dict[int, list[Callable[[], None]]] = {}
+
+    def tell(self, index: int, event: Callable[[], None]) -> None:
+        """Call `event` now, or when all files before `index` are finished."""
+        with self._lock:
+            if index == self._current:
+                event()
+            else:
+                self._waiting.setdefault(index, []).append(event)
+
+    def next(self) -> None:
+        """The first unfinished file is finished."""
+        with self._lock:
+            self._current += 1
+            for event in self._waiting.pop(self._current, []):
+                event()
+
+
+class _Room:
+    """Memory of the files in flight: one more gets its share when it fits beside them, or is alone."""
+
+    def __init__(self, free_bytes: Callable[[], int]) -> None:
+        self._free_bytes = free_bytes
+        self._limit = 0
+        self._held: dict[int, int] = {}
+        self._stopped = False
+        self._changed = threading.Condition()
+
+    def take(self, index: int, count: int) -> bool:
+        """Wait for `count` bytes; return whether they fit at all."""
+
+        def may_go_on() -> bool:
+            return self._stopped or not self._held or sum(self._held.values()) + count <= self._limit
+
+        with self._changed:
+            self._changed.wait_for(may_go_on)
+            if self._stopped:
+                raise _StoppedError
+            if not self._held:
+                self._limit = self._free_bytes()
+            self._held[index] = count
+            return count <= self._limit
+
+    def give_back(self, index: int) -> None:
+        """The file is written, or failed."""
+        with self._changed:
+            self._held.pop(index, None)
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Wake who waits; `take` raises from now on."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+
+def _check_target(job: Job, existing: str) -> None:
+    if not job.target.exists():
+        return
+    if job.source.exists() and job.target.samefile(job.source):
+        raise InputError(f"{job.source}: the result would replace its own source; name another output")
+    if existing != "overwrite":
+        raise InputError(
+            f"{job.source}: {job.target} exists; replace it with --overwrite or leave it with --skip-existing"
+        )
+
+
+def _named(name: str, error: BaseException) -> BaseException:
+    """Return an error whose text names the file."""
+    if name in str(error):
+        return error
+    text = f"{name}: {str(error) or type(error).__name__}"
+    return YonosError(text) if not isinstance(error, InputError) else InputError(text)
