@@ -75,7 +75,7 @@ def test_resume_is_bit_exact(pictures, tmp_path):
 def test_resume_falls_back_to_the_checkpoint_before_a_broken_one(pictures, tmp_path):
     trainer, _ = autoencoder(pictures, tmp_path, steps=3, checkpoint_steps=1)
     trainer.run()
-    newest = trainer.checkpoints()[-1]
+    newest = trainer.checkpoints.paths()[-1]
     newest.write_bytes(newest.read_bytes()[:100])
     again, _ = autoencoder(pictures, tmp_path, steps=3)
     assert again.resume()
@@ -85,7 +85,8 @@ def test_resume_falls_back_to_the_checkpoint_before_a_broken_one(pictures, tmp_p
 def test_only_the_two_newest_checkpoints_are_kept(pictures, tmp_path):
     trainer, _ = autoencoder(pictures, tmp_path, steps=5, checkpoint_steps=1)
     trainer.run()
-    assert [p.name for p in trainer.checkpoints()] == [f"checkpoint-{n:08d}.safetensors" for n in (4, 5)]
+    kept = [path.name for path in trainer.checkpoints.paths()]
+    assert kept == [f"checkpoint-{n:08d}.safetensors" for n in (4, 5)]
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(pictures, tmp_path):

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import nn
 
+from .checkpoints import Checkpoints
 from .data import Crops, ImageFolder
 from .loop import Trainer
 from .model import Bundle, new_bundle, save_bundle
@@ -224,7 +225,7 @@ class Run:
         """Return what the manifest says of the training: pictures, and per stage steps, minutes, settings."""
         stages = {}
         for stage in self.lineage(scale, lr=lr):
-            step, elapsed_s = checkpoint_progress(self.folder / stage.name)
+            step, elapsed_s = Checkpoints(self.folder / stage.name).progress()
             stages[stage.name] = {
                 "kind": stage.kind,
                 "steps": step,
@@ -250,18 +251,6 @@ class Run:
                 continue
             metrics: dict[str, Any] = self.run_stage(config)
             log.info("%s: %s", config.name, ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
-
-
-def checkpoint_progress(folder: Path) -> tuple[int, float]:
-    """Return (step, seconds) of a stage's newest checkpoint, (0, 0) where there is none."""
-    from safetensors import safe_open
-
-    newest = max(folder.glob("checkpoint-*.safetensors"), default=None)
-    if newest is None:
-        return 0, 0.0
-    with safe_open(newest, framework="pt") as handle:
-        meta = handle.metadata()
-    return int(meta["step"]), float(meta["elapsed_s"])
 
 
 _RESULTS: dict[str, tuple[str, ...]] = {
