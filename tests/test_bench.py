@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from yonos_trt.bench import peaks as bench_peaks
 from yonos_trt.bench import run as bench_run
 from yonos_trt.bench.cli import table
 from yonos_trt.bench.flops import count_flop
-from yonos_trt.bench.machine import PeakMemory
+from yonos_trt.bench.machine import DeviceMemory, PeakMemory
 from yonos_trt.bench.peaks import Peaks, Probe, measure_peaks
 from yonos_trt.bench.probes import LIBRARIES, WORK, Work, onnx_bytes
 from yonos_trt.cli import cli
@@ -189,6 +190,37 @@ def test_peak_memory_belongs_to_the_body_alone() -> None:
     assert large.peak_bytes - large.before_bytes > 190 << 20
     if Path("/proc/self/clear_refs").exists():
         assert small.peak_bytes - small.before_bytes < 50 << 20
+
+
+def fake_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, answers: str) -> None:
+    """Put an nvidia-smi on the path that answers from a file."""
+    (folder / "used").write_text(answers)
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\ncat '{folder / 'used'}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
+def test_peak_of_the_gpus_memory_is_what_nvidia_smi_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_smi(tmp_path, monkeypatch, "500\n")
+    with DeviceMemory() as memory:
+        (tmp_path / "used").write_text("1700\n")
+        deadline = time.monotonic() + 10
+        while memory.peak_mib != 1700 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        (tmp_path / "used").write_text("600\n")
+    assert memory.as_dict() == {"peak_mib": 1700.0, "added_mib": 1200.0}
+
+
+def test_without_nvidia_smi_there_is_no_device_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with DeviceMemory() as memory:
+        pass
+    assert memory.as_dict() is None
 
 
 def test_machine_names_processor_cores_and_versions() -> None:

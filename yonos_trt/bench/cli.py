@@ -187,6 +187,11 @@ def table(document: dict[str, Any], *, transfers: bool = True) -> str:
             f"  memory: peak {memory['peak_rss_mib']:.0f} MiB resident, of it {memory['added_mib']:.0f} MiB "
             f"while running and {entry['opening_mib']:.0f} MiB for opening the model"
         )
+        if (device := memory.get("device")) is not None:
+            lines.append(
+                f"  device memory: peak {device['peak_mib']:.0f} MiB on the GPU, of it "
+                f"{device['added_mib']:.0f} MiB while running"
+            )
     lines += [f"\nnot run: {missing['runtime']}: {missing['reason']}" for missing in document["not_run"]]
     kind = "with_transfers" if transfers else "without_transfers"
     lines += ["", f"picture: one input in host memory to one output in host memory; {CONVENTIONS[kind]}"]

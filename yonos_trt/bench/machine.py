@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import subprocess
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PeakMemory", "describe_machine", "usable_cores"]
+__all__ = ["DeviceMemory", "PeakMemory", "describe_machine", "usable_cores"]
 
 _PACKAGES = ("yonos-trt", "numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu13", "torch")
 # Instruction sets that decide what a CPU can do for a network, as /proc/cpuinfo spells them.
@@ -119,6 +121,56 @@ class PeakMemory:
             "peak_rss_mib": round(self.peak_bytes / 2**20, 1),
             "added_mib": round((self.peak_bytes - self.before_bytes) / 2**20, 1),
         }
+
+
+class DeviceMemory:
+    """Most memory in use on a GPU while the ``with`` runs, by whatever process, as nvidia-smi says.
+
+    It is asked again and again in a thread; what an engine allocates it keeps until it is closed, so the peak
+    is not missed. Without nvidia-smi there is nothing to report.
+    """
+
+    _PAUSE_S = 0.05
+
+    def __init__(self, device: int = 0) -> None:
+        self._command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        self._command += ["-i", str(device)]
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="yonos-device-memory", daemon=True)
+        self.before_mib: float | None = None
+        self.peak_mib: float | None = None
+
+    def __enter__(self) -> DeviceMemory:
+        self.before_mib = self.peak_mib = self._used_mib()
+        if self.before_mib is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+            self._note()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._PAUSE_S):
+            self._note()
+
+    def _note(self) -> None:
+        self.peak_mib = max(self.peak_mib or 0.0, self._used_mib() or 0.0)
+
+    def _used_mib(self) -> float | None:
+        try:
+            done = subprocess.run(self._command, capture_output=True, text=True, check=True, timeout=10)
+            return float(done.stdout.strip())
+        except (OSError, subprocess.SubprocessError, ValueError):
+            return None
+
+    def as_dict(self) -> dict[str, float] | None:
+        """Return peak and what this process added to it, in MiB; None where nothing could be asked."""
+        if self.peak_mib is None or self.before_mib is None:
+            return None
+        return {"peak_mib": self.peak_mib, "added_mib": self.peak_mib - self.before_mib}
 
 
 def _status_bytes(field: str) -> int:

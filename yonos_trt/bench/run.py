@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from yonos_trt.backend import Array, Backend, NumpyBackend
-from yonos_trt.bench.machine import PeakMemory, describe_machine, usable_cores
+from yonos_trt.bench.machine import DeviceMemory, PeakMemory, describe_machine, usable_cores
 from yonos_trt.bench.peaks import Peaks, measure_peaks
 from yonos_trt.bench.stages import NETWORKS, Samples, latency, rows, stage_table
 from yonos_trt.errors import ConfigError, EngineNotFoundError, YonosError
@@ -202,6 +203,11 @@ def _runtime(
         backend.close()
 
 
+def _device_memory(config: BenchConfig, backend: Backend) -> AbstractContextManager[DeviceMemory | None]:
+    """Watch the GPU's memory where one is used."""
+    return nullcontext() if isinstance(backend, NumpyBackend) else DeviceMemory(config.device)
+
+
 def _picture(
     config: BenchConfig, backend: Backend, plan: TilePlan, peaks: Peaks, precision: str
 ) -> dict[str, Any]:
@@ -223,7 +229,7 @@ def _picture(
     samples = Samples()
     wall: list[float] = []
     device: list[float] = []
-    with PeakMemory() as memory:
+    with PeakMemory() as memory, _device_memory(config, backend) as on_device:
         for _ in range(config.warm_up):
             run(Samples())
         end = time.perf_counter() + config.duration_s
@@ -250,5 +256,5 @@ def _picture(
         },
         "overhead": 1 - networks / sum(wall) if host and backend.lanes == 1 else None,
         "stages": stages,
-        "memory": memory.as_dict(),
+        "memory": memory.as_dict() | {"device": on_device.as_dict() if on_device is not None else None},
     }
