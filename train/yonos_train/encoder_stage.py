@@ -20,13 +20,7 @@ class EncoderStage(Conditioned):
     """
 
     def __init__(self, config: StageConfig, bundle: Bundle) -> None:
-        self.config, self.encoder, self.unet, self.decoder = (
-            config,
-            bundle.encoder,
-            bundle.unet,
-            bundle.decoder,
-        )
-        self.schedule = bundle.schedule
+        super().__init__(config, bundle)
         for module in (self.encoder, self.unet, self.decoder):
             module.requires_grad_(False).eval()
         self.lr_encoder = Encoder(bundle.config.architecture, lr_scale=config.scale)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from .data import Batch
 from .degrade import Degradation, Kind, degrade, degrade_pair
+from .model import Bundle
 from .schedule import Schedule
 
 Logs = dict[str, float]
@@ -113,6 +114,10 @@ class Conditioned(Stage):
     config: StageConfig
     encoder: nn.Module
     schedule: Schedule
+
+    def __init__(self, config: StageConfig, bundle: Bundle) -> None:
+        self.config, self.schedule = config, bundle.schedule
+        self.encoder, self.unet, self.decoder = bundle.encoder, bundle.unet, bundle.decoder
 
     def lr_images(self, batch: Batch, *, previous: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Return ``x_l`` at the stage's scale and, when asked, the less degraded view at the ``previous``

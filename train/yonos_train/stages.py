@@ -48,13 +48,7 @@ class DiffusionStage(Conditioned):
     def __init__(
         self, config: StageConfig, bundle: Bundle, *, teacher: nn.Module | None, teacher_scale: int | None
     ) -> None:
-        self.config, self.encoder, self.unet, self.decoder = (
-            config,
-            bundle.encoder,
-            bundle.unet,
-            bundle.decoder,
-        )
-        self.schedule = bundle.schedule
+        super().__init__(config, bundle)
         self.teacher, self.teacher_scale = teacher, teacher_scale
         self.objective = make_objective(
             config.objective or ("raw" if teacher is None else "scale_distillation"),
