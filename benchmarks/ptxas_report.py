@@ -18,7 +18,17 @@ from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1] / "csrc" / "tiles.cu"
 ARCHITECTURES = ("80", "86", "89", "90", "120")
-TYPES = {"unsigned char": "u8", "unsigned short": "u16", "float": "f32", "yonos::Half": "f16"}
+TYPES = {
+    "unsigned char": "u8",
+    "unsigned short": "u16",
+    "float": "f32",
+    "yonos::Half": "f16",
+    "yonos::grid::NoFix": "no fix",
+    "yonos::grid::Wavelet": "wavelet",
+    "yonos::grid::Adain": "adain",
+    "yonos::grid::AlongX": "x",
+    "yonos::grid::AlongY": "y",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +91,8 @@ def readable(symbol: str) -> str:
     if found is None:
         return symbol
     types = [TYPES.get(name.strip(), name.strip()) for name in found[2].split(",")]
-    return f"{found[1]} {' -> '.join(types)}"
+    joint = ", " if found[1] == "finish" else " -> "
+    return f"{found[1]} {joint.join(types)}".strip()
 
 
 def markdown(tables: dict[str, list[KernelReport]]) -> str:

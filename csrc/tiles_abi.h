@@ -40,6 +40,40 @@ YONOS_EXPORT int yonos_blend(float* canvas, const void* tiles, const int64_t* ro
                              int tile_h_px, int tile_w_px, int canvas_h_px, int canvas_w_px, int half,
                              void* stream);
 
-// out[i] of the kind = (acc[i] + delta[i] + 1) / 2 * white, clamped, rounded half to even; delta may be null.
-YONOS_EXPORT int yonos_finalize(const float* acc, const float* delta, void* out, int kind, int64_t values,
-                                void* stream);
+// The colour fix's coarse grid has a cell of 8 x 8 canvas px; grid row g of a buffer lies at row g % ring.
+//
+// out (ring, columns, 3), grid rows [first, last): mean of the bicubic picture minus mean of the canvas.
+// canvas points to canvas row 8 * first; rows are canvas_w_px wide, of which width_px count. base_y (grid
+// rows,) and weight_y (grid rows, taps_y) are the image rows under a cell, base_x and weight_x the columns.
+YONOS_EXPORT int yonos_color_cells(const float* canvas, int canvas_w_px, const void* image, int kind,
+                                   int height, int width, int64_t pitch_bytes, const int64_t* base_y,
+                                   const float* weight_y, int taps_y, const int64_t* base_x,
+                                   const float* weight_x, int taps_x, float* out, int ring, int first,
+                                   int last, int height_px, int width_px, void* stream);
+
+// out = source blurred along x or y, grid rows [first, last); the outermost of `rows` and `columns` continue.
+YONOS_EXPORT int yonos_color_blur(const float* source, float* out, int along_y, int ring, int rows,
+                                  int columns, int first, int last, void* stream);
+
+// out float64 (cells, 6), row by row: sums and sums of squares over each cell of rows (height_px, width_px,
+// 3).
+YONOS_EXPORT int yonos_moments(const float* rows, double* out, int height_px, int width_px, void* stream);
+
+// The same over the bicubic enlargement of the image, in [-1, 1].
+YONOS_EXPORT int yonos_bicubic_moments(const void* image, int kind, int height, int width,
+                                       int64_t pitch_bytes, double* out, int scale, void* stream);
+
+// out (ceil(count / 64), 6) = sums of 64 neighbours of parts (count, 6).
+YONOS_EXPORT int yonos_fold(const double* parts, double* out, int64_t count, void* stream);
+
+// out: three gains and three offsets that give a picture with the sums `ours` (6,) over count px the mean and
+// deviation of `wanted`.
+YONOS_EXPORT int yonos_affine(const double* wanted, const double* ours, int64_t count, float* out,
+                              void* stream);
+
+// out (rows, width_px, 3) of the kind = (fixed + 1) / 2 * white, clamped, rounded half to even, from canvas
+// rows of acc_w_px, the first of which is canvas row y0_px. fixed is acc plus the lines between the grid's
+// cells, or acc * gain + offset, or (grid and affine both null) acc itself.
+YONOS_EXPORT int yonos_finish(const float* acc, int acc_w_px, void* out, int kind, int rows, int width_px,
+                              int y0_px, const float* grid, int grid_rows, int ring, const float* affine,
+                              void* stream);

@@ -8,10 +8,11 @@
 // A thread handles a run of consecutive elements of one row and moves 16 bytes at a time where the addresses
 // allow it:
 //
-//   gather, noise   | run of 4 float32 or 8 float16 outputs |      run = 16 bytes of out
-//   blend           | run of 4 or 8 canvas pixels, 3 channels each |   48 or 96 bytes of canvas, 16 bytes per
-//   tile plane finalize        | run of 16 values |                           64 bytes of canvas, 16 to 64
-//   bytes of picture check           | run of 16 bytes |
+//   gather, noise   run of 4 float32 or 8 float16 outputs             16 bytes of out
+//   blend           run of 4 or 8 canvas pixels, 3 channels each      48 or 96 bytes of canvas, 16 per plane
+//   check           run of 4 or 8 numbers                             16 bytes of a tile
+//
+// The colour fix and the rounding of finished rows are in tiles_color.h.
 #pragma once
 
 #include <cstddef>
@@ -113,8 +114,8 @@ Geometry gather_geometry(const GatherArgs& a) {
     return geometry(ceil_div(a.tile_w, kRun<Out>), a.tile_h, a.count);
 }
 
-template <class In>
-YONOS_HD const In* pixel(const GatherArgs& a, int y, int x) {
+template <class In, class Args>
+YONOS_HD const In* pixel(const Args& a, int y, int x) {
     const char* row = static_cast<const char*>(a.image) + y * a.pitch_bytes;
     return reinterpret_cast<const In*>(row) + 3 * static_cast<std::int64_t>(x);
 }
@@ -131,8 +132,8 @@ YONOS_HD void store_planes(const GatherArgs& a, int n, int y, int x0, const Pack
 }
 
 // Vertical pass at one LR column, three channels.
-template <class In>
-YONOS_HD void column_sums(const GatherArgs& a, const Taps& rows, int x, float (&sums)[3]) {
+template <class In, class Args>
+YONOS_HD void column_sums(const Args& a, const Taps& rows, int x, float (&sums)[3]) {
     const In* p[4];
     YONOS_UNROLL
     for (int k = 0; k < 4; ++k) p[k] = pixel<In>(a, rows.index[k], x);
@@ -351,65 +352,6 @@ YONOS_HD void blend_thread(const BlendArgs& a, unsigned run, unsigned row, unsig
         YONOS_UNROLL
         for (int i = 0; i < 3 * run_px; ++i) {
             if (i < 3 * pixels) place[i] = sums[i];
-        }
-    }
-}
-
-// --- finalize ------------------------------------------------------------------------------------------
-
-struct FinalizeArgs {
-    const float* acc;
-    const float* delta;  // or null
-    void* out;
-    std::int64_t values;
-    float white;
-};
-
-constexpr int kFinalizeRun = 16;
-
-inline Geometry finalize_geometry(const FinalizeArgs& a) {
-    return {{ceil_div(ceil_div(a.values, kFinalizeRun), 128), 1, 1}, {128, 1, 1}};
-}
-
-YONOS_HD void store_value(std::uint8_t* place, float value) {
-    *place = static_cast<std::uint8_t>(static_cast<std::int32_t>(round_half_even(value)));
-}
-YONOS_HD void store_value(std::uint16_t* place, float value) {
-    *place = static_cast<std::uint16_t>(static_cast<std::int32_t>(round_half_even(value)));
-}
-YONOS_HD void store_value(float* place, float value) { *place = value; }
-
-template <class Out>
-YONOS_HD void finalize_thread(const FinalizeArgs& a, unsigned run, unsigned, unsigned) {
-    const std::int64_t first = static_cast<std::int64_t>(run) * kFinalizeRun;
-    if (first >= a.values) return;
-    const float* acc = a.acc + first;
-    const float* delta = a.delta == nullptr ? nullptr : a.delta + first;
-    Out* out = static_cast<Out*>(a.out) + first;
-    const bool whole = first + kFinalizeRun <= a.values && aligned(acc) && aligned(out) &&
-                       (delta == nullptr || aligned(delta));
-    if (whole) {
-        constexpr int out_run = kRun<Out>;
-        YONOS_UNROLL
-        for (int i = 0; i < kFinalizeRun; i += out_run) {
-            Pack<Out> packed;
-            YONOS_UNROLL
-            for (int j = 0; j < out_run; j += 4) {
-                const Pack<float> four = load_pack(acc + i + j);
-                Pack<float> extra = {};
-                if (delta != nullptr) extra = load_pack(delta + i + j);
-                YONOS_UNROLL
-                for (int k = 0; k < 4; ++k) {
-                    const float value = delta == nullptr ? four.item[k] : four.item[k] + extra.item[k];
-                    store_value(&packed.item[j + k], denormalise(value, a.white));
-                }
-            }
-            store_pack(out + i, packed);
-        }
-    } else {
-        for (int i = 0; i < kFinalizeRun && first + i < a.values; ++i) {
-            const float value = delta == nullptr ? acc[i] : acc[i] + delta[i];
-            store_value(out + i, denormalise(value, a.white));
         }
     }
 }

@@ -17,8 +17,22 @@ from typing import Any
 import numpy as np
 from simulated_device import SimulatedDriver, Span
 
-from yonos_trt import noise, tiling
-from yonos_trt.cuda.kernels import DevicePicture
+from yonos_trt import color_cells, noise, tiling
+from yonos_trt.cuda.launches import (
+    Affine,
+    BicubicMoments,
+    Blend,
+    Check,
+    ColorBlur,
+    ColorCells,
+    DevicePicture,
+    Finish,
+    Fold,
+    Gather,
+    Launch,
+    Moments,
+    Noise,
+)
 from yonos_trt.manifest import (
     STAGE_TENSORS,
     Artifact,
@@ -39,6 +53,8 @@ RTX_VERSION = "1.7.1.116"
 SCRATCH_BYTES_PER_PX = {"encoder": 3, "step": 40, "decoder": 7}
 
 Function = Callable[..., np.ndarray]
+Work = tuple[Callable[[], None], list[Span], list[Span]]
+"""What a kernel does, the bytes it reads, the bytes it writes."""
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -356,155 +372,200 @@ class FakeContext:
 
 
 class FakeKernels:
-    """`yonos_trt.cuda.kernels.TileKernels` by the NumPy twins."""
+    """`yonos_trt.cuda.kernels.TileKernels` by the NumPy twins: one method per kernel, which tells what it
+    reads and writes and does it when the device gets there."""
 
     def __init__(self, driver: SimulatedDriver) -> None:
-        self.driver = driver
+        self.driver, self.at = driver, driver.array_at
+
+    def launch(self, call: Launch, *, stream: int) -> None:
+        run, reads, writes = getattr(self, call.name)(call)
+        self.driver.enqueue(call.name, stream, run, reads=reads, writes=writes)
 
     def _origins(self, origins: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        both = self.driver.array_at(origins, (2, count), np.int64)
+        both = self.at(origins, (2, count), np.int64)
         return both[0], both[1]
 
-    def gather(
-        self,
-        picture: DevicePicture,
-        origins: int,
-        out: int,
-        *,
-        count: int,
-        tile_h_px: int,
-        tile_w_px: int,
-        scale: int,
-        lr: bool,
-        half: bool,
-        stream: int,
-    ) -> None:
+    def _image(self, picture: DevicePicture) -> np.ndarray:
         dtype = np.dtype(picture.dtype)
-        s = scale if lr else 1
-        shape = (count, 3, tile_h_px // s, tile_w_px // s)
-        target = np.dtype("f2" if half else "f4")
+        raw = self.driver.bytes_at(*_picture_span(picture))
+        rows = raw.reshape(picture.height, picture.pitch_bytes)[:, : picture.width * 3 * dtype.itemsize]
+        return np.ascontiguousarray(rows).view(dtype).reshape(picture.height, picture.width, 3)
+
+    def gather(self, c: Gather) -> Work:
+        s = c.scale if c.lr else 1
+        shape = (c.count, 3, c.tile_h_px // s, c.tile_w_px // s)
+        target = np.dtype("f2" if c.half else "f4")
 
         def run() -> None:
-            raw = self.driver.bytes_at(picture.address, picture.height * picture.pitch_bytes)
-            rows = raw.reshape(picture.height, picture.pitch_bytes)[:, : picture.width * 3 * dtype.itemsize]
-            image = np.ascontiguousarray(rows).view(dtype).reshape(picture.height, picture.width, 3)
-            ys, xs = self._origins(origins, count)
-            cut = tiling.gather_lr if lr else tiling.gather
-            tiles = cut(image, ys, xs, tile_h_px=tile_h_px, tile_w_px=tile_w_px, scale=scale)
-            self.driver.array_at(out, shape, target)[:] = tiles.astype(target)
+            cut = tiling.gather_lr if c.lr else tiling.gather
+            sizes = {"tile_h_px": c.tile_h_px, "tile_w_px": c.tile_w_px, "scale": c.scale}
+            tiles = cut(self._image(c.picture), *self._origins(c.origins, c.count), **sizes)
+            self.at(c.out, shape, target)[:] = tiles.astype(target)
 
-        self.driver.enqueue(
-            "gather",
-            stream,
-            run,
-            reads=[(picture.address, picture.height * picture.pitch_bytes), (origins, 16 * count)],
-            writes=[(out, int(np.prod(shape)) * target.itemsize)],
-        )
+        reads = [_picture_span(c.picture), (c.origins, 16 * c.count)]
+        return run, reads, [(c.out, int(np.prod(shape)) * target.itemsize)]
 
-    def noise(
-        self,
-        seed: int,
-        origins: int,
-        out: int,
-        *,
-        count: int,
-        channels: int,
-        factor: int,
-        h_lat: int,
-        w_lat: int,
-        half: bool,
-        stream: int,
-    ) -> None:
-        target = np.dtype("f2" if half else "f4")
-        shape = (count, channels, h_lat, w_lat)
+    def noise(self, c: Noise) -> Work:
+        target = np.dtype("f2" if c.half else "f4")
+        shape = (c.count, c.channels, c.h_lat, c.w_lat)
 
         def run() -> None:
-            ys, xs = self._origins(origins, count)
-            tiles = noise.tiles(seed, ys // factor, xs // factor, channels=channels, h_lat=h_lat, w_lat=w_lat)
-            self.driver.array_at(out, shape, target)[:] = tiles.astype(target)
+            ys, xs = self._origins(c.origins, c.count)
+            sizes = {"channels": c.channels, "h_lat": c.h_lat, "w_lat": c.w_lat}
+            tiles = noise.tiles(c.seed, ys // c.factor, xs // c.factor, **sizes)
+            self.at(c.out, shape, target)[:] = tiles.astype(target)
 
-        self.driver.enqueue(
-            "noise",
-            stream,
-            run,
-            reads=[(origins, 16 * count)],
-            writes=[(out, int(np.prod(shape)) * target.itemsize)],
-        )
+        return run, [(c.origins, 16 * c.count)], [(c.out, int(np.prod(shape)) * target.itemsize)]
 
-    def check(self, tiles: int, flags: int, *, count: int, items: int, half: bool, stream: int) -> None:
-        dtype = np.dtype("f2" if half else "f4")
+    def check(self, c: Check) -> Work:
+        dtype = np.dtype("f2" if c.half else "f4")
 
         def run() -> None:
-            values = self.driver.array_at(tiles, (count, items), dtype)
-            self.driver.array_at(flags, (count,), np.int32)[:] = ~np.isfinite(values).all(axis=1)
+            values = self.at(c.tiles, (c.count, c.items), dtype)
+            self.at(c.flags, (c.count,), np.int32)[:] = ~np.isfinite(values).all(axis=1)
 
-        self.driver.enqueue(
-            "check",
-            stream,
-            run,
-            reads=[(tiles, count * items * dtype.itemsize)],
-            writes=[(flags, 4 * count)],
-        )
+        return run, [(c.tiles, c.count * c.items * dtype.itemsize)], [(c.flags, 4 * c.count)]
 
-    def blend(
-        self,
-        canvas: int,
-        tiles: int,
-        rows: int,
-        columns: int,
-        weights_y: int,
-        weights_x: int,
-        skip: int,
-        *,
-        count: int,
-        tile_h_px: int,
-        tile_w_px: int,
-        canvas_h_px: int,
-        canvas_w_px: int,
-        half: bool,
-        stream: int,
-    ) -> None:
-        dtype = np.dtype("f2" if half else "f4")
-        shape, canvas_shape = (count, 3, tile_h_px, tile_w_px), (canvas_h_px, canvas_w_px, 3)
+    def blend(self, c: Blend) -> Work:
+        dtype = np.dtype("f2" if c.half else "f4")
+        shape, canvas_shape = (c.count, 3, c.tile_h_px, c.tile_w_px), (c.canvas_h_px, c.canvas_w_px, 3)
 
         def run() -> None:
-            at = self.driver.array_at
-            acc = at(canvas, canvas_shape, np.float32)
-            wanted = np.flatnonzero(at(skip, (count,), np.int32) == 0)
-            for i in wanted:
+            at = self.at
+            acc = at(c.canvas, canvas_shape, np.float32)
+            for i in np.flatnonzero(at(c.skip, (c.count,), np.int32) == 0):
                 tiling.blend(
                     acc,
-                    at(tiles, shape, dtype)[i : i + 1].astype(np.float32),
-                    at(rows, (count,), np.int64)[i : i + 1],
-                    at(columns, (count,), np.int64)[i : i + 1],
-                    at(weights_y, (count, tile_h_px), np.float32)[i : i + 1],
-                    at(weights_x, (count, tile_w_px), np.float32)[i : i + 1],
+                    at(c.tiles, shape, dtype)[i : i + 1].astype(np.float32),
+                    at(c.rows, (c.count,), np.int64)[i : i + 1],
+                    at(c.columns, (c.count,), np.int64)[i : i + 1],
+                    at(c.weights_y, (c.count, c.tile_h_px), np.float32)[i : i + 1],
+                    at(c.weights_x, (c.count, c.tile_w_px), np.float32)[i : i + 1],
                 )
 
         nbytes = int(np.prod(canvas_shape)) * 4
-        self.driver.enqueue(
-            "blend",
-            stream,
-            run,
-            reads=[
-                (canvas, nbytes),
-                (tiles, int(np.prod(shape)) * dtype.itemsize),
-                (rows, 8 * count),
-                (columns, 8 * count),
-                (weights_y, 4 * count * tile_h_px),
-                (weights_x, 4 * count * tile_w_px),
-                (skip, 4 * count),
-            ],
-            writes=[(canvas, nbytes)],
-        )
+        reads = [
+            (c.canvas, nbytes),
+            (c.tiles, int(np.prod(shape)) * dtype.itemsize),
+            (c.rows, 8 * c.count),
+            (c.columns, 8 * c.count),
+            (c.weights_y, 4 * c.count * c.tile_h_px),
+            (c.weights_x, 4 * c.count * c.tile_w_px),
+            (c.skip, 4 * c.count),
+        ]
+        return run, reads, [(c.canvas, nbytes)]
 
-    def finalize(self, acc: int, delta: int, out: int, *, dtype: str, values: int, stream: int) -> None:
-        kind = np.dtype(dtype)
+    # The colour fix
+
+    def color_cells(self, c: ColorCells) -> Work:
+        rows, columns = -(-c.height_px // 8), -(-c.width_px // 8)
+        height = min(c.height_px, 8 * c.last) - 8 * c.first
+        taps = [
+            (c.base_y, c.weight_y, rows, c.taps_y),
+            (c.base_x, c.weight_x, columns, c.taps_x),
+        ]
 
         def run() -> None:
-            at = self.driver.array_at
-            extra = at(delta, (values,), np.float32) if delta else None
-            at(out, (values,), kind)[:] = tiling.finalize(at(acc, (values,), np.float32), kind, delta=extra)
+            tables = [
+                color_cells.CellTaps(
+                    self.at(base, (cells,), np.int64), self.at(weight, (cells, count), np.float32)
+                )
+                for base, weight, cells, count in taps
+            ]
+            ours = self.at(c.canvas, (height, c.canvas_w_px, 3), np.float32)[:, : c.width_px]
+            wanted = color_cells.bicubic_means(self._image(c.picture), *tables, c.first, c.last)
+            out = self.at(c.out, (c.ring, columns, 3), np.float32)
+            out[np.arange(c.first, c.last) % c.ring] = wanted - color_cells.block_means(ours)
 
-        reads = [(acc, 4 * values), *([(delta, 4 * values)] if delta else [])]
-        self.driver.enqueue("finalize", stream, run, reads=reads, writes=[(out, values * kind.itemsize)])
+        reads = [(c.canvas, 12 * height * c.canvas_w_px), _picture_span(c.picture)]
+        for base, weight, cells, count in taps:
+            reads += [(base, 8 * cells), (weight, 4 * cells * count)]
+        return run, reads, _ring_spans(c.out, c.ring, columns, c.first, c.last)
+
+    def color_blur(self, c: ColorBlur) -> Work:
+        low, high = (max(c.first - 4, 0), min(c.last + 4, c.rows)) if c.along_y else (c.first, c.last)
+
+        def run() -> None:
+            shape = (c.ring, c.columns, 3)
+            known = self.at(c.source, shape, np.float32)[np.arange(low, high) % c.ring]
+            if c.along_y:
+                known = color_cells.blur_along_y(known, low, c.first, c.last, c.rows)
+            else:
+                known = color_cells.blur_along_x(known)
+            self.at(c.out, shape, np.float32)[np.arange(c.first, c.last) % c.ring] = known
+
+        reads = _ring_spans(c.source, c.ring, c.columns, low, high)
+        return run, reads, _ring_spans(c.out, c.ring, c.columns, c.first, c.last)
+
+    def _moments_out(self, out: int, height_px: int, width_px: int) -> Span:
+        return out, 48 * -(-height_px // 8) * -(-width_px // 8)
+
+    def moments(self, c: Moments) -> Work:
+        def run() -> None:
+            sums = color_cells.cell_moments(self.at(c.rows, (c.height_px, c.width_px, 3), np.float32))
+            self.at(c.out, sums.shape, np.float64)[:] = sums
+
+        reads = [(c.rows, 12 * c.height_px * c.width_px)]
+        return run, reads, [self._moments_out(c.out, c.height_px, c.width_px)]
+
+    def bicubic_moments(self, c: BicubicMoments) -> Work:
+        height_px, width_px = c.picture.height * c.scale, c.picture.width * c.scale
+
+        def run() -> None:
+            large = tiling.upscale_bicubic(self._image(c.picture), 0, height_px, scale=c.scale)
+            sums = color_cells.cell_moments(large)
+            self.at(c.out, sums.shape, np.float64)[:] = sums
+
+        return run, [_picture_span(c.picture)], [self._moments_out(c.out, height_px, width_px)]
+
+    def fold(self, c: Fold) -> Work:
+        folded = -(-c.count // 64)
+
+        def run() -> None:
+            parts = self.at(c.parts, (c.count, 6), np.float64)
+            out = self.at(c.out, (folded, 6), np.float64)
+            for i in range(folded):
+                out[i] = color_cells.fold_moments(parts[64 * i : 64 * i + 64].copy())
+
+        return run, [(c.parts, 48 * c.count)], [(c.out, 48 * folded)]
+
+    def affine(self, c: Affine) -> Work:
+        def run() -> None:
+            sums = (self.at(place, (6,), np.float64) for place in (c.wanted, c.ours))
+            self.at(c.out, (2, 3), np.float32)[:] = color_cells.affine(*sums, c.count)
+
+        return run, [(c.wanted, 48), (c.ours, 48)], [(c.out, 24)]
+
+    def finish(self, c: Finish) -> Work:
+        kind, columns = np.dtype(c.dtype), -(-c.width_px // 8)
+
+        def run() -> None:
+            rows = self.at(c.acc, (c.rows, c.acc_w_px, 3), np.float32)[:, : c.width_px].copy()
+            if c.grid:
+                grid = self.at(c.grid, (c.ring, columns, 3), np.float32)
+                upper, lower, share = color_cells.grid_rows(c.y0_px + np.arange(c.rows), c.grid_rows)
+                color_cells.add_grid(rows, grid, upper % c.ring, lower % c.ring, share)
+            elif c.affine:
+                gain, offset = self.at(c.affine, (2, 3), np.float32)
+                rows = rows * gain + offset
+            self.at(c.out, rows.shape, kind)[:] = tiling.finalize(rows, kind)
+
+        reads = [(c.acc, 12 * ((c.rows - 1) * c.acc_w_px + c.width_px))]
+        if c.grid:
+            lines = color_cells.grid_rows(np.array([c.y0_px, c.y0_px + c.rows - 1]), c.grid_rows)
+            first, last = int(lines[0][0]), int(lines[1][1])
+            reads += _ring_spans(c.grid, c.ring, columns, first, last + 1)
+        elif c.affine:
+            reads.append((c.affine, 24))
+        return run, reads, [(c.out, c.rows * c.width_px * 3 * kind.itemsize)]
+
+
+def _picture_span(picture: DevicePicture) -> Span:
+    return picture.address, picture.height * picture.pitch_bytes
+
+
+def _ring_spans(address: int, ring: int, columns: int, first: int, last: int) -> list[Span]:
+    """Where grid rows [first, last) of a ring lie."""
+    assert last - first <= ring
+    return [(address + 12 * columns * (g % ring), 12 * columns) for g in range(first, last)]

@@ -112,6 +112,7 @@ class SimulatedDriver:
         self.used_bytes = 0
         self.peak_bytes = 0
         self.pinned_bytes = 0
+        self.bytes_out = 0
         self.lock = threading.RLock()
         self._next = 1
         self._next_address = 1 << 20
@@ -324,6 +325,7 @@ class SimulatedDriver:
         self._copy("copy_in", to, pinned, nbytes, stream, (False, True))
 
     def copy_out(self, pinned: int, source: int, nbytes: int, stream: int) -> None:
+        self.bytes_out += nbytes
         self._copy("copy_out", pinned, source, nbytes, stream, (True, False))
 
     def copy(self, to: int, source: int, nbytes: int, stream: int) -> None:

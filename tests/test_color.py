@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yonos_trt import color, tiling
+from yonos_trt import color, color_cells, tiling
 from yonos_trt.errors import ConfigError
 
 
@@ -100,16 +100,15 @@ def test_cell_means_of_the_bicubic_picture_come_from_the_input() -> None:
     for scale, size in ((1, (40, 37)), (2, (20, 23)), (3, (14, 9)), (4, (11, 13)), (8, (5, 6))):
         image = picture(*size)
         bicubic = tiling.upscale_bicubic(image, 0, size[0] * scale, scale=scale)
-        grid = color._Wavelet(image, *bicubic.shape[:2], scale, 1)._bicubic_means(
-            0, -(-bicubic.shape[0] // 8)
-        )
-        np.testing.assert_allclose(grid, color.block_means(bicubic), atol=1e-6, rtol=0)
+        taps = (color_cells.cell_taps(scale * n, n, scale) for n in size)
+        grid = color_cells.bicubic_means(image, *taps, 0, -(-bicubic.shape[0] // 8))
+        np.testing.assert_allclose(grid, color_cells.block_means(bicubic), atol=1e-6, rtol=0)
 
 
 @given(st.integers(1, 30), st.integers(1, 30))
 def test_block_means_are_means_of_the_pixels_there_are(height: int, width: int) -> None:
     rows = np.random.default_rng(height).random((height, width, 3), dtype=np.float32)
-    means = color.block_means(rows)
+    means = color_cells.block_means(rows)
     for gy, gx in np.ndindex(means.shape[:2]):
         cell = rows[8 * gy : 8 * gy + 8, 8 * gx : 8 * gx + 8].astype(np.float64)
         np.testing.assert_allclose(means[gy, gx], cell.mean(axis=(0, 1)), atol=1e-6)

@@ -7,6 +7,7 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fake_tensorrt import FakeKernels
 from simulated_device import SimulatedDriver
 
 from yonos_trt.cuda.driver import probe
-from yonos_trt.cuda.kernels import DevicePicture
+from yonos_trt.cuda.launches import Gather, Launch, Noise
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("step_*.py"))
@@ -96,15 +97,16 @@ class Device(SimulatedDriver):
 def test_the_kernel_checks_of_step_2_pass_on_the_twins(step: Any) -> None:
     driver = Device()
     results = step("step_02_kernels").measure(driver, FakeKernels(driver), size=32)
-    assert len(results) == 12 + 6 + 3
+    assert len(results) == 12 + 6 + 9
     assert all(result["equal"] and result["median_ms"] == 2.0 for result in results.values())
     assert driver.live["allocations"] == 0
 
 
 def test_the_kernel_checks_of_step_2_find_a_wrong_kernel(step: Any) -> None:
     class Wrong(FakeKernels):
-        def gather(self, picture: DevicePicture, *args: Any, **options: Any) -> None:
-            super().gather(picture, *args, **{**options, "scale": 3, "lr": False})
+        def launch(self, call: Launch, *, stream: int) -> None:
+            wrong = replace(call, scale=3, lr=False) if isinstance(call, Gather) else call
+            super().launch(wrong, stream=stream)
 
     driver = Device()
     with pytest.raises(AssertionError, match="gather uint8 -> fp32"):
@@ -123,8 +125,9 @@ def test_the_comparison_of_step_3_runs_and_finds_other_bits(step: Any) -> None:
     assert len(results) == 6
 
     class Wrong(FakeKernels):
-        def noise(self, seed: int, *args: Any, **options: Any) -> None:
-            super().noise(seed + 1, *args, **options)
+        def launch(self, call: Launch, *, stream: int) -> None:
+            wrong = replace(call, seed=call.seed + 1) if isinstance(call, Noise) else call
+            super().launch(wrong, stream=stream)
 
     def open_wrong() -> tuple[SimulatedDriver, FakeKernels]:
         driver = SimulatedDriver()

@@ -91,6 +91,19 @@ class ToyBackend:
                 "blend", stream, add, reads=[(output, nbytes), (target, nbytes)], writes=[(target, nbytes)]
             )
 
+    def finish(self) -> None:
+        """Mix the picture into the canvas, as the colour fix does."""
+        driver, nbytes = self.driver, WIDTH * CELL
+        source, target = self.source, self.canvas
+
+        def mix() -> None:
+            canvas = driver.array_at(target, (WIDTH,), np.uint32)
+            canvas[:] = canvas * np.uint32(3) + driver.array_at(source, (WIDTH,), np.uint32)
+
+        with self.scheduler.finishing(self.picture) as stream:
+            reads = [(source, nbytes), (target, nbytes)]
+            driver.enqueue("finish", stream, mix, reads=reads, writes=[(target, nbytes)])
+
     def download(self) -> np.ndarray:
         with self.scheduler.downloading() as stream:
             self.driver.copy_out(self.rows, self.canvas, WIDTH * CELL, stream)
@@ -118,11 +131,13 @@ def play(
     ahead: int = 0,
     count: int = 3,
     given_up: bool = True,
+    colored: bool = True,
     scheduler_class: type[LaneScheduler] = LaneScheduler,
 ) -> list[np.ndarray]:
     """Run pictures one after another, each uploaded before the one before is downloaded.
 
-    `given_up` begins with a picture that is never blended or waited for.
+    `given_up` begins with a picture that is never blended or waited for; `colored` lets the canvas stream
+    read each picture after its last blend.
     """
     toy = ToyBackend(driver, scheduler_class(driver, lanes, slots=slots))
     staging = [driver.allocate_pinned(WIDTH * CELL) for _ in range(3)]
@@ -143,6 +158,8 @@ def play(
                 toy.blend(*waiting.pop(0))
         for item in waiting:
             toy.blend(*item)
+        if colored:
+            toy.finish()
         if index + 1 < count:
             toy.upload(todo[index + 1], staging[(index + 1) % 2])
         results.append(toy.download())
@@ -153,9 +170,11 @@ def play(
     return results
 
 
-def correct(results: list[np.ndarray], batches: int) -> bool:
+def correct(results: list[np.ndarray], batches: int, *, colored: bool = True) -> bool:
     return all(
-        np.array_equal(got, expected(cells, batches))
+        np.array_equal(
+            got, expected(cells, batches) * np.uint32(3) + cells if colored else expected(cells, batches)
+        )
         for got, cells in zip(results, pictures(len(results)), strict=True)
     )
 
@@ -167,14 +186,15 @@ def correct(results: list[np.ndarray], batches: int) -> bool:
     batches=st.integers(1, 9),
     ahead=st.integers(0, 6),
     eagerness=st.integers(0, 6),
+    colored=st.booleans(),
     order=st.randoms(use_true_random=False),
 )
 def test_every_interleaving_gives_the_bit_identical_picture_without_races(
-    lanes: int, slots: int, batches: int, ahead: int, eagerness: int, order: random.Random
+    lanes: int, slots: int, batches: int, ahead: int, eagerness: int, colored: bool, order: random.Random
 ) -> None:
     driver = SimulatedDriver(order.randrange, eagerness=eagerness)
-    results = play(driver, lanes=lanes, batches=batches, slots=slots, ahead=ahead)
-    assert correct(results, batches)
+    results = play(driver, lanes=lanes, batches=batches, slots=slots, ahead=ahead, colored=colored)
+    assert correct(results, batches, colored=colored)
     assert driver.live == {"allocations": 0, "streams": 0, "events": 0, "graphs": 0}
 
 
@@ -282,7 +302,11 @@ def test_a_missing_event_is_a_race_in_every_interleaving(name: str) -> None:
 def test_a_missing_event_gives_a_wrong_picture_in_some_interleaving(name: str) -> None:
     def wrong(seed: int) -> bool:
         driver = SimulatedDriver(random.Random(seed).randrange, eagerness=seed % 4, detect_races=False)
-        return not correct(play(driver, lanes=2, batches=6, slots=1, scheduler_class=MUTANTS[name]), 6)
+        colored = (
+            seed % 8 < 4
+        )  # a colour fix comes after all gathers and so hides that their order is missing
+        results = play(driver, lanes=2, batches=6, slots=1, colored=colored, scheduler_class=MUTANTS[name])
+        return not correct(results, 6, colored=colored)
 
     assert any(wrong(seed) for seed in range(300))
 
@@ -370,6 +394,7 @@ def test_use_after_close_raises_and_close_is_idempotent() -> None:
         scheduler.uploading(picture),
         scheduler.batch(0, picture),
         scheduler.blending(slot),
+        scheduler.finishing(picture),
         scheduler.downloading(),
         scheduler.handing_over(99),
     ):

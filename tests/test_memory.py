@@ -17,7 +17,7 @@ from test_trt import picture, plan_for, reference
 from yonos_trt import session
 from yonos_trt.errors import ConfigError, OutOfMemoryError
 from yonos_trt.manifest import identity_manifest
-from yonos_trt.memory import CONTEXT_BYTES, BatchShape, layout, tensor_shapes
+from yonos_trt.memory import CONTEXT_BYTES, BatchShape, finish_layout, layout, tensor_shapes
 from yonos_trt.sr import SR
 from yonos_trt.tiling import TilePlan
 from yonos_trt.trt.backend import TrtBackend
@@ -43,13 +43,32 @@ def test_bytes_by_hand_for_one_plan() -> None:
         "scratch": 1000, "image": image, "z_l": latents, "noise": latents, "z_0": latents, "origins": 32,
     }  # fmt: skip
     assert sizes.slot == {"tiles": image, "flags": 8}
-    assert sizes.shared["canvas 0"] == sizes.shared["canvas 1"] == 64 * 112 * 12
+    # 43 rows above the band: those that the colour fix holds back
+    assert sizes.shared["canvas 0"] == sizes.shared["canvas 1"] == (43 + 64) * 112 * 12
     assert sizes.shared["windows y"] == 3 * 2 * 64 * 4
     assert sizes.shared["windows x"] == 1 * 2 * 64 * 4
     assert sizes.shared["origins"] == 3 * 2 * 2 * 8
     assert sizes.shared["picture"] == 32 * 28 * 3 * 2
     lane, slot, shared = (sum(x.values()) for x in (sizes.lane, sizes.slot, sizes.shared))
     assert sizes.total_bytes(3) == shared + 3 * lane + 6 * slot
+
+
+def test_bytes_of_finished_rows_by_hand_for_one_plan() -> None:
+    plan = TilePlan(1280, 112, 1280, 112, 64, 64, 16, (0, 48, 96), (0, 48), batch=2)
+    rows = {"finished": (64 + 43) * 112 * 3}
+    assert finish_layout(plan, 4, color_fix="none") == rows
+    ring = 8 + 4 + 4 + 2  # cells of a band, four on each side for the blur, two for the lines between
+    grid = ring * 14 * 12
+    # a cell of 8 px covers 2 px of the input, and the bicubic kernel reads 2 more on each side
+    taps = {"base y": 160 * 8, "weight y": 160 * 6 * 4, "base x": 14 * 8, "weight x": 14 * 6 * 4}
+    wavelet = {**rows, "difference": grid, "smooth": grid, "grid": grid, **taps}
+    assert finish_layout(plan, 4, color_fix="wavelet") == wavelet
+    sums = (160 * 14 + 35 + 1) * 48  # per cell, folded by 64 twice
+    adain = {"held": 1280 * 112 * 12, "ours": sums, "wanted": sums, "affine": 24}
+    assert finish_layout(plan, 4, color_fix="adain", item_bytes=2) == {
+        "finished": 2 * rows["finished"],
+        **adain,
+    }
 
 
 @given(
@@ -98,7 +117,7 @@ def test_out_of_memory_halves_the_batch_then_the_tile_and_goes_on(
     engine_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     image = picture(40, 60)
-    driver = SimulatedDriver(total_bytes=500_000)
+    driver = SimulatedDriver(total_bytes=700_000)
     with make_sr(engine_dir, driver, monkeypatch, batch=4) as sr, caplog.at_level(logging.WARNING):
         got = sr.upscale(image)
         again = sr.upscale(image)
@@ -132,20 +151,21 @@ def needed_mb(engine_dir: Path, plan: TilePlan, lanes: int) -> float:
         SCRATCH_BYTES_PER_PX["step"] * plan.batch * plan.tile_h_px * plan.tile_w_px // 16,
     )
     sizes = layout(plan, identity_manifest(), scratch_bytes=scratch, dtypes=HALF)
-    return (CONTEXT_BYTES + weights + sizes.total_bytes(lanes)) / 2**20
+    finish = sum(finish_layout(plan, 4, color_fix="none").values())
+    return (CONTEXT_BYTES + weights + sizes.total_bytes(lanes) + finish) / 2**20
 
 
 def test_the_limit_is_kept_by_what_the_engines_say_and_lanes_go_before_the_tile(
     engine_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = picture(64, 600)
-    whole = needed_mb(engine_dir, plan_for(image), 8)
-    limit = int(whole)  # a little less than eight lanes take
+    whole = needed_mb(engine_dir, plan_for(image), 24)
+    limit = int(whole)  # a little less than all lanes take
     assert needed_mb(engine_dir, plan_for(image), 1) < limit < whole
     driver = SimulatedDriver()
-    with make_sr(engine_dir, driver, monkeypatch, lanes=8, memory_limit_mb=limit) as sr:
+    with make_sr(engine_dir, driver, monkeypatch, lanes=24, memory_limit_mb=limit) as sr:
         planned = sr.plan(64, 600)
-        assert planned.lanes < 8
+        assert planned.lanes < 24
         assert planned.tiles.tile_h_px == 64
         assert planned.peak_bytes == round(needed_mb(engine_dir, planned.tiles, planned.lanes) * 2**20)
         got = sr.upscale(image)

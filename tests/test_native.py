@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yonos_trt import color, noise, tiling
+from yonos_trt import color_cells, noise, tiling
 
 if os.environ.get("YONOS_REQUIRE_NATIVE") == "1":
     from yonos_trt import _native as native
@@ -200,11 +200,11 @@ def test_philox_words_are_its_twins(words: tuple[int, ...]) -> None:
 def test_colour_grid_kernels_are_their_twins(size: tuple[int, int], threads: int) -> None:
     rng = np.random.default_rng(size[0] * 100 + size[1])
     rows = rng.standard_normal((*size, 3), dtype=np.float32)
-    grid = color.block_means(rows)
+    grid = color_cells.block_means(rows)
     assert np.array_equal(native.block_means(rows, threads=threads), grid)
-    upper, lower, weight = color.grid_rows(np.arange(size[0]), grid.shape[0])
+    upper, lower, weight = color_cells.grid_rows(np.arange(size[0]), grid.shape[0])
     expected, got = rows.copy(), rows.copy()
-    color.add_grid(expected, grid, upper, lower, weight)
+    color_cells.add_grid(expected, grid, upper, lower, weight)
     native.add_grid(got, grid, upper, lower, weight, threads=threads)
     assert np.array_equal(got, expected)
 
@@ -270,7 +270,7 @@ def digest_of_all_kernels() -> str:
     parts.extend(native.finalize(rows, dtype) for dtype in (np.uint8, np.uint16, np.float32))
     parts.append(native.noise_tiles(12, *places, channels=8, h_lat=9, w_lat=131))
     grid = native.block_means(rows)
-    native.add_grid(rows, grid, *color.grid_rows(np.arange(rows.shape[0]), grid.shape[0]))
+    native.add_grid(rows, grid, *color_cells.grid_rows(np.arange(rows.shape[0]), grid.shape[0]))
     parts.extend([grid, rows])
     return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,7 @@ def upscale(backend: TrtBackend, image: np.ndarray, plan: TilePlan, **options: A
     lanes=st.integers(1, 3),
     graphs=st.booleans(),
     seed=st.sampled_from([0, 1, 2**64 - 1]),
+    fix=st.sampled_from(["none", "wavelet", "adain"]),
     eagerness=st.integers(0, 5),
     order=st.integers(0, 2**32),
 )
@@ -142,6 +144,7 @@ def test_every_size_lane_count_and_interleaving_gives_the_picture_of_the_numpy_b
     lanes: int,
     graphs: bool,
     seed: int,
+    fix: str,
     eagerness: int,
     order: int,
 ) -> None:
@@ -149,10 +152,10 @@ def test_every_size_lane_count_and_interleaving_gives_the_picture_of_the_numpy_b
     plan = plan_for(image, tile_px=tile, batch=batch)
     driver = SimulatedDriver(random.Random(order).randrange, eagerness=eagerness)
     backend = open_backend(engines["fp16"], driver, lanes=lanes, graphs=graphs)
-    got = upscale(backend, image, plan, seed=seed)
-    again = upscale(backend, image, plan, seed=seed)
+    got = upscale(backend, image, plan, seed=seed, color_fix=fix)
+    again = upscale(backend, image, plan, seed=seed, color_fix=fix)
     backend.close()
-    assert np.array_equal(got, reference(image, plan, seed=seed))
+    assert np.array_equal(got, reference(image, plan, seed=seed, color_fix=fix))
     assert np.array_equal(got, again)
     assert driver.live == {"allocations": 0, "streams": 0, "events": 0, "graphs": 0}
 
@@ -227,9 +230,14 @@ def test_many_seeds_do_not_collect_graphs_without_end(engines: dict[str, Path]) 
 # What is asked of the device
 
 
-def by_hand(backend: TrtBackend, image: np.ndarray, plan: TilePlan) -> int:
+def no_clock(stage: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def by_hand(backend: TrtBackend, image: np.ndarray, plan: TilePlan, *, fix: str = "none") -> int:
     """The pipeline's calls from one thread, so that lanes and slots come in the same order."""
     source, canvas = backend.upload(image), backend.canvas(plan)
+    finish = backend.finish(source, canvas, plan, color_fix=fix)
     y0 = blocks = 0
     for batch in batches(plan):
         pending = backend.encode(backend.gather(source, plan, batch, lane=0), lane=0)
@@ -237,7 +245,7 @@ def by_hand(backend: TrtBackend, image: np.ndarray, plan: TilePlan) -> int:
         backend.blend(canvas, backend.decode(z_0, lane=0), plan, batch)
         if (batch.first + batch.live) % len(plan.xs) == 0:
             y1 = rows_final_after_band(plan, batch.band)
-            backend.download(canvas, plan, y0, y1)
+            finish.push(y0, y1, no_clock)
             y0, blocks = y1, blocks + 1
     return blocks
 
@@ -250,14 +258,17 @@ def test_after_the_first_picture_nothing_is_allocated_copied_or_waited_for_witho
     image = picture(40, 60)
     plan = plan_for(image, batch=2)
     for _ in range(3):
-        by_hand(backend, image, plan)
-    before = driver.calls.copy()
-    blocks = by_hand(backend, image, plan)
+        by_hand(backend, image, plan, fix="wavelet")
+    before, bytes_before = driver.calls.copy(), driver.bytes_out
+    blocks = by_hand(backend, image, plan, fix="wavelet")
     calls = driver.calls - before
     todo = list(batches(plan))
     assert calls["allocate"] == calls["allocate_pinned"] == calls["free"] == 0
     assert calls["copy_in"] == 1  # the picture
-    assert calls["copy_out"] == blocks + plan.bands  # rows, and the flags of each band
+    assert calls["copy_out"] == calls["finish"] + plan.bands  # rows, and the flags of each band
+    # one byte per channel and no float ever goes to the host: the picture itself and a flag per tile slot
+    assert driver.bytes_out - bytes_before == 3 * plan.height_px * plan.width_px + 4 * 2 * len(todo)
+    assert calls["color_cells"] == calls["finish"] == blocks
     assert calls["event_synchronize"] == blocks
     assert calls["graph_launch"] == len(todo)
     assert calls["blend"] == len(todo)
@@ -375,8 +386,9 @@ def test_a_scheduler_that_lacks_an_event_is_caught_on_the_whole_path(
     monkeypatch.setattr(resources, "LaneScheduler", Mutant)
     driver = SimulatedDriver(lambda n: 0, eagerness=0)
     backend = open_backend(engines["fp16"], driver)
-    image = picture(24, 100)
+    image = picture(16, 100)  # one band, so that it can be finished as a whole
     plan = plan_for(image)
+    assert plan.bands == 1
 
     def run() -> None:
         source, canvas = backend.upload(image), backend.canvas(plan)
@@ -384,6 +396,8 @@ def test_a_scheduler_that_lacks_an_event_is_caught_on_the_whole_path(
             pending = backend.encode(backend.gather(source, plan, batch, lane=0), lane=0)
             tiles = backend.decode(backend.step(0, pending, lane=0), lane=0)
             backend.blend(canvas, tiles, plan, batch)
+        if edge == "finish->upload":  # comes after all gathers, and so would hide that their order is missing
+            backend.finish(source, canvas, plan, color_fix="wavelet").take(0, plan.height_px)
 
     def run_thrice() -> None:
         for _ in range(3):
@@ -397,19 +411,20 @@ def test_a_scheduler_that_lacks_an_event_is_caught_on_the_whole_path(
 # Memory
 
 
+@pytest.mark.parametrize("fix", ["none", "wavelet", "adain"])
 @pytest.mark.parametrize("lanes", [1, 3])
 @pytest.mark.parametrize("batch", [1, 4])
 def test_the_predicted_memory_is_what_gets_allocated(
-    engines: dict[str, Path], lanes: int, batch: int
+    engines: dict[str, Path], lanes: int, batch: int, fix: str
 ) -> None:
     driver = SimulatedDriver()
     backend = open_backend(engines["fp16"], driver, lanes=lanes)
     image = picture(50, 70)
     plan = plan_for(image, batch=batch)
     weights = sum(f.stat().st_size for f in engines["fp16"].glob("*.engine"))
-    predicted = backend.peak_bytes(plan) - CONTEXT_BYTES - weights
+    predicted = backend.peak_bytes(plan, color_fix=fix) - CONTEXT_BYTES - weights
     assert driver.used_bytes == 0
-    upscale(backend, image, plan)
+    upscale(backend, image, plan, color_fix=fix)
     assert driver.peak_bytes == predicted
     backend.close()
 
@@ -510,6 +525,21 @@ def test_tiles_that_are_not_finite_are_run_again_in_fp32(
         assert "running them again in fp32" in caplog.text
         backend.close()
         assert driver.live == {"allocations": 0, "streams": 0, "events": 0, "graphs": 0}
+
+
+@pytest.mark.parametrize("fix", ["wavelet", "adain"])
+def test_the_colour_fix_sees_the_repaired_tiles(engines: dict[str, Path], fix: str) -> None:
+    image = spotted()
+    plan = plan_for(image, batch=2)
+    driver = SimulatedDriver(random.Random(1).randrange)
+    good = poisoned("nowhere", 0.0)
+    module = FakeTensorRT(driver, poisoned("step", np.nan), fp32_functions=good)
+    backend = open_backend(engines["both"], driver, module=module)
+    with np.errstate(invalid="ignore"):
+        got = upscale(backend, image, plan, color_fix=fix)
+    expected = reference(image, plan, functions=good, color_fix=fix)
+    assert np.abs(got.astype(int) - expected.astype(int)).max() <= 1
+    backend.close()
 
 
 def test_a_band_that_nobody_downloaded_is_not_repaired_in_the_wrong_place(engines: dict[str, Path]) -> None:
@@ -615,6 +645,40 @@ def test_close_is_idempotent_and_use_after_it_raises(engines: dict[str, Path]) -
     ):
         with pytest.raises(ClosedError, match="closed"):
             call()
+
+
+def test_out_of_memory_for_the_colour_fix_leaves_nothing_of_the_plan(engines: dict[str, Path]) -> None:
+    image = picture(60, 60)
+    plan = plan_for(image)
+    sizing = open_backend(engines["fp16"], SimulatedDriver())
+    without, held = (sizing.peak_bytes(plan, color_fix=fix) for fix in ("none", "adain"))
+    weights = sum(f.stat().st_size for f in engines["fp16"].glob("*.engine"))
+    sizing.close()
+    driver = SimulatedDriver(total_bytes=without - weights - CONTEXT_BYTES + 1000)
+    assert held > without + 12 * plan.height_px * plan.width_px
+    backend = open_backend(engines["fp16"], driver)
+    with pytest.raises(OutOfMemoryError):
+        upscale(backend, image, plan, color_fix="adain")
+    assert driver.used_bytes == image.nbytes
+    assert np.array_equal(upscale(backend, image, plan), reference(image, plan))
+    backend.close()
+
+
+def test_an_unknown_colour_fix_and_a_replaced_picture_are_refused(engines: dict[str, Path]) -> None:
+    backend = open_backend(engines["fp16"], SimulatedDriver())
+    image = picture(16, 16)
+    plan = plan_for(image)
+    source, canvas = backend.upload(image), backend.canvas(plan)
+    with pytest.raises(ConfigError, match="wavelet, adain, none, got 'sepia'"):
+        backend.finish(source, canvas, plan, color_fix="sepia")
+    finish = backend.finish(source, canvas, plan, color_fix="wavelet")
+    backend.upload(image)
+    with pytest.raises(InputError, match="replaced by a later upload"):
+        backend.finish(source, canvas, plan, color_fix="wavelet")
+    backend.canvas(plan)
+    with pytest.raises(ClosedError, match="replaced by a later run"):
+        finish.push(0, plan.height_px, no_clock)
+    backend.close()
 
 
 def test_lanes_must_be_positive(engines: dict[str, Path]) -> None:

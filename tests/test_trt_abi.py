@@ -21,7 +21,8 @@ from test_trt import picture, plan_for, reference, upscale
 
 from yonos_trt import pipeline
 from yonos_trt.cuda.driver import CudaDriver
-from yonos_trt.cuda.kernels import SIGNATURES, CudaKernels, DevicePicture
+from yonos_trt.cuda.kernels import CudaKernels
+from yonos_trt.cuda.launches import SIGNATURES, DevicePicture, Finish, Gather
 from yonos_trt.errors import CudaError, MissingExtraError
 from yonos_trt.trt.backend import TrtBackend
 
@@ -63,17 +64,26 @@ def test_the_picture_through_ctypes_and_emulated_kernels_has_the_numpy_backends_
         module=FakeTensorRT(AtOnce()),  # type: ignore[arg-type]
         graphs=False,
     )
-    for height, width in ((17, 29), (40, 23)):
+    for (height, width), fix in (((17, 29), "none"), ((40, 23), "wavelet"), ((19, 21), "adain")):
         image = picture(height, width, dtype)
         plan = plan_for(image, tile_px=48, batch=2)
-        got = upscale(backend, image, plan, seed=2**40 + 3)
-        assert np.array_equal(got, reference(image, plan, half=precision == "fp16", seed=2**40 + 3))
+        got = upscale(backend, image, plan, seed=2**40 + 3, color_fix=fix)
+        half = precision == "fp16"
+        assert np.array_equal(got, reference(image, plan, half=half, seed=2**40 + 3, color_fix=fix)), fix
     backend.close()
     assert standin.standin_live() == before
 
 
 def test_the_declared_signatures_are_those_of_the_header() -> None:
-    kinds = {"void*": "p", "int64_t*": "p", "int32_t*": "p", "float*": "p", "int": "i", "int64_t": "l"}
+    kinds = {
+        "void*": "p",
+        "int64_t*": "p",
+        "int32_t*": "p",
+        "float*": "p",
+        "double*": "p",
+        "int": "i",
+        "int64_t": "l",
+    }
     kinds |= {"uint64_t": "u"}
     letters = {ctypes.c_void_p: "p", ctypes.c_int: "i", ctypes.c_int64: "l", ctypes.c_uint64: "u"}
     text = (SOURCES / "tiles_abi.h").read_text()
@@ -87,17 +97,19 @@ def test_the_declared_signatures_are_those_of_the_header() -> None:
 
 def test_sizes_out_of_range_are_an_error_that_names_the_call(libraries: tuple[Any, Path]) -> None:
     kernels = CudaKernels(libraries[1])
-    with pytest.raises(CudaError, match=r"yonos_gather\(.*answered CUDA error 1"):
-        kernels.gather(
-            DevicePicture(0, 0, 0, "uint8", 0),
-            0,
-            0,
-            count=1,
-            tile_h_px=1,
-            tile_w_px=1,
-            scale=1,
-            lr=False,
-            half=False,
+    with pytest.raises(CudaError, match=r"yonos_gather with .*answered CUDA error 1"):
+        kernels.launch(
+            Gather(
+                DevicePicture(0, 0, 0, "uint8", 0),
+                origins=0,
+                out=0,
+                count=1,
+                tile_h_px=1,
+                tile_w_px=1,
+                scale=1,
+                lr=False,
+                half=False,
+            ),
             stream=1,
         )
 
@@ -110,24 +122,29 @@ def test_a_library_that_is_missing_or_foreign_says_how_to_get_it(tmp_path: Path)
         CudaKernels("libc.so.6")
 
 
-def test_finalize_through_ctypes(libraries: tuple[Any, Path]) -> None:
+def test_finish_through_ctypes(libraries: tuple[Any, Path]) -> None:
     from yonos_trt import tiling
 
     kernels = CudaKernels(libraries[1])
-    acc = np.random.default_rng(0).uniform(-1.5, 1.5, (3, 7, 3)).astype(np.float32)
-    delta = np.full_like(acc, 0.125)
+    acc = np.random.default_rng(0).uniform(-1.5, 1.5, (3, 9, 3)).astype(np.float32)
+    affine = np.array([[0.5, 1, 2], [0.1, 0, -0.25]], np.float32)
     for dtype in (np.uint8, np.uint16, np.float32):
-        out = np.empty(acc.shape, dtype)
-        for extra in (None, delta):
-            kernels.finalize(
-                acc.ctypes.data,
-                0 if extra is None else extra.ctypes.data,
-                out.ctypes.data,
-                dtype=np.dtype(dtype).name,
-                values=acc.size,
+        out = np.empty((3, 7, 3), dtype)
+        for fix in (None, affine):
+            kernels.launch(
+                Finish(
+                    acc.ctypes.data,
+                    9,
+                    out.ctypes.data,
+                    dtype=np.dtype(dtype).name,
+                    rows=3,
+                    width_px=7,
+                    affine=0 if fix is None else fix.ctypes.data,
+                ),
                 stream=0,
             )
-            assert np.array_equal(out, tiling.finalize(acc, dtype, delta=extra))
+            rows = acc[:, :7] if fix is None else acc[:, :7] * fix[0] + fix[1]
+            assert np.array_equal(out, tiling.finalize(np.ascontiguousarray(rows), dtype))
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -71,22 +71,26 @@ def fetch(driver: SimulatedDriver, array: DeviceArray, stream: int) -> np.ndarra
 
 @pytest.mark.parametrize("check", [True, False])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("fix", ["none", "wavelet", "adain"])
 def test_the_result_is_the_pipelines_and_no_pixel_visits_the_host(
-    engine_dir: Path, dtype: Any, check: bool
+    engine_dir: Path, dtype: Any, check: bool, fix: str
 ) -> None:
-    for seed in range(5):
+    for seed in range(3):
         driver = SimulatedDriver(random.Random(seed).randrange, eagerness=seed)
         backend = open_backend(engine_dir, driver)
-        image = picture(33, 45, dtype)  # 180 px wide: padded to 192, so rows are repacked
+        image = picture(33, 45, dtype)  # 180 px wide: padded to 192, so rows are packed
         plan = plan_for(image, batch=2)
         tensor = Tensor(driver, image, pitch=64 * 3 * 4)
         before = driver.calls.copy()
-        out = upscale_on_device(tensor, backend, plan=plan, seed=7, check=check)
+        out = upscale_on_device(tensor, backend, plan=plan, seed=7, color_fix=fix, check=check)
         calls = driver.calls - before
-        assert calls["copy_in"] == 3 + 1  # windows and origins, no picture
+        # windows, origins, the wavelet fix's taps; no picture
+        assert calls["copy_in"] == 3 + 1 + (4 if fix == "wavelet" else 0)
         assert calls["copy_out"] == (plan.bands if check else 0)  # flags
         assert out.dtype == np.dtype(dtype).name
-        assert np.array_equal(fetch(driver, out, tensor.stream), reference(image, plan, seed=7))
+        assert np.array_equal(
+            fetch(driver, out, tensor.stream), reference(image, plan, seed=7, color_fix=fix)
+        )
         backend.close()
 
 
@@ -101,7 +105,7 @@ def test_without_the_check_the_host_never_waits(engine_dir: Path) -> None:
     out = upscale_on_device(tensor, backend, plan=plan, check=False)
     assert driver.calls["event_synchronize"] == before
     assert not driver.idle()
-    assert np.array_equal(fetch(driver, out, tensor.stream), reference(image, plan))
+    assert np.array_equal(fetch(driver, out, tensor.stream), reference(image, plan, color_fix="wavelet"))
     backend.close()
 
 
@@ -114,7 +118,7 @@ def test_the_caller_may_write_his_picture_again_on_his_stream_right_away(engine_
         tensor = Tensor(driver, image)
         out = upscale_on_device(tensor, backend, plan=plan, check=False)
         driver.fill(tensor.address, 0, image.nbytes, tensor.stream)  # a race if we were still reading
-        assert np.array_equal(fetch(driver, out, tensor.stream), reference(image, plan))
+        assert np.array_equal(fetch(driver, out, tensor.stream), reference(image, plan, color_fix="wavelet"))
         backend.close()
 
 
@@ -127,7 +131,7 @@ def test_a_stream_that_is_given_is_used(engine_dir: Path) -> None:
     with pytest.raises(ConfigError, match="without a stream"):
         upscale_on_device(tensor, backend, plan=plan, check=False)
     out = upscale_on_device(tensor, backend, plan=plan, stream=tensor.stream, check=False)
-    assert np.array_equal(fetch(driver, out, tensor.stream), reference(image, plan))
+    assert np.array_equal(fetch(driver, out, tensor.stream), reference(image, plan, color_fix="wavelet"))
     backend.close()
 
 
@@ -140,8 +144,10 @@ def test_outputs_own_their_memory_and_survive_the_back_end(engine_dir: Path) -> 
     out = upscale_on_device(tensor, backend, plan=plan)
     other = upscale_on_device(tensor, backend, plan=plan, seed=1)
     backend.close()
-    assert np.array_equal(fetch(driver, out, tensor.stream), reference(image, plan))
-    assert np.array_equal(fetch(driver, other, tensor.stream), reference(image, plan, seed=1))
+    assert np.array_equal(fetch(driver, out, tensor.stream), reference(image, plan, color_fix="wavelet"))
+    assert np.array_equal(
+        fetch(driver, other, tensor.stream), reference(image, plan, seed=1, color_fix="wavelet")
+    )
     used = driver.used_bytes
     size = out.nbytes
     del out
@@ -178,11 +184,9 @@ def test_sr_takes_and_returns_device_memory(engine_dir: Path, monkeypatch: pytes
         assert np.array_equal(fetch(driver, out, tensor.stream), reference(image, plan_for(image)))
         again = sr.upscale(tensor, stream=tensor.stream)
         assert np.array_equal(fetch(driver, again, tensor.stream), reference(image, plan_for(image)))
-    with (
-        sr_module.SR(engine_dir, runtime="tensorrt", tile_px=64, overlap_px=16) as sr,
-        pytest.raises(ConfigError, match="color_fix='none'"),
-    ):
-        sr.upscale(tensor)
+    with sr_module.SR(engine_dir, runtime="tensorrt", tile_px=64, overlap_px=16) as sr:
+        fixed = fetch(driver, sr.upscale(tensor), tensor.stream)
+        assert np.array_equal(fixed, reference(image, plan_for(image), color_fix="wavelet"))
 
 
 def test_a_back_end_on_the_host_refuses_device_memory() -> None:

@@ -3,18 +3,21 @@
 One picture at a time flows through ``lanes`` streams. A lane runs one tile batch after another (gather,
 noise, three networks) and leaves each result in one of its slots, an output buffer of its own. One more
 stream, the canvas stream, adds the slots to the canvas in plan order and hands finished rows to the host;
-one copies pictures in. Three kinds of resource are shared between streams, and four edges keep them safe::
+one copies pictures in. Three kinds of resource are shared between streams, and five edges keep them safe::
 
-    copy    ..upload A......................upload B..........
-                  |  "upload->gather"          ^ "gather->upload"  (B takes A's memory)
-    lane 0        +->[batch 0]--+--[batch 2]---+--+
-    lane 1        +->[batch 1]--|-+---[batch 3]---|-+
-                "decode->blend" v v               v v
-    canvas                     b0 b1   download  b2 b3
-                                 |  "blend->decode" (batch 4 takes the slot of batch 0)
+    copy    ..upload A........................upload B..........
+                  |  "upload->gather"            ^  (B takes A's memory)
+    lane 0        +->[batch 0]--+--[batch 2]---+-|  "gather->upload"
+    lane 1        +->[batch 1]--|-+--[batch 3]-|-|+
+                "decode->blend" v v            v |v
+    canvas                     b0 b1 finish    b2 b3 finish
+                                 |     |
+                                 |     "finish->upload" (the colour fix reads A)
+                                 "blend->decode" (batch 4 takes the slot of batch 0)
 
-Blends and downloads lie on one stream, so their order is the order of the calls: the picture is the same bit
-for bit whatever the number of lanes. Nothing here makes the host wait but the end of `downloading`.
+Blends, colour fix and downloads lie on one stream, so their order is the order of the calls: the picture is
+the same bit for bit whatever the number of lanes. Nothing here makes the host wait but the end of
+`downloading`.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ EDGES = (
     "caller->upload",
     "upload->gather",
     "gather->upload",
+    "finish->upload",
     "decode->blend",
     "blend->decode",
     "canvas->caller",
@@ -67,6 +71,8 @@ class Picture:
 
     uploaded: int
     """Event on the copy stream."""
+    finished: int
+    """Event on the canvas stream after the last finished rows whose colour fix reads this picture."""
     gathered: dict[int, int] = field(default_factory=dict)
     """Lane -> event after the last batch of that lane which reads this picture."""
 
@@ -159,7 +165,8 @@ class LaneScheduler:
 
     def picture(self) -> Picture:
         """Make the events of one picture buffer; they live until `close`."""
-        return Picture(self._new_event(), {lane: self._new_event() for lane in range(len(self._lanes))})
+        events = {lane: self._new_event() for lane in range(len(self._lanes))}
+        return Picture(self._new_event(), self._new_event(), events)
 
     def close(self) -> None:
         """Give streams and events back. Does not wait for their work: synchronise first. Idempotent."""
@@ -203,13 +210,14 @@ class LaneScheduler:
     def uploading(self, picture: Picture, *, after: int | None = None) -> Iterator[int]:
         """Give the stream on which to fill a picture's memory.
 
-        Waits (on the device) for every batch that reads what the memory held before, and for the work that
-        the caller's stream `after` has been given so far.
+        Waits (on the device) for every batch and every colour fix that reads what the memory held before, and
+        for the work that the caller's stream `after` has been given so far.
         """
         self._check()
         for index, lane in enumerate(self._lanes):
             with lane.lock:
                 self._order("gather->upload", self._copy, picture.gathered[index])
+        self._order("finish->upload", self._copy, picture.finished)
         if after is not None:
             self._record(self._handover, after)
             self._order("caller->upload", self._copy, self._handover)
@@ -255,6 +263,15 @@ class LaneScheduler:
             self._record(slot.read, self._canvas)
             with self._mutex:
                 slot.busy = False
+
+    @contextmanager
+    def finishing(self, picture: Picture) -> Iterator[int]:
+        """Give the canvas stream for finishing rows, which may read `picture`. Does not wait."""
+        self._check()
+        try:
+            yield self._canvas
+        finally:
+            self._record(picture.finished, self._canvas)
 
     @contextmanager
     def downloading(self) -> Iterator[int]:

@@ -6,7 +6,9 @@ In bytes, for N tiles of h x w px per batch, latents of C channels at 1/f, j lan
     lane       j * (scratch + image + z_l + noise + z_0 + origins)
                scratch: the largest activation memory of the three stages, which take turns
     slot       2 j * (tiles (N, 3, h, w) + a flag per tile)
-    shared     two canvases of h x padded width x 12, windows, origins, flags, the picture itself
+    shared     two canvases of (h + HALO_ROWS_PX) x padded width x 12, windows, origins, flags, the picture
+    finish     rows of the picture's dtype on their way out, and what the colour fix needs:
+               wavelet: three bands of the coarse grid, taps;  adain: the whole canvas and sums per cell
 
 `yonos_trt.trt.backend` allocates exactly these buffers, so prediction and allocation cannot drift apart. What
 the table does not know is the CUDA context and what libraries load lazily: `CONTEXT_BYTES` stands for it.
@@ -16,10 +18,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from yonos_trt.color_cells import BLOCK_PX, FOLD, HALO_ROWS_PX, REACH, cell_taps
 from yonos_trt.manifest import EngineManifest
 from yonos_trt.tiling import TilePlan
 
-__all__ = ["CONTEXT_BYTES", "SLOTS_PER_LANE", "BatchShape", "Layout", "layout", "tensor_shapes"]
+__all__ = [
+    "CONTEXT_BYTES",
+    "SLOTS_PER_LANE",
+    "BatchShape",
+    "Layout",
+    "finish_layout",
+    "fold_counts",
+    "grid_shape",
+    "layout",
+    "tensor_shapes",
+]
 
 SLOTS_PER_LANE = 2
 """The pipeline has at most lanes + 1 batches on their way, and lanes take turns."""
@@ -104,7 +117,7 @@ def layout(
         return a * b * c * d * _ITEM_BYTES[dtypes[name]]
 
     batches = plan.bands * plan.batches_per_band
-    canvas = plan.tile_h_px * plan.padded_w_px * 3 * 4
+    canvas = (HALO_ROWS_PX + plan.tile_h_px) * plan.padded_w_px * 3 * 4
     scale = manifest.model.scale
     return Layout(
         lane={
@@ -125,3 +138,55 @@ def layout(
             "picture": (plan.height_px // scale) * (plan.width_px // scale) * 3 * picture_item_bytes,
         },
     )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Finished rows
+
+
+def grid_shape(plan: TilePlan) -> tuple[int, int, int]:
+    """Return rows and columns of the colour fix's coarse grid, and how many rows its ring buffers hold.
+
+    A band brings at most tile_h_px canvas rows at a time; beside its cells the blur reads REACH rows to each
+    side, and the lines between the cells one more.
+    """
+    rows, columns = -(-plan.height_px // BLOCK_PX), -(-plan.width_px // BLOCK_PX)
+    return rows, columns, min(rows, -(-plan.tile_h_px // BLOCK_PX) + 2 * REACH + 2)
+
+
+def fold_counts(plan: TilePlan) -> tuple[int, ...]:
+    """Return how many partial sums there are before each `fold` of the adain fix, down to 1."""
+    rows, columns, _ = grid_shape(plan)
+    counts = [rows * columns]
+    while counts[-1] > 1:
+        counts.append(-(-counts[-1] // FOLD))
+    return tuple(counts)
+
+
+def finish_layout(plan: TilePlan, scale: int, *, color_fix: str, item_bytes: int = 1) -> dict[str, int]:
+    """Lay out the device buffers between the canvas and the finished rows; name -> bytes.
+
+    Parameters
+    ----------
+    color_fix
+        "wavelet", "adain" or "none".
+    item_bytes
+        Bytes per channel of the picture.
+    """
+    _, columns, ring = grid_shape(plan)
+    finished = min(plan.height_px, plan.tile_h_px + HALO_ROWS_PX)
+    sizes = {"finished": finished * plan.width_px * 3 * item_bytes}
+    if color_fix == "wavelet":
+        sizes |= dict.fromkeys(("difference", "smooth", "grid"), ring * columns * 3 * 4)
+        for axis, size in (("y", plan.height_px), ("x", plan.width_px)):
+            taps = cell_taps(size, size // scale, scale)
+            sizes |= {f"base {axis}": taps.base.nbytes, f"weight {axis}": taps.weight.nbytes}
+    elif color_fix == "adain":
+        sums = sum(fold_counts(plan)) * 6 * 8
+        sizes |= {
+            "held": plan.height_px * plan.width_px * 3 * 4,
+            "ours": sums,
+            "wanted": sums,
+            "affine": 6 * 4,
+        }
+    return sizes

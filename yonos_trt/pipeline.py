@@ -2,7 +2,7 @@
 
 Tile batches run on the backend's lanes, one thread each; blends happen in plan order on the caller's thread,
 so the picture is the same bit for bit whatever the number of lanes. Rows that no later tile touches are
-colour-fixed, rounded and handed out at once: memory is O(width) beside the picture itself.
+colour-fixed, rounded (`yonos_trt.finish`) and handed out at once: memory is O(width) beside the picture.
 """
 
 from __future__ import annotations
@@ -15,20 +15,15 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from yonos_trt.backend import Array, Backend, TileBatch, batches, host_kernels
-from yonos_trt.color import RowColorFix
+from yonos_trt.backend import Array, Backend, TileBatch, batches
 from yonos_trt.errors import ConfigError, InputError, NumericError
+from yonos_trt.finish import Finish, HostFinish
 from yonos_trt.tiling import TilePlan, rows_final_after_band
 
 __all__ = ["STAGES", "Timings", "upscale", "upscale_array"]
 
 STAGES = ("upload", "gather", "encode", "noise", "step", "decode", "blend", "download", "color")
-
-# Finished rows are downloaded in blocks of about this size, so that no second canvas is needed.
-_BLOCK_BYTES = 4 << 20
-_BLOCK_ROWS = 16
 
 
 def upscale(
@@ -86,7 +81,6 @@ def upscale(
     """
     _check(image, backend, plan)
     clock = timings if timings is not None else Timings()
-    kernels = host_kernels()
 
     def run_batch(batch: TileBatch, lane: int) -> Any:
         with clock("gather"):
@@ -100,19 +94,19 @@ def upscale(
         with clock("decode"):
             return _finite("decode", backend.decode(z_0, lane=lane), batch)
 
-    def finish(rows: NDArray[np.float32]) -> Array:
-        with clock("color"):
-            return kernels.finalize(rows, image.dtype, threads=threads)
-
     lanes = min(lanes or backend.lanes, backend.lanes)
     if (use_lanes := getattr(backend, "use_lanes", None)) is not None:
         use_lanes(lanes)  # a backend with memory per lane gives back what the others hold
     with clock("upload"):
         source = backend.upload(image)
         canvas = backend.canvas(plan)
-    fix = RowColorFix(image, plan, backend.manifest.model.scale, mode=color_fix, threads=threads)
+        own_finish = getattr(backend, "finish", None)
+        finish: Finish
+        if own_finish is None:
+            finish = HostFinish(image, backend, canvas, plan, color_fix=color_fix, threads=threads)
+        else:
+            finish = own_finish(source, canvas, plan, color_fix=color_fix)
     todo = list(batches(plan))
-    block = max(_BLOCK_ROWS, _BLOCK_BYTES // (12 * plan.width_px))
     y0 = 0
     with closing(_on_lanes(run_batch, todo, lanes, cancel)) as results:
         for batch, tiles in zip(todo, results, strict=True):
@@ -123,20 +117,12 @@ def upscale(
                 on_tiles(done, len(plan.ys) * len(plan.xs))
             if done < (batch.band + 1) * len(plan.xs):
                 continue
-            final = min(rows_final_after_band(plan, batch.band), plan.height_px)
+            final = rows_final_after_band(plan, batch.band)
             while y0 < final:
-                y1 = min(y0 + block, final)
-                with clock("download"):
-                    rows = backend.download(canvas, plan, y0, y1)
-                with clock("color"):
-                    fixed = fix.push(rows)
-                if len(fixed):
-                    yield finish(fixed)
+                y1 = min(y0 + finish.block_rows, final)
+                if len(rows := finish.push(y0, y1, clock)):
+                    yield rows
                 y0 = y1
-    with clock("color"):
-        fixed = fix.flush()
-    if len(fixed):
-        yield finish(fixed)
 
 
 def upscale_array(image: Array, backend: Backend, *, plan: TilePlan, **options: Any) -> Array:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -144,6 +145,7 @@ class Session:
             Nothing fits `memory_limit_mb`.
         """
         backend = self._backend
+        peak = getattr(backend, "peak_bytes", None)
         on_host = not self._request.runtime.startswith("tensorrt")
         return plan_picture(
             self.manifest,
@@ -151,7 +153,7 @@ class Session:
             width_lr_px,
             lanes=backend.lanes if backend is not None else self._request.lanes or 1,
             limit_bytes=self._limit_bytes,
-            peak_bytes=getattr(backend, "peak_bytes", None),
+            peak_bytes=peak if peak is None else partial(peak, color_fix=self._color_fix),
             level=on_host if backend is None else getattr(backend, "any_tile", False),
             **self._wanted,
         )

@@ -12,7 +12,23 @@ from typing import Any
 import numpy as np
 import steps
 
-from yonos_trt import noise, tiling
+from yonos_trt import color, color_cells, noise, tiling
+from yonos_trt.cuda.launches import (
+    Affine,
+    BicubicMoments,
+    Blend,
+    Check,
+    ColorBlur,
+    ColorCells,
+    DevicePicture,
+    Finish,
+    Fold,
+    Gather,
+    Launch,
+    Moments,
+    Noise,
+)
+from yonos_trt.memory import fold_counts
 
 LIBRARY = steps.REPOSITORY / "yonos_trt" / "libyonos_cuda.so"
 
@@ -37,6 +53,10 @@ class Bench:
 
         self.driver, self.kernels = driver, kernels
         self.stream, self.memory = driver.stream_create(), Memory(driver)
+
+    def launch(self, call: Launch) -> None:
+        """Queue a kernel."""
+        self.kernels.launch(call, stream=self.stream)
 
     def put(self, name: str, array: np.ndarray) -> int:
         """Copy an array to the device."""
@@ -72,8 +92,6 @@ class Bench:
 
 def gather(bench: Bench, size: int, dtype: Any, half: bool, lr: bool) -> dict[str, Any]:
     """`size` px tiles, four of them, out of a picture of that size in LR px."""
-    from yonos_trt.cuda.kernels import DevicePicture
-
     rng = np.random.default_rng(0)
     image = rng.random((size, size + 13, 3), np.float32)
     if dtype is not np.float32:
@@ -89,17 +107,8 @@ def gather(bench: Bench, size: int, dtype: Any, half: bool, lr: bool) -> dict[st
     origins, out = bench.put("origins", np.stack((ys, xs))), bench.memory.device("out", expected.nbytes)
 
     def call() -> None:
-        bench.kernels.gather(
-            picture,
-            origins,
-            out,
-            count=4,
-            tile_h_px=size,
-            tile_w_px=size,
-            scale=4,
-            lr=lr,
-            half=half,
-            stream=bench.stream,
+        bench.launch(
+            Gather(picture, origins, out, count=4, tile_h_px=size, tile_w_px=size, scale=4, lr=lr, half=half)
         )
 
     call()
@@ -115,17 +124,8 @@ def field(bench: Bench, size: int, half: bool) -> dict[str, Any]:
     origins, out = bench.put("origins", np.stack((ys, xs))), bench.memory.device("out", expected.nbytes)
 
     def call() -> None:
-        bench.kernels.noise(
-            2**40 + 1,
-            origins,
-            out,
-            count=4,
-            channels=8,
-            factor=4,
-            h_lat=size,
-            w_lat=size,
-            half=half,
-            stream=bench.stream,
+        bench.launch(
+            Noise(2**40 + 1, origins, out, count=4, channels=8, factor=4, h_lat=size, w_lat=size, half=half)
         )
 
     call()
@@ -155,15 +155,16 @@ def blend(bench: Bench, size: int, half: bool) -> dict[str, Any]:
     places += [bench.put("skip", np.array([0, 1, 0, 0], np.int32))]
 
     def call() -> None:
-        bench.kernels.blend(
-            *places,
-            count=4,
-            tile_h_px=size,
-            tile_w_px=size,
-            canvas_h_px=size,
-            canvas_w_px=width,
-            half=half,
-            stream=bench.stream,
+        bench.launch(
+            Blend(
+                *places,
+                count=4,
+                tile_h_px=size,
+                tile_w_px=size,
+                canvas_h_px=size,
+                canvas_w_px=width,
+                half=half,
+            )
         )
 
     call()
@@ -171,20 +172,58 @@ def blend(bench: Bench, size: int, half: bool) -> dict[str, Any]:
     return {"equal": same, **bench.time(call, tiles.nbytes + 2 * canvas.nbytes)}
 
 
-def finalize(bench: Bench, size: int, dtype: Any) -> dict[str, Any]:
-    """A square of canvas into a picture."""
-    acc = np.random.default_rng(2).uniform(-1.2, 1.2, (size, size, 3)).astype(np.float32)
-    expected = tiling.finalize(acc, dtype)
+def finish(bench: Bench, size: int, dtype: Any, fix: str) -> dict[str, Any]:
+    """A square of canvas into a picture, with all that the colour fix takes beside it."""
+    rng = np.random.default_rng(2)
+    lr = size // 4
+    image = rng.random((lr, lr, 3), np.float32)
+    if dtype is not np.float32:
+        image = (image * np.iinfo(dtype).max).astype(dtype)
+    acc = rng.uniform(-1.2, 1.2, (size, size, 3)).astype(np.float32)
+    plan = tiling.plan_tiles(size, size, tile_px=size, overlap_px=0, multiple_px=16, smallest_px=16)
+    fixed = color.RowColorFix(image, plan, 4, mode=fix).push(acc)
+    expected = tiling.finalize(fixed, dtype)
     place, out = bench.put("acc", acc), bench.memory.device("out", expected.nbytes)
+    kind = np.dtype(dtype).name
+    source = DevicePicture(bench.put("image", image), lr, lr, kind, image.strides[0])
+    steps_before, extra = color_fix_launches(bench, plan, source, place, fix)
+    last = Finish(place, size, out, dtype=kind, rows=size, width_px=size, **extra)
 
     def call() -> None:
-        bench.kernels.finalize(
-            place, 0, out, dtype=np.dtype(dtype).name, values=acc.size, stream=bench.stream
-        )
+        for launch in (*steps_before, last):
+            bench.launch(launch)
 
     call()
     same = np.array_equal(bench.get(out, expected.shape, dtype), expected)
-    return {"equal": same, **bench.time(call, acc.nbytes + expected.nbytes)}
+    return {"equal": same, **bench.time(call, acc.nbytes * (1 if fix == "none" else 2) + expected.nbytes)}
+
+
+def color_fix_launches(
+    bench: Bench, plan: tiling.TilePlan, source: DevicePicture, acc: int, fix: str
+) -> tuple[list[Launch], dict[str, int]]:
+    """Return what runs before the last kernel, and the arguments that the last one gets of it."""
+    size = plan.height_px
+    if fix == "none":
+        return [], {}
+    if fix == "adain":
+        counts = fold_counts(plan)
+        ours, wanted = (bench.memory.device(name, 48 * sum(counts)) for name in ("ours", "wanted"))
+        launches: list[Launch] = [Moments(acc, ours, size, size), BicubicMoments(source, wanted, 4)]
+        for count in counts[:-1]:
+            launches += [Fold(ours, ours + 48 * count, count), Fold(wanted, wanted + 48 * count, count)]
+            ours, wanted = ours + 48 * count, wanted + 48 * count
+        affine = bench.memory.device("affine", 24)
+        return [*launches, Affine(wanted, ours, size * size, affine)], {"affine": affine}
+    cells = -(-size // 8)
+    taps = color_cells.cell_taps(size, size // 4, 4)
+    tables = (bench.put("base", taps.base), bench.put("weight", taps.weight), taps.weight.shape[1])
+    names = ("difference", "smooth", "grid")
+    first, second, third = (bench.memory.device(name, 12 * cells * cells) for name in names)
+    span = {"ring": cells, "first": 0, "last": cells}
+    along_x = ColorBlur(first, second, along_y=False, rows=cells, columns=cells, **span)
+    along_y = ColorBlur(second, third, along_y=True, rows=cells, columns=cells, **span)
+    difference = ColorCells(acc, size, source, *tables, *tables, first, **span, height_px=size, width_px=size)
+    return [difference, along_x, along_y], {"grid": third, "grid_rows": cells, "ring": cells}
 
 
 def check(bench: Bench, size: int, half: bool) -> dict[str, Any]:
@@ -194,7 +233,7 @@ def check(bench: Bench, size: int, half: bool) -> dict[str, Any]:
     place, flags = bench.put("tiles", tiles), bench.memory.device("flags", 16)
 
     def call() -> None:
-        bench.kernels.check(place, flags, count=4, items=tiles.shape[1], half=half, stream=bench.stream)
+        bench.launch(Check(place, flags, count=4, items=tiles.shape[1], half=half))
 
     call()
     same = bench.get(flags, (4,), np.int32).tolist() == [0, 1, 0, 1]
@@ -214,8 +253,9 @@ def measure(driver: Any, kernels: Any, size: int = 512) -> dict[str, Any]:
         results[f"noise {kind}"] = field(bench, size // 4, half)
         results[f"blend {kind}"] = blend(bench, size, half)
         results[f"check {kind}"] = check(bench, size, half)
-    for dtype in (np.uint8, np.uint16, np.float32):
-        results[f"finalize {np.dtype(dtype).name}"] = finalize(bench, size, dtype)
+    for fix in color.MODES:
+        for dtype in (np.uint8, np.uint16, np.float32):
+            results[f"finish {np.dtype(dtype).name}, {fix}"] = finish(bench, size, dtype, fix)
     bench.close()
     wrong = [name for name, result in results.items() if not result["equal"]]
     if wrong:

@@ -1,10 +1,11 @@
 """`TrtBackend`: the data path on TensorRT or TensorRT-RTX, tile batches on CUDA streams.
 
 The calls from `gather` to `step` only take notes; `decode` queues the whole batch on the next lane in turn,
-as one CUDA graph from its second use on; `blend` queues an addition on the canvas stream; `download` waits,
-and nothing else does while a picture runs. Order and slots are `yonos_trt.lanes`, buffers `yonos_trt.memory`.
+as one CUDA graph from its second use on; `blend` queues an addition on the canvas stream; what `finish` gives
+fixes colours and rounds on the device, and its `push` waits, as nothing else does while a picture runs. Order
+and slots are `yonos_trt.lanes`, buffers `yonos_trt.memory`.
 
-A tile with NaN or infinity is left out of the canvas by the blend kernel, found at the next download, and run
+A tile with NaN or infinity is left out of the canvas by the blend kernel, found at the next push, and run
 again on the directory's FP32 engines if it has any; otherwise it is a `NumericError`.
 """
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from yonos_trt.backend import Array, Backend, TileBatch
 from yonos_trt.cuda.arrays import DeviceView, view_of
 from yonos_trt.cuda.device import Driver
-from yonos_trt.cuda.kernels import DevicePicture
+from yonos_trt.cuda.launches import DevicePicture
 from yonos_trt.errors import (
     ClosedError,
     ConfigError,
@@ -28,6 +29,7 @@ from yonos_trt.errors import (
 )
 from yonos_trt.tiling import TilePlan
 from yonos_trt.trt.buffers import batch_index
+from yonos_trt.trt.finish import DeviceFinish
 from yonos_trt.trt.notes import Canvas, Pending, Source, Tiles, noted
 from yonos_trt.trt.resources import TrtResources
 
@@ -78,7 +80,7 @@ class TrtBackend(TrtResources):
         address = self._picture_buffer(nbytes)
         pinned, copied = self._staging_for(nbytes)
         self._driver.host_view(pinned, nbytes)[:] = image.reshape(-1).view(np.uint8)
-        with self._scheduler.uploading(self._order) as stream:
+        with self._nvtx.range("upload"), self._scheduler.uploading(self._order) as stream:
             self._driver.copy_in(address, pinned, nbytes, stream)
             self._driver.event_record(copied, stream)
         height, width = image.shape[:2]
@@ -164,17 +166,18 @@ class TrtBackend(TrtResources):
             self._buffers.place_origins(networks, batch_index(pending.plan, pending.batch), stream)
             # Origins reach a graph through memory. All else that it bakes in is in the key, or belongs to the
             # plan, at whose change all graphs go.
-            self._graphs.run(
-                (number, slot.index, picture, seed),
-                stream,
-                lambda: networks.enqueue(self._kernels, picture, seed, tiles, flags, stream),
-            )
+            ranges = self._nvtx.of(pending.batch)
+            with ranges("batch"):
+                self._graphs.run(
+                    (number, slot.index, picture, seed),
+                    stream,
+                    lambda: networks.enqueue(self._kernels, picture, seed, tiles, flags, stream, ranges),
+                )
         return Tiles(slot, pending.source, pending.batch, seed)
 
     def blend(self, canvas: Canvas, tiles: Tiles, plan: TilePlan, batch: TileBatch) -> None:
         """Queue the addition of a batch to the canvas."""
-        self._enter()
-        self._check_canvas(canvas)
+        self._enter_canvas(canvas)
         index = batch_index(plan, batch)
         if index != canvas.count:
             raise ConfigError(
@@ -182,7 +185,7 @@ class TrtBackend(TrtResources):
                 "on it"
             )
         address, flags = self._buffers.slot(tiles.slot)
-        with self._scheduler.blending(tiles.slot) as stream:
+        with self._nvtx.of(batch)("blend"), self._scheduler.blending(tiles.slot) as stream:
             if batch.band != canvas.band:
                 self._buffers.move(canvas.front, canvas.band, batch.band, stream)
                 canvas.band, canvas.front = batch.band, 1 - canvas.front
@@ -192,61 +195,60 @@ class TrtBackend(TrtResources):
         canvas.count += 1
         canvas.blended.append(tiles)
 
-    def _check_canvas(self, canvas: Canvas) -> None:
+    def _enter_canvas(self, canvas: Canvas) -> None:
+        self._enter()
         if canvas.number != self._runs:
             raise ClosedError("this canvas was replaced by a later run; make a new one")
 
     def download(self, canvas: Canvas, plan: TilePlan, y0_px: int, y1_px: int) -> NDArray[np.float32]:
-        """Wait for finished rows and return a copy; the only call that waits while a picture runs.
+        """Wait for canvas rows and return a copy, as float32 and without colour fix.
+
+        The pipeline takes finished rows from `finish` instead.
 
         Raises
         ------
         NumericError
             A tile is not finite, and there are no FP32 engines to run it again.
         """
-        self._enter()
-        self._check_canvas(canvas)
+        self._enter_canvas(canvas)
         row_bytes = 12 * plan.padded_w_px
         nbytes = (y1_px - y0_px) * row_bytes
         rows = self._pictures.pinned("rows", nbytes)
         with self._scheduler.downloading() as stream:
-            first = self._buffers.canvas(canvas.front) + (y0_px - plan.ys[canvas.band]) * row_bytes
+            first = self._buffers.row(canvas.front, canvas.band, y0_px)
             self._driver.copy_out(rows, first, nbytes, stream)
-            self._fetch_flags(canvas, stream)
-        if self._repaired(canvas):
+            self._repair.fetch_flags(canvas, stream)
+        if self._repair.done(canvas):
             return self.download(canvas, plan, y0_px, y1_px)
         array = self._driver.host_view(rows, nbytes).view(np.float32).reshape(-1, plan.padded_w_px, 3)
         return array[:, : plan.width_px].copy()
 
-    def _fetch_flags(self, canvas: Canvas, stream: int) -> None:
-        """Queue a copy of the flags of the batches that nobody has looked at yet."""
-        fresh = len(canvas.blended)
-        if fresh:
-            nbytes = 4 * canvas.plan.batch * fresh
-            pinned = self._pictures.pinned("flags", nbytes)
-            self._driver.copy_out(pinned, self._buffers.flags(canvas.count - fresh), nbytes, stream)
+    def finish(self, source: Source, canvas: Canvas, plan: TilePlan, *, color_fix: str) -> DeviceFinish:
+        """Fix the colours of this canvas and round its rows on the device; see `yonos_trt.finish.Finish`.
 
-    def _repaired(self, canvas: Canvas) -> bool:
-        """Look at the flags that were fetched; True if the canvas has changed since."""
-        fresh, canvas.blended = canvas.blended, []
-        if not fresh:
-            return False
-        nbytes = 4 * canvas.plan.batch * len(fresh)
-        flags = self._driver.host_view(self._pictures.pinned("flags", nbytes), nbytes).view(np.int32)
-        raised = flags.reshape(-1, canvas.plan.batch) != 0
-        for tiles, bad in zip(fresh, raised, strict=True):
-            bad[tiles.batch.live :] = False
-            if bad.any():
-                self._repair.run(
-                    self._networks[0],
-                    self._order,
-                    tiles.source.picture,
-                    tiles.seed,
-                    canvas.front if tiles.batch.band == canvas.band else None,
-                    tiles.batch,
-                    bad,
-                )
-        return bool(raised.any())
+        Raises
+        ------
+        OutOfMemoryError
+            The colour fix's buffers do not fit; nothing of the plan stays allocated.
+        """
+        self._enter_canvas(canvas)
+        if source is not self._source:
+            raise InputError("this picture was replaced by a later upload; upload it again")
+        return DeviceFinish(
+            self._driver,
+            self._kernels,
+            self._scheduler,
+            self._buffers,
+            self._pictures,
+            self._repair,
+            self._nvtx,
+            canvas=canvas,
+            picture=source.picture,
+            scale=self.manifest.model.scale,
+            order=self._order,
+            color_fix=color_fix,
+            enter=self._enter_canvas,
+        )
 
     # --- pictures that stay on the device (yonos_trt.trt.device) ------------------------------------------
 
@@ -273,28 +275,10 @@ class TrtBackend(TrtResources):
 
     def check(self, canvas: Canvas) -> None:
         """Wait for the blends so far and repair what is not finite, as `download` does."""
-        self._enter()
-        self._check_canvas(canvas)
+        self._enter_canvas(canvas)
         with self._scheduler.downloading() as stream:
-            self._fetch_flags(canvas, stream)
-        self._repaired(canvas)
-
-    def deliver(self, canvas: Canvas, y0_px: int, y1_px: int, out: int, *, dtype: str) -> None:
-        """Queue finished rows, rounded to `dtype` and packed, for the device address `out`."""
-        self._enter()
-        self._check_canvas(canvas)
-        plan, rows = canvas.plan, y1_px - y0_px
-        row_bytes = 3 * np.dtype(dtype).itemsize * plan.width_px
-        padded_bytes = 3 * np.dtype(dtype).itemsize * plan.padded_w_px
-        padded = row_bytes != padded_bytes
-        target = self._buffers.memory.device("finished", plan.tile_h_px * padded_bytes) if padded else out
-        stream = self._scheduler.canvas_stream
-        first = self._buffers.canvas(canvas.front) + (y0_px - plan.ys[canvas.band]) * 12 * plan.padded_w_px
-        self._kernels.finalize(
-            first, 0, target, dtype=dtype, values=rows * 3 * plan.padded_w_px, stream=stream
-        )
-        if padded:
-            self._driver.copy_rows(out, row_bytes, target, padded_bytes, row_bytes, rows, stream)
+            self._repair.fetch_flags(canvas, stream)
+        self._repair.done(canvas)
 
     def hand_over(self, caller: int | None) -> None:
         """Let later work of the caller's stream come after ours; without one, wait."""

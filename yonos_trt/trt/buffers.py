@@ -8,12 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.backend import TileBatch, batches
+from yonos_trt.color_cells import HALO_ROWS_PX, cell_taps
 from yonos_trt.cuda.device import Driver, Memory
 from yonos_trt.cuda.kernels import TileKernels
+from yonos_trt.cuda.launches import Blend
 from yonos_trt.errors import OutOfMemoryError
 from yonos_trt.lanes import LaneScheduler, Picture, Slot
 from yonos_trt.manifest import EngineManifest
-from yonos_trt.memory import BatchShape, Layout, layout
+from yonos_trt.memory import BatchShape, Layout, finish_layout, layout
 from yonos_trt.tiling import TilePlan
 from yonos_trt.trt.lane import LaneNetworks
 
@@ -35,6 +37,7 @@ class PlanBuffers:
         self.lanes = 0
         self._sizes = Layout({}, {}, {})
         self._shared: dict[str, int] = {}
+        self._taps_placed = False
 
     def prepare(self, plan: TilePlan, networks: list[LaneNetworks], order: Picture) -> None:
         """Replace all buffers by those of `plan`. Nothing may be running.
@@ -45,6 +48,7 @@ class PlanBuffers:
             The plan does not fit; nothing stays allocated.
         """
         self.plan = None
+        self._taps_placed = False
         self.memory.free_all()
         try:
             shape = BatchShape.of(plan)
@@ -80,12 +84,43 @@ class PlanBuffers:
             "origins": np.stack([np.stack((b.ys, b.xs)) for b in todo]),
             "rows": np.zeros(plan.batch, np.int64),
         }
+        self._upload({name: (self._shared[name], table) for name, table in tables.items()}, order)
+
+    def _upload(self, tables: dict[str, tuple[int, NDArray[Any]]], order: Picture) -> None:
+        """Queue copies of host tables; their page-locked memory lives as long as the plan's buffers."""
         with self._scheduler.uploading(order) as stream:
-            for name, table in tables.items():
+            for name, (address, table) in tables.items():
                 pinned = self.memory.pinned(name, table.nbytes)
                 raw = np.ascontiguousarray(table).reshape(-1).view(np.uint8)
                 self._driver.host_view(pinned, table.nbytes)[:] = raw
-                self._driver.copy_in(self._shared[name], pinned, table.nbytes, stream)
+                self._driver.copy_in(address, pinned, table.nbytes, stream)
+
+    def for_finish(self, color_fix: str, item_bytes: int, order: Picture) -> dict[str, int]:
+        """Return the buffers of `yonos_trt.memory.finish_layout`; the wavelet fix's taps are in place.
+
+        Raises
+        ------
+        OutOfMemoryError
+            They do not fit; nothing of the plan stays allocated.
+        """
+        plan, scale = self.plan, self._manifest.model.scale
+        assert plan is not None
+        sizes = finish_layout(plan, scale, color_fix=color_fix, item_bytes=item_bytes)
+        try:
+            found = {name: self.memory.device(("finish", name), nbytes) for name, nbytes in sizes.items()}
+        except OutOfMemoryError:
+            self.plan = None
+            self.memory.free_all()
+            raise
+        if color_fix == "wavelet" and not self._taps_placed:
+            self._taps_placed = True
+            tables: dict[str, tuple[int, NDArray[Any]]] = {}
+            for axis, size in (("y", plan.height_px), ("x", plan.width_px)):
+                taps = cell_taps(size, size // scale, scale)
+                tables[f"base {axis}"] = found[f"base {axis}"], taps.base
+                tables[f"weight {axis}"] = found[f"weight {axis}"], taps.weight
+            self._upload(tables, order)
+        return found
 
     def slot(self, slot: Slot) -> tuple[int, int]:
         """Return where a slot's tiles and their flags lie."""
@@ -105,13 +140,22 @@ class PlanBuffers:
         """Where the flags of a repair lie: 1 for the tiles of the batch that are to be left alone."""
         return self._shared["redo"]
 
-    def canvas(self, front: int) -> int:
-        """Return where one of the two canvases lies."""
+    def _canvas(self, front: int) -> int:
         return self._shared[f"canvas {front}"]
+
+    def row(self, front: int, band: int, y_px: int) -> int:
+        """Return where canvas row `y_px` lies while a canvas shows `band`.
+
+        A canvas begins HALO_ROWS_PX above its band: there are the rows that the colour fix holds back.
+        """
+        assert self.plan is not None
+        above = y_px - self.plan.ys[band] + HALO_ROWS_PX
+        assert 0 <= above <= HALO_ROWS_PX + self.plan.tile_h_px, (band, y_px)
+        return self._canvas(front) + above * 12 * self.plan.padded_w_px
 
     def clear(self, front: int, stream: int) -> None:
         """Queue zeros for a canvas."""
-        self._driver.fill(self.canvas(front), 0, self._sizes.shared[f"canvas {front}"], stream)
+        self._driver.fill(self._canvas(front), 0, self._sizes.shared[f"canvas {front}"], stream)
 
     def place_origins(self, networks: LaneNetworks, index: int, stream: int) -> None:
         """Queue a copy of batch `index`'s origins into the lane."""
@@ -135,8 +179,8 @@ class PlanBuffers:
         plan = self.plan
         assert plan is not None
         index, n = batch_index(plan, batch), plan.batch
-        kernels.blend(
-            self.canvas(front),
+        blend = Blend(
+            self.row(front, batch.band, plan.ys[batch.band]),
             tiles,
             self._shared["rows"],
             self._shared["origins"] + (2 * index + 1) * 8 * n,
@@ -149,17 +193,16 @@ class PlanBuffers:
             canvas_h_px=plan.tile_h_px,
             canvas_w_px=plan.padded_w_px,
             half=half,
-            stream=stream,
         )
+        kernels.launch(blend, stream=stream)
 
     def move(self, front: int, from_band: int, to_band: int, stream: int) -> None:
-        """Queue the other canvas as this one moved down: finished rows dropped, as many zero rows added."""
+        """Queue the other canvas as this one moved down: rows at the top dropped, as many zero rows added."""
         plan = self.plan
         assert plan is not None
         row_bytes = 12 * plan.padded_w_px
         shift = plan.ys[to_band] - plan.ys[from_band]
-        keep = max(0, plan.tile_h_px - shift)
-        old, new = self.canvas(front), self.canvas(1 - front)
-        if keep:
-            self._driver.copy(new, old + shift * row_bytes, keep * row_bytes, stream)
-        self._driver.fill(new + keep * row_bytes, 0, (plan.tile_h_px - keep) * row_bytes, stream)
+        keep = HALO_ROWS_PX + plan.tile_h_px - shift
+        old, new = self._canvas(front), self._canvas(1 - front)
+        self._driver.copy(new, old + shift * row_bytes, keep * row_bytes, stream)
+        self._driver.fill(new + keep * row_bytes, 0, shift * row_bytes, stream)

@@ -25,6 +25,7 @@ def upscale_on_device(
     *,
     plan: TilePlan,
     seed: int = 0,
+    color_fix: str = "wavelet",
     stream: Any = None,
     check: bool = True,
 ) -> DeviceArray:
@@ -36,9 +37,11 @@ def upscale_on_device(
         (H, W, 3) uint8, uint16 or float32 in [0, 1] with ``__cuda_array_interface__`` or ``__dlpack__``. One
         copy is made of it, on the device.
     backend, plan
-        As in `yonos_trt.pipeline.upscale`. There is no colour fix.
+        As in `yonos_trt.pipeline.upscale`.
     seed
         Names the noise field.
+    color_fix
+        "wavelet", "adain" (which holds the whole canvas) or "none".
     stream
         The caller's stream: work he gave it before is waited for (on the device), and what he gives it later
         comes after the result. An int, ``__cuda_stream__``, a stream of PyTorch or CuPy, or None, where the
@@ -73,6 +76,7 @@ def upscale_on_device(
         )
     source = backend.adopt(view, after=caller)
     canvas = backend.canvas(plan)
+    finish = backend.finish(source, canvas, plan, color_fix=color_fix)
     out = _allocate(backend.driver, plan, view.dtype)
     row_bytes = 3 * plan.width_px * np.dtype(view.dtype).itemsize
     y0 = 0
@@ -86,7 +90,10 @@ def upscale_on_device(
             if y1 > y0:
                 if check:
                     backend.check(canvas)
-                backend.deliver(canvas, y0, y1, out.address + y0 * row_bytes, dtype=view.dtype)
+                finish.take(y0, y1)
+                first, last = finish.finished(y0), finish.finished(y1)
+                if last > first:
+                    finish.write(first, last, out.address + first * row_bytes)
             y0 = y1
     backend.hand_over(caller)
     return out
@@ -112,8 +119,6 @@ def upscale_same_kind(
     ------
     InputError
         The back end does not run on a GPU.
-    ConfigError
-        A colour fix is asked for, which would need the pixels on the host.
     """
     name = f"{type(image).__module__}.{type(image).__qualname__}"
     if not isinstance(backend, TrtBackend):
@@ -121,13 +126,9 @@ def upscale_same_kind(
             f"got a {name} in device memory (DLPack device type 2), but {type(backend).__name__} reads host "
             "memory; copy it to the host first, for example with .cpu(), or use runtime='tensorrt'"
         )
-    if color_fix != "none":
-        raise ConfigError(
-            f"color_fix={color_fix!r} works on the host, this {name} lies on the device; use "
-            "color_fix='none', or copy the picture to the host first"
-        )
     view = backend.look_at(image)
-    out = upscale_on_device(image, backend, plan=plan(view.height, view.width), seed=seed, stream=stream)
+    tiles = plan(view.height, view.width)
+    out = upscale_on_device(image, backend, plan=tiles, seed=seed, color_fix=color_fix, stream=stream)
     library = sys.modules.get(type(image).__module__.partition(".")[0])
     back = getattr(library, "from_dlpack", None)
     return out if back is None else back(out)

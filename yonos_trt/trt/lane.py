@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from yonos_trt.cuda.device import Memory
-from yonos_trt.cuda.kernels import DevicePicture, TileKernels
+from yonos_trt.cuda.kernels import TileKernels
+from yonos_trt.cuda.launches import Check, DevicePicture, Gather, Noise
 from yonos_trt.manifest import EngineManifest
 from yonos_trt.memory import BatchShape, Layout, tensor_shapes
 from yonos_trt.trt.engines import Engine
+from yonos_trt.trt.ranges import Ranges, no_ranges
 
 __all__ = ["LaneNetworks", "buffer_dtypes", "stage_inputs"]
 
@@ -81,12 +83,19 @@ class LaneNetworks:
         return all(context.capturable(stream) for context in self.contexts.values())
 
     def enqueue(
-        self, kernels: TileKernels, picture: DevicePicture, seed: int, tiles: int, flags: int, stream: int
+        self,
+        kernels: TileKernels,
+        picture: DevicePicture,
+        seed: int,
+        tiles: int,
+        flags: int,
+        stream: int,
+        ranges: Ranges = no_ranges,
     ) -> None:
-        """Queue one batch: gather, noise, encoder, step, decoder, check. Origins lie in the lane already."""
+        """Queue one batch: gather, encoder, noise, step, decoder, check. Origins lie in the lane already."""
         shape, buffers, model = self._shape, self.buffers, self.manifest.model
         shapes = tensor_shapes(self.manifest, shape)
-        kernels.gather(
+        gather = Gather(
             picture,
             buffers["origins"],
             buffers["image"],
@@ -96,10 +105,8 @@ class LaneNetworks:
             scale=model.scale,
             lr=self.manifest.tiles.encoder_input == "lr",
             half=self.dtypes["image"] == "float16",
-            stream=stream,
         )
-        self.contexts["encoder"].enqueue(stream)
-        kernels.noise(
+        noise = Noise(
             seed,
             buffers["origins"],
             buffers["noise"],
@@ -109,16 +116,23 @@ class LaneNetworks:
             h_lat=shapes["noise"][2],
             w_lat=shapes["noise"][3],
             half=self.dtypes["noise"] == "float16",
-            stream=stream,
         )
-        self.contexts["step"].enqueue(stream)
-        self.contexts["decoder"].bind("image", tiles)
-        self.contexts["decoder"].enqueue(stream)
-        kernels.check(
+        check = Check(
             tiles,
             flags,
             count=shape.count,
             items=3 * shape.tile_h_px * shape.tile_w_px,
             half=self.dtypes["tiles"] == "float16",
-            stream=stream,
         )
+        with ranges("gather"):
+            kernels.launch(gather, stream=stream)
+        with ranges("encode"):
+            self.contexts["encoder"].enqueue(stream)
+        with ranges("noise"):
+            kernels.launch(noise, stream=stream)
+        with ranges("step"):
+            self.contexts["step"].enqueue(stream)
+        with ranges("decode"):
+            self.contexts["decoder"].bind("image", tiles)
+            self.contexts["decoder"].enqueue(stream)
+            kernels.launch(check, stream=stream)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from yonos_trt.backend import TileBatch
-from yonos_trt.cuda.kernels import DevicePicture
+from yonos_trt.cuda.launches import DevicePicture
 from yonos_trt.errors import ConfigError
 from yonos_trt.lanes import Slot
 from yonos_trt.tiling import TilePlan

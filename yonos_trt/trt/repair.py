@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from yonos_trt.backend import TileBatch
 from yonos_trt.cuda.device import Driver
-from yonos_trt.cuda.kernels import DevicePicture, TileKernels
+from yonos_trt.cuda.kernels import TileKernels
+from yonos_trt.cuda.launches import DevicePicture
 from yonos_trt.errors import NumericError
 from yonos_trt.lanes import LaneScheduler, Picture
 from yonos_trt.manifest import EngineManifest
@@ -18,6 +19,7 @@ from yonos_trt.memory import BatchShape, layout, tensor_shapes
 from yonos_trt.trt.buffers import PlanBuffers, batch_index
 from yonos_trt.trt.engines import Engine
 from yonos_trt.trt.lane import LaneNetworks
+from yonos_trt.trt.notes import Canvas, Tiles
 
 __all__ = ["Repair"]
 
@@ -31,6 +33,10 @@ class Repair:
 
     Parameters
     ----------
+    lanes
+        The lanes' networks; the first one's are run again to find the stage.
+    order
+        Order of the picture's memory.
     open_fp32
         Opens the FP32 engines, or returns None if the directory has none that fit.
     """
@@ -42,35 +48,57 @@ class Repair:
         scheduler: LaneScheduler,
         buffers: PlanBuffers,
         manifest: EngineManifest,
+        lanes: list[LaneNetworks],
+        order: Picture,
         open_fp32: Callable[[], dict[str, Engine] | None],
     ) -> None:
+        self._lanes, self._order = lanes, order
         self._driver, self._kernels, self._scheduler = driver, kernels, scheduler
         self._buffers, self._manifest, self._open_fp32 = buffers, manifest, open_fp32
         self._networks: LaneNetworks | None = None
         self._tried = False
 
-    def run(
-        self,
-        lane: LaneNetworks,
-        order: Picture,
-        picture: DevicePicture,
-        seed: int,
-        front: int | None,
-        batch: TileBatch,
-        bad: NDArray[np.bool_],
-    ) -> None:
+    def fetch_flags(self, canvas: Canvas, stream: int) -> None:
+        """Queue a copy of the flags of the batches that nobody has looked at yet."""
+        fresh = len(canvas.blended)
+        if fresh:
+            nbytes = 4 * canvas.plan.batch * fresh
+            pinned = self._buffers.memory.pinned("flags", nbytes)
+            self._driver.copy_out(pinned, self._buffers.flags(canvas.count - fresh), nbytes, stream)
+
+    def done(self, canvas: Canvas) -> bool:
+        """Look at the flags that were fetched and repair what they say; True if the canvas has changed since.
+
+        Raises
+        ------
+        NumericError
+            As `run`.
+        """
+        fresh, canvas.blended = canvas.blended, []
+        if not fresh:
+            return False
+        nbytes = 4 * canvas.plan.batch * len(fresh)
+        flags = self._driver.host_view(self._buffers.memory.pinned("flags", nbytes), nbytes).view(np.int32)
+        raised = flags.reshape(-1, canvas.plan.batch) != 0
+        for tiles, bad in zip(fresh, raised, strict=True):
+            bad[tiles.batch.live :] = False
+            if bad.any():
+                self.run(canvas, tiles, bad)
+        return bool(raised.any())
+
+    def run(self, canvas: Canvas, tiles: Tiles, bad: NDArray[np.bool_]) -> None:
         """Add the bad tiles of a batch to the canvas after all, computed in FP32.
 
-        Parameters
-        ----------
-        front
-            The canvas that shows the batch's band; None if it has moved on, so that nothing can be added.
+        Nothing can be added when the canvas has moved on to another band.
 
         Raises
         ------
         NumericError
             There are no FP32 engines, or they give no finite numbers either.
         """
+        lane, order, batch = self._lanes[0], self._order, tiles.batch
+        picture, seed = tiles.source.picture, tiles.seed
+        front = canvas.front if batch.band == canvas.band else None
         if not self._tried:
             self._tried = True
             engines = self._open_fp32()
@@ -78,8 +106,8 @@ class Repair:
         if self._networks is None or front is None:
             stage, again = self._first_bad_stage(lane, order, picture, seed, batch, bad)
             raise self._error(stage, batch, bad, again)
-        tiles = [int(batch.first + i) for i in np.flatnonzero(bad)]
-        _log.warning("NaN or infinity in the tiles %s: running them again in fp32", tiles)
+        numbers = [int(batch.first + i) for i in np.flatnonzero(bad)]
+        _log.warning("NaN or infinity in the tiles %s: running them again in fp32", numbers)
         still_bad = self._redo(self._networks, order, picture, seed, front, batch, bad)
         if still_bad.any():
             stage, _ = self._first_bad_stage(self._networks, order, picture, seed, batch, still_bad)

@@ -21,7 +21,7 @@ from yonos_trt.errors import (
 )
 from yonos_trt.lanes import LaneScheduler
 from yonos_trt.manifest import EngineManifest, Precision, Runtime, load_manifest
-from yonos_trt.memory import CONTEXT_BYTES, SLOTS_PER_LANE, BatchShape, layout
+from yonos_trt.memory import CONTEXT_BYTES, SLOTS_PER_LANE, BatchShape, finish_layout, layout
 from yonos_trt.tiling import TilePlan
 from yonos_trt.trt.artifacts import pick_engines, read_engine
 from yonos_trt.trt.buffers import PlanBuffers
@@ -29,6 +29,7 @@ from yonos_trt.trt.engines import Context, Engine, cache_path, check_dtypes
 from yonos_trt.trt.lane import LaneNetworks, buffer_dtypes, stage_inputs
 from yonos_trt.trt.module import TensorRT
 from yonos_trt.trt.notes import Source
+from yonos_trt.trt.ranges import Nvtx
 from yonos_trt.trt.refit import weights_of
 from yonos_trt.trt.repair import Repair
 
@@ -88,11 +89,19 @@ class TrtResources:
         self._active = lanes
         self._graphs = Graphs(driver, enabled=graphs)
         self._buffers = PlanBuffers(driver, self._scheduler, self.manifest)
-        self._repair = Repair(
-            driver, self._kernels, self._scheduler, self._buffers, self.manifest, self._open_fp32
-        )
         self._pictures = Memory(driver)
         self._order = self._scheduler.picture()
+        self._repair = Repair(
+            driver,
+            self._kernels,
+            self._scheduler,
+            self._buffers,
+            self.manifest,
+            self._networks,
+            self._order,
+            self._open_fp32,
+        )
+        self._nvtx = Nvtx()
         _log.info(
             "opened %s with %s %s on %s: %s, %d lanes",
             self.manifest.model.name, runtime, self._trt.version, driver.info.name,
@@ -166,8 +175,8 @@ class TrtResources:
         """Use only the first `lanes` from the next canvas on; the others hold no buffers then."""
         self._active = max(1, min(lanes, self.lanes))
 
-    def peak_bytes(self, plan: TilePlan, lanes: int | None = None) -> int:
-        """Predict the device memory that `plan` takes, from the engines' own numbers."""
+    def peak_bytes(self, plan: TilePlan, lanes: int | None = None, *, color_fix: str = "wavelet") -> int:
+        """Predict the device memory that `plan` takes for an 8-bit picture, from the engines' own numbers."""
         self._enter()
         shape = BatchShape.of(plan)
         if shape not in self._scratch:
@@ -185,4 +194,5 @@ class TrtResources:
             dtypes=buffer_dtypes(self._engines),
         )
         weights = sum(engine.weights_bytes for engine in self._engines.values())
-        return CONTEXT_BYTES + weights + sizes.total_bytes(lanes or self.lanes)
+        finish = finish_layout(plan, self.manifest.model.scale, color_fix=color_fix)
+        return CONTEXT_BYTES + weights + sizes.total_bytes(lanes or self.lanes) + sum(finish.values())

@@ -1,0 +1,239 @@
+"""Finished rows on the device: colour fix, clamp, rounding, packing; only the picture's own bytes come down.
+
+The canvas stays as it is. Rows that the wavelet fix holds back lie in the canvas' halo, above its band; the
+adain fix keeps a copy of all rows until it has seen the last. All work is queued on the canvas stream, and
+every call can be repeated with the same result, which is what happens when a tile had to be run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+
+from yonos_trt.backend import Array
+from yonos_trt.color import MODES
+from yonos_trt.color_cells import BLOCK_PX, cell_taps, progress
+from yonos_trt.cuda.device import Driver, Memory
+from yonos_trt.cuda.kernels import TileKernels
+from yonos_trt.cuda.launches import (
+    Affine,
+    BicubicMoments,
+    ColorBlur,
+    ColorCells,
+    DevicePicture,
+    Finish,
+    Fold,
+    Moments,
+)
+from yonos_trt.errors import ConfigError
+from yonos_trt.finish import Clock
+from yonos_trt.lanes import LaneScheduler, Picture
+from yonos_trt.memory import finish_layout, fold_counts, grid_shape
+from yonos_trt.tiling import TilePlan
+from yonos_trt.trt.buffers import PlanBuffers
+from yonos_trt.trt.notes import Canvas
+from yonos_trt.trt.ranges import Nvtx
+from yonos_trt.trt.repair import Repair
+
+__all__ = ["DeviceFinish"]
+
+
+class DeviceFinish:
+    """One picture's rows on their way from the canvas to the host, or to device memory.
+
+    Implements `yonos_trt.finish.Finish`.
+
+    Parameters
+    ----------
+    picture, scale
+        The input on the device; the colour fix takes its colours.
+    order
+        Order of the picture's memory.
+    color_fix
+        "wavelet", "adain" or "none".
+    enter
+        Called first by `push`: raises if the canvas is no longer there.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        kernels: TileKernels,
+        scheduler: LaneScheduler,
+        buffers: PlanBuffers,
+        pictures: Memory,
+        repair: Repair,
+        nvtx: Nvtx,
+        *,
+        canvas: Canvas,
+        picture: DevicePicture,
+        scale: int,
+        order: Picture,
+        color_fix: str,
+        enter: Callable[[Canvas], None],
+    ) -> None:
+        if color_fix not in MODES:
+            raise ConfigError(f"color_fix must be one of {', '.join(MODES)}, got {color_fix!r}")
+        self._driver, self._kernels, self._scheduler = driver, kernels, scheduler
+        self._buffers, self._pictures, self._repair, self._nvtx = buffers, pictures, repair, nvtx
+        self._canvas, self._picture, self._scale, self._order = canvas, picture, scale, order
+        self._mode, self._enter = color_fix, enter
+        self._plan: TilePlan = canvas.plan
+        self.dtype = np.dtype(picture.dtype)
+        self._row_bytes = 3 * self._plan.width_px * self.dtype.itemsize
+        self._at = buffers.for_finish(color_fix, self.dtype.itemsize, order)
+        sizes = finish_layout(self._plan, scale, color_fix=color_fix, item_bytes=self.dtype.itemsize)
+        self.block_rows = sizes["finished"] // self._row_bytes
+
+    # --- to the host --------------------------------------------------------------------------------------
+
+    def push(self, y0_px: int, y1_px: int, clock: Clock) -> Array:
+        """See `yonos_trt.finish.Finish`. Waits, and runs tiles with NaN or infinity again.
+
+        Raises
+        ------
+        NumericError
+            A tile is not finite, and there are no FP32 engines to run it again.
+        """
+        with clock("download"):
+            self._enter(self._canvas)
+            first, last = self.finished(y0_px), self.finished(y1_px)
+            out = np.empty((last - first, self._plan.width_px, 3), self.dtype)
+            y = first
+            while True:
+                end = min(y + self.block_rows, last)
+                nbytes = (end - y) * self._row_bytes
+                pinned = self._pictures.pinned("rows", nbytes) if nbytes else 0
+                with self._nvtx.range(f"download rows {y}-{end}"), self._scheduler.downloading() as stream:
+                    if y == first:
+                        self.take(y0_px, y1_px)
+                    if nbytes:
+                        self.write(y, end, self._at["finished"])
+                        self._driver.copy_out(pinned, self._at["finished"], nbytes, stream)
+                    self._repair.fetch_flags(self._canvas, stream)
+                if self._repair.done(self._canvas):
+                    continue  # the canvas has changed: once more
+                if nbytes:
+                    rows = self._driver.host_view(pinned, nbytes).view(self.dtype)
+                    out[y - first : end - first] = rows.reshape(end - y, self._plan.width_px, 3)
+                y = end
+                if y >= last:
+                    return out
+
+    # --- on the device ------------------------------------------------------------------------------------
+
+    def finished(self, end_px: int) -> int:
+        """Return how many rows are finished when the canvas rows [0, end_px) are final."""
+        height = self._plan.height_px
+        if self._mode == "wavelet":
+            return progress(height, end_px).finished_px
+        return end_px if self._mode == "none" or end_px == height else 0
+
+    def take(self, y0_px: int, y1_px: int) -> None:
+        """Queue what the colour fix computes of the canvas rows [y0, y1), which follow those taken before."""
+        with self._scheduler.finishing(self._order) as stream:
+            if self._mode == "wavelet":
+                self._extend_grid(y0_px, y1_px, stream)
+            elif self._mode == "adain":
+                self._hold(y0_px, y1_px, stream)
+                if y1_px == self._plan.height_px:
+                    self._measure(stream)
+
+    def write(self, y0_px: int, y1_px: int, out: int) -> None:
+        """Queue finished rows [y0, y1) for the device address `out`, packed."""
+        plan, at = self._plan, self._at
+        if self._mode == "adain":
+            acc, acc_w_px = at["held"] + y0_px * 12 * plan.width_px, plan.width_px
+        else:
+            acc = self._buffers.row(self._canvas.front, self._canvas.band, y0_px)
+            acc_w_px = plan.padded_w_px
+        rows, _, ring = grid_shape(plan)
+        finish = Finish(
+            acc,
+            acc_w_px,
+            out,
+            dtype=self.dtype.name,
+            rows=y1_px - y0_px,
+            width_px=plan.width_px,
+            y0_px=y0_px,
+            grid=at.get("grid", 0),
+            grid_rows=rows,
+            ring=ring,
+            affine=at.get("affine", 0),
+        )
+        self._kernels.launch(finish, stream=self._scheduler.canvas_stream)
+
+    def _extend_grid(self, y0_px: int, y1_px: int, stream: int) -> None:
+        plan, at = self._plan, self._at
+        _, _, ring = grid_shape(plan)
+        before, now = progress(plan.height_px, y0_px), progress(plan.height_px, y1_px)
+        if now.cells > before.cells:
+            launch = ColorCells(
+                self._buffers.row(self._canvas.front, self._canvas.band, before.cells * BLOCK_PX),
+                plan.padded_w_px,
+                self._picture,
+                base_y=at["base y"],
+                weight_y=at["weight y"],
+                taps_y=self._taps(plan.height_px),
+                base_x=at["base x"],
+                weight_x=at["weight x"],
+                taps_x=self._taps(plan.width_px),
+                out=at["difference"],
+                ring=ring,
+                first=before.cells,
+                last=now.cells,
+                height_px=plan.height_px,
+                width_px=plan.width_px,
+            )
+            self._kernels.launch(launch, stream=stream)
+            self._blur("difference", "smooth", before.cells, now.cells, stream)
+        if now.blurred > before.blurred:
+            self._blur("smooth", "grid", before.blurred, now.blurred, stream)
+
+    def _taps(self, size_px: int) -> int:
+        return int(cell_taps(size_px, size_px // self._scale, self._scale).weight.shape[1])
+
+    def _blur(self, source: str, out: str, first: int, last: int, stream: int) -> None:
+        rows, columns, ring = grid_shape(self._plan)
+        launch = ColorBlur(
+            self._at[source],
+            self._at[out],
+            along_y=out == "grid",
+            ring=ring,
+            rows=rows,
+            columns=columns,
+            first=first,
+            last=last,
+        )
+        self._kernels.launch(launch, stream=stream)
+
+    def _hold(self, y0_px: int, y1_px: int, stream: int) -> None:
+        plan = self._plan
+        self._driver.copy_rows(
+            self._at["held"] + y0_px * 12 * plan.width_px,
+            12 * plan.width_px,
+            self._buffers.row(self._canvas.front, self._canvas.band, y0_px),
+            12 * plan.padded_w_px,
+            12 * plan.width_px,
+            y1_px - y0_px,
+            stream,
+        )
+
+    def _measure(self, stream: int) -> None:
+        """Queue moments of both pictures, their sums, gain and offset."""
+        plan, at, kernels = self._plan, self._at, self._kernels
+        ours = Moments(at["held"], at["ours"], plan.height_px, plan.width_px)
+        kernels.launch(ours, stream=stream)
+        kernels.launch(BicubicMoments(self._picture, at["wanted"], self._scale), stream=stream)
+        counts = fold_counts(plan)
+        done = 0
+        for count, _ in pairwise(counts):
+            for name in ("ours", "wanted"):
+                parts = at[name] + 48 * done
+                kernels.launch(Fold(parts, parts + 48 * count, count), stream=stream)
+            done += count
+        total = 48 * done
+        pixels = plan.height_px * plan.width_px
+        kernels.launch(Affine(at["wanted"] + total, at["ours"] + total, pixels, at["affine"]), stream=stream)
