@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from yonos_trt import options
 from yonos_trt.errors import ConfigError
 
+if TYPE_CHECKING:
+    from yonos_trt.video import VideoOptions
+
 __all__ = ["video"]
+
+HWACCELS = ("none", "auto", "cuda")  # as in `yonos_trt.video.nvcodec`, which --help does not load
 
 
 class _Time(click.ParamType[float]):
@@ -92,6 +98,13 @@ def _pairs(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 @click.option(
     "--max-in-flight", type=click.IntRange(min=1), default=4, show_default=True, help="Frames in memory."
 )
+@click.option(
+    "--hwaccel",
+    type=click.Choice(HWACCELS),
+    default="none",
+    show_default=True,
+    help="cuda: decode, and with -c *_nvenc encode, in the GPU's memory; auto: where that is possible.",
+)
 @options.tiling
 @options.machine
 @options.color_fix()
@@ -130,6 +143,7 @@ def video(
     names = {f.name for f in dataclasses.fields(VideoOptions)}
     encoder = EncoderSettings(vcodec, crf, preset, pix_fmt, _pairs(pairs))
     job = VideoOptions(encoder=encoder, **{k: v for k, v in rest.items() if k in names})
+    job = dataclasses.replace(job, hwaccel_device=max(0, rest["device"]))
     model = {k: v for k, v in rest.items() if k not in names}
     model = options.on_cpu(model)
     sr = SR(engine_dir, **model)
@@ -144,6 +158,7 @@ def video(
     reporter = make_progress(progress, unit="frame")
     reporter.start(source, 0, 1)
     with _kept(target, reporter), sr:
+        job = _with_device_arrays(sr, job)
         report = upscale_video(
             sys.stdin.buffer if source == "-" else source,
             sys.stdout.buffer if target == "-" else target,
@@ -163,6 +178,22 @@ def video(
             click.echo(f"{len(report.repeated_s)} frames repeat a neighbour, at (s): {times}{more}", err=True)
     if target != "-" and not quiet:
         click.echo(target)
+
+
+def _with_device_arrays(sr: Any, job: VideoOptions) -> VideoOptions:
+    """Refuse ``--hwaccel cuda``, or leave ``auto`` out, where the networks read host memory."""
+    from yonos_trt.trt.backend import TrtBackend
+
+    if job.hwaccel == "none" or isinstance(sr.backend, TrtBackend):
+        return job
+    reason = (
+        f"{type(sr.backend).__name__} runs the networks and reads host memory; frames stay on the device "
+        "with --runtime tensorrt or tensorrt-rtx"
+    )
+    if job.hwaccel == "cuda":
+        raise ConfigError(f"--hwaccel cuda: {reason}")
+    logging.getLogger(__name__).warning("video goes through host memory: %s", reason)
+    return dataclasses.replace(job, hwaccel="none")
 
 
 def _upscaler_id(sr: Any, model: dict[str, Any]) -> str:

@@ -92,14 +92,18 @@ class MuxReport:
     shift_s: float = 0.0  # added to every time; not 0 only with --start or for times below zero in Matroska
 
 
-def _add_video(out: Any, form: OutputFormat, main: Any) -> Any:
+def _add_video(out: Any, form: OutputFormat, main: Any, template: Any) -> Any:
     """Add the new video stream; ``main`` is the source's, None for a pipe.
 
     The container's header needs what the encoder says of itself, so an encoder is opened as for the segments;
-    no frame goes through it.
+    no frame goes through it. Where FFmpeg was not the encoder, ``template`` is a stream that says it.
     """
-    video = out.add_stream(form.vcodec, rate=form.rate)
-    configure(video.codec_context, form, global_header=True)
+    if template is not None:
+        video = out.add_stream_from_template(template, opaque=True)
+        video.codec_context.framerate = form.rate
+    else:
+        video = out.add_stream(form.vcodec, rate=form.rate)
+        configure(video.codec_context, form, global_header=True)
     video.time_base = form.time_base
     if form.display_matrix is not None:
         video.set_display_matrix(form.display_matrix)
@@ -176,11 +180,19 @@ def mux_video(
         if container in ("matroska", "webm"):
             options["avoid_negative_ts"] = "disabled"
         report.shift_s = float(shift)
+        template = None
+        if form.nvenc:
+            from yonos_trt.video.nvenc import stream_template
+
+            described = stack.enter_context(stream_template(form, _beginning(segments[0])))
+            template = described.streams.video[0]
         try:
             file = stack.enter_context(part.open("wb+"))
             out = av.open(file, "w", format=container, container_options=options)
             try:
-                video_index, ledger = _write(out, source, plan, covers, form, segments, shift, window)
+                video_index, ledger = _write(
+                    out, source, plan, covers, form, segments, shift, window, template
+                )
             finally:
                 out.close()
             file.flush()
@@ -198,6 +210,16 @@ def mux_video(
     _check(part, sum(segment.frames for segment in segments), video_index, ledger, report)
     os.replace(part, target)
     return report
+
+
+def _beginning(segment: Segment) -> bytes:
+    """Return a segment's header and its first packets, up to a few hundred kB: enough to tell what it is."""
+    data = segment.extradata
+    for _, payload in segment.payloads():
+        data += payload
+        if len(data) > 1 << 18:
+            break
+    return data
 
 
 def _reason(error: BaseException) -> str:
@@ -239,16 +261,17 @@ def _write(
     segments: list[Segment],
     shift: Fraction,
     window: Window,
+    template: Any,
 ) -> tuple[int, _Ledger]:
     """Write header and packets; return the video's stream index and what the other streams got."""
     streams: dict[int, Any] = {}
     copies: Iterator[tuple[Fraction, int, Any]] = iter(())
     if source is None:
-        video = _add_video(out, form, None)
+        video = _add_video(out, form, None, template)
     else:
         main = main_video_stream(source, "the source")
         streams = add_copied_streams(
-            out, source, plan, main.index, lambda: _add_video(out, form, main), covers
+            out, source, plan, main.index, lambda: _add_video(out, form, main, template), covers
         )
         video = streams.pop(main.index)
         out.metadata.update({k: v for k, v in source.metadata.items() if k.lower() not in OWN_METADATA})
@@ -256,6 +279,8 @@ def _write(
         copies = copied_packets(source, plan, window)
     out.start_encoding()
     extradata = bytes(video.codec_context.extradata or b"")
+    if template is not None:  # the muxer has it in its own form; all segments must have begun alike
+        extradata = segments[0].extradata
     if any(segment.extradata != extradata for segment in segments):
         raise InputError(
             "the encoder describes itself differently than when the segments were made (another FFmpeg or "

@@ -11,11 +11,11 @@ import contextlib
 import heapq
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from numpy.typing import NDArray
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-__all__ = ["Frame", "VideoReader", "main_video_stream"]
+__all__ = ["Frame", "PacketDecoder", "VideoReader", "main_video_stream"]
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +41,24 @@ class Frame:
 
     index: int  # 0 = first frame of the output
     pts: int  # presentation time in ticks of the input's time base
-    rgb: NDArray[Any] | None  # (H, W, 3) uint8 or uint16; None for frames that were skipped
+    rgb: NDArray[Any] | None  # (H, W, 3) uint8 or uint16, host or device; None for frames that were skipped
     duration: int = 0  # ticks, as far as the input says
     repeated: bool = False  # the frame at this time could not be decoded; this is its neighbour's picture
+
+
+class PacketDecoder(Protocol):
+    """What may decode instead of FFmpeg; see `yonos_trt.video.nvdec`."""
+
+    @property
+    def errors(self) -> tuple[type[BaseException], ...]:
+        """What `decode` raises for a packet that it cannot use."""
+
+    def decode(self, packet: Any) -> list[Any]:
+        """Return the frames that are ready, in display order; an empty packet asks for all that are left.
+
+        Frames have PyAV's attributes ``pts``, ``duration``, ``height``, ``width``, ``format.name``,
+        ``is_corrupt`` and ``interlaced_frame``, and a method ``rgb(layout, coding)``.
+        """
 
 
 @dataclass(slots=True)
@@ -103,6 +118,8 @@ class VideoReader:
         Not a video, nothing decodable, or something that could not be converted correctly.
     """
 
+    _container: Any = None
+
     def __init__(
         self,
         source: str | Path | BinaryIO,
@@ -126,23 +143,15 @@ class VideoReader:
         self._interval_s = (start_s, end_s)
         #: presentation times (seconds) of frames that are repetitions
         self.repeated_s: list[float] = []
-        self._container = open_input(
-            source if piped else str(source), name=self.name, format="yuv4mpegpipe" if piped else None
-        )
+        self._source = source
+        #: whether the input is a stream that cannot be read again
+        self.piped = piped
+        self._decoder: PacketDecoder | None = None  # None: FFmpeg's own
         try:
-            self._stream = main_video_stream(self._container, self.name)
-            self._stream.thread_type = "AUTO"
-            self._stream.codec_context.options = {"err_detect": "explode"}
+            self._open()
             container_tags = color_tags(self._stream.codec_context)
-            self._tally = _Tally(self._stream.codec_context.name not in UNCOUNTED_CODECS)
-            self._reason = "the decoder gave no frame for it"
-            self._packets = 0
             clock = Fraction(self._container.start_time or 0, av.time_base)
             base = self._stream.time_base or Fraction(1, 90000)
-            if start_s and not piped:
-                offset = math.floor((clock + exact_seconds(start_s)) / base)
-                with contextlib.suppress(*self._error_types):
-                    self._container.seek(offset, stream=self._stream, backward=True)
             self._decoded = self._decode()
             first = next(self._decoded, None)
             if first is None:
@@ -162,8 +171,51 @@ class VideoReader:
             if self.info.interlaced:
                 self._tally.enabled = False
         except BaseException:
-            self._container.close()
+            self.close()
             raise
+
+    def _open(self) -> None:
+        """Open the file and go to the key frame before the interval; nothing is decoded yet."""
+        piped, start_s = self.piped, self._interval_s[0]
+        self._container = open_input(
+            self._source if piped else str(self._source),
+            name=self.name,
+            format="yuv4mpegpipe" if piped else None,
+        )
+        self._stream = main_video_stream(self._container, self.name)
+        self._stream.thread_type = "AUTO"
+        self._stream.codec_context.options = {"err_detect": "explode"}
+        self._tally = _Tally(self._stream.codec_context.name not in UNCOUNTED_CODECS)
+        self._reason = "the decoder gave no frame for it"
+        self._packets = 0
+        if start_s and not piped:
+            clock = Fraction(self._container.start_time or 0, require_av().time_base)
+            offset = math.floor(
+                (clock + exact_seconds(start_s)) / (self._stream.time_base or Fraction(1, 90000))
+            )
+            with contextlib.suppress(*self._error_types):
+                self._container.seek(offset, stream=self._stream, backward=True)
+
+    def decode_with(self, make: Callable[[VideoStream], PacketDecoder]) -> None:
+        """Start over, with another decoder than FFmpeg's; before the first of `frames`.
+
+        Parameters
+        ----------
+        make
+            Opens the decoder for the stream.
+
+        Raises
+        ------
+        InputError
+            The file is a pipe, which cannot be read again, or the decoder does not open.
+        """
+        if self.piped:
+            raise InputError(f"{self.name} cannot be read a second time, so FFmpeg has to decode it")
+        self.close()
+        self._first = None
+        self._open()
+        self._decoder = make(self._stream)
+        self._decoded = self._decode()
 
     def check_copies(self, container: str, **plan: bool) -> None:
         """Refuse now what could not be copied later.
@@ -179,7 +231,8 @@ class VideoReader:
 
     def close(self) -> None:
         """Close the file. Idempotent."""
-        self._container.close()
+        if self._container is not None:
+            self._container.close()
 
     def __enter__(self) -> VideoReader:
         return self
@@ -190,6 +243,7 @@ class VideoReader:
     def _decode(self) -> Iterator[VideoFrame]:
         """Yield what the decoder yields; a packet it refuses leaves its announcement in the tally."""
         packets = self._container.demux(self._stream)
+        errors = self._error_types + (self._decoder.errors if self._decoder is not None else ())
         while True:
             try:
                 packet = next(packets, None)
@@ -204,8 +258,10 @@ class VideoReader:
                 self._packets += 1
                 self._tally.announce(packet.pts)
             try:
-                frames = packet.decode()
-            except self._error_types as error:
+                frames = packet.decode() if self._decoder is None else self._decoder.decode(packet)
+            except InputError:
+                raise
+            except errors as error:
                 self._reason = str(getattr(error, "strerror", None) or error)
                 continue
             for frame in frames:
@@ -314,6 +370,10 @@ class VideoReader:
 
     def _rgb(self, frame: VideoFrame) -> NDArray[Any]:
         layout = self.info.layout
+        if self._decoder is not None:
+            on_device: Any = frame
+            rgb: NDArray[Any] = on_device.rgb(layout, self.info.coding)
+            return rgb
         if frame.format.name in REPACKED:
             frame = frame.reformat(format=layout.name)
         return planes_to_rgb(frame_planes(frame, layout), layout, self.info.coding)

@@ -6,22 +6,37 @@ will come. That is done in a thread, at most one segment at a time, while the ne
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 from yonos_trt.video.encode import FrameEncoder
 from yonos_trt.video.format import OutputFormat
 from yonos_trt.video.read import Frame
 from yonos_trt.video.segments import Job, Segment
 
-__all__ = ["SegmentedEncoder"]
+__all__ = ["Encoder", "SegmentedEncoder"]
+
+
+class Encoder(Protocol):
+    """What `FrameEncoder` and `yonos_trt.video.nvenc.NvencEncoder` have in common."""
+
+    @property
+    def extradata(self) -> bytes:
+        """The encoder's global header."""
+
+    def encode(self, rgb: Any, pts: int) -> Iterator[Any]:
+        """Encode one picture; yield the packets that are ready."""
+
+    def finish(self) -> Iterator[Any]:
+        """Yield what is left."""
 
 
 class _OpenSegment:
     """A segment being written: its own encoder, its own file."""
 
-    def __init__(self, job: Job, form: OutputFormat, number: int, first_frame: int) -> None:
-        self.encoder = FrameEncoder(form)
+    def __init__(self, job: Job, encoder: Encoder, number: int, first_frame: int) -> None:
+        self.encoder = encoder
         self.writer = job.begin(number, first_frame)
         self.frames = 0
         self.repeated_s: list[float] = []
@@ -64,6 +79,8 @@ class SegmentedEncoder:
         Output format of every segment's encoder.
     segment_frames
         Frames a segment.
+    open_encoder
+        Makes each segment's encoder.
 
     Notes
     -----
@@ -71,8 +88,15 @@ class SegmentedEncoder:
     complete) and drops the one that was still taking frames.
     """
 
-    def __init__(self, job: Job, form: OutputFormat, segment_frames: int) -> None:
+    def __init__(
+        self,
+        job: Job,
+        form: OutputFormat,
+        segment_frames: int,
+        open_encoder: Callable[[OutputFormat], Encoder] = FrameEncoder,
+    ) -> None:
         self._job, self._form, self._segment_frames = job, form, segment_frames
+        self._open_encoder = open_encoder
         self._number, self._first_frame = len(job.segments), job.frames
         self._open: _OpenSegment | None = None
         self._ending: Future[Segment] | None = None
@@ -87,7 +111,8 @@ class SegmentedEncoder:
             This or the segment before cannot be written.
         """
         if self._open is None:
-            self._open = _OpenSegment(self._job, self._form, self._number, self._first_frame)
+            encoder = self._open_encoder(self._form)
+            self._open = _OpenSegment(self._job, encoder, self._number, self._first_frame)
         self._open.add(frame, time_s)
         if self._open.frames == self._segment_frames:
             self._end()

@@ -6,7 +6,8 @@
     (its own thread)                    (its own)              (the caller's)
 
 This module only joins the stages. ``upscale`` is any callable from an RGB array to one ``scale`` times as
-large, for example ``SR().upscale``.
+large, for example ``SR().upscale``. With ``hwaccel`` the reader decodes with NVDEC, and the encoder is NVENC
+where it was named: then pictures are arrays in device memory all the way (`yonos_trt.video.nvcodec`).
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ from numpy.typing import NDArray
 
 from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.prefetch import stream
+from yonos_trt.video.device import DevicePath, device_path
 from yonos_trt.video.encode import make_frame
-from yonos_trt.video.format import EncoderSettings, OutputFormat, output_format
+from yonos_trt.video.format import EncoderSettings, OutputFormat
 from yonos_trt.video.info import VideoInfo, frame_planes
 from yonos_trt.video.mux import MuxReport, container_of, count_frames, mux_video
+from yonos_trt.video.nvcodec import HWACCELS
 from yonos_trt.video.read import Frame, VideoReader
 from yonos_trt.video.segment_encode import SegmentedEncoder
 from yonos_trt.video.segments import Job
@@ -58,8 +61,12 @@ class VideoOptions:
     segment_frames: int = 48  # key frames are at most this far apart, and this much work is lost by a kill
     stabilize: bool = False  # average added detail over two frames along the motion
     max_in_flight: int = 4  # frames in memory between decoder and encoder
+    hwaccel: str = "none"  # "cuda": decode, and encode with *_nvenc, in device memory; "auto": where possible
+    hwaccel_device: int = 0  # number of the GPU
 
     def __post_init__(self) -> None:
+        if self.hwaccel not in HWACCELS:
+            raise ConfigError(f"hwaccel is {self.hwaccel!r}, expected one of {', '.join(HWACCELS)}")
         if self.segment_frames < 1:
             raise ConfigError(f"segment_frames must be at least 1, got {self.segment_frames}")
 
@@ -72,6 +79,7 @@ class VideoReport:
     frames_resumed: int = 0  # of these, frames that an earlier run had finished
     repeated_s: list[float] = field(default_factory=list)  # times at which a neighbour is shown
     mux: MuxReport | None = None  # None: written to a pipe
+    on_device: list[str] = field(default_factory=list)  # stages that ran in device memory: decode, encode
     seconds: dict[str, float] = field(default_factory=dict)  # busy time of the stages, and "wall"
 
 
@@ -105,13 +113,12 @@ def _expected_frames(info: VideoInfo, options: VideoOptions) -> int | None:
 
 
 def _identity(
-    source: str | Path, form: OutputFormat, options: VideoOptions, upscaler_id: str
+    source: Path, form: OutputFormat, options: VideoOptions, path: DevicePath, upscaler_id: str
 ) -> dict[str, Any]:
     """Describe all that the segments' bits depend on."""
-    path = Path(source)
-    stat = path.stat()
+    stat = source.stat()
     return {
-        "input": [path.name, stat.st_size, stat.st_mtime_ns],
+        "input": [source.name, stat.st_size, stat.st_mtime_ns],
         "upscaler": upscaler_id,
         "encoder": [form.vcodec, form.pix_fmt, [list(o) for o in form.options]],
         "size": [form.height_px, form.width_px],
@@ -119,11 +126,18 @@ def _identity(
         "decoding": [options.on_error, options.chroma_siting],
         "segment_frames": options.segment_frames,
         "stabilize": options.stabilize,
+        **({"hwaccel": path.stages} if path.stages else {}),
     }
 
 
 def _upscaled(
-    reader: VideoReader, upscale: Upscale, scale: int, options: VideoOptions, watch: _Stopwatch, skip: int
+    reader: VideoReader,
+    upscale: Upscale,
+    scale: int,
+    options: VideoOptions,
+    path: DevicePath,
+    watch: _Stopwatch,
+    skip: int,
 ) -> Any:
     """Return a stream of upscaled frames; the first ``skip`` come without a picture (or are not wanted)."""
     stabilizer: Stabilizer | None = None
@@ -138,6 +152,7 @@ def _upscaled(
         result = upscale(frame.rgb)
         if stabilizer is not None:
             result = stabilizer(frame.rgb, result)
+        result = path.for_encoder(result)
         watch.seconds["upscale"] += time.perf_counter() - begin
         return replace(frame, rgb=result)
 
@@ -213,10 +228,11 @@ def _to_pipe(
         siting=options.chroma_siting,
     ) as reader:
         raw = replace(options.encoder, vcodec="rawvideo", crf=None, preset=None, options=())
-        form = output_format(raw, reader.info, scale=scale, force=options.force)
+        path = device_path(replace(options, encoder=raw), reader, scale)
+        form, report.on_device = path.form, path.stages
         writer = Y4mWriter(sink, form)
         total = _expected_frames(reader.info, options)
-        with _upscaled(reader, upscale, scale, options, watch, 0) as frames:
+        with _upscaled(reader, upscale, scale, options, path, watch, 0) as frames:
             for frame in frames:
                 begin = time.perf_counter()
                 picture = make_frame(frame.rgb, form, frame.pts)
@@ -240,10 +256,10 @@ def _to_file(
     progress: Progress | None,
 ) -> VideoReport:
     container_of(target)
-    path = Path(source) if isinstance(source, (str, Path)) else None
-    if options.resume and path is None:
+    file = Path(source) if isinstance(source, (str, Path)) else None
+    if options.resume and file is None:
         raise ConfigError("--resume needs an input file; a pipe cannot be read again")
-    if path is not None and target.exists() and path.exists() and target.samefile(path):
+    if file is not None and target.exists() and file.exists() and target.samefile(file):
         raise ConfigError(f"{target} is the input itself; choose another -o")
     finished = target.exists() and not options.overwrite
     if finished and not options.resume:
@@ -258,12 +274,13 @@ def _to_file(
         force=options.force,
         siting=options.chroma_siting,
     ) as reader:
-        form = output_format(options.encoder, reader.info, scale=scale, force=options.force)
+        path = device_path(options, reader, scale)
+        form, report.on_device = path.form, path.stages
         identity: dict[str, Any] = {"input": None, "upscaler": upscaler_id}
-        if path is not None:
-            identity = _identity(path, form, options, upscaler_id)
+        if file is not None:
+            identity = _identity(file, form, options, path, upscaler_id)
             reader.check_copies(container_of(target), **plan)
-        job = Job(target, identity, resume=options.resume, overwrite=options.overwrite or path is None)
+        job = Job(target, identity, resume=options.resume, overwrite=options.overwrite or file is None)
         try:
             if finished:
                 log.info("%s is already complete", target)
@@ -273,8 +290,8 @@ def _to_file(
             report.frames_resumed = job.frames
             done_times = [t for segment in job.segments for t in sorted(r.pts for r in segment.packets)]
             with (
-                SegmentedEncoder(job, form, options.segment_frames) as encoder,
-                _upscaled(reader, upscale, scale, options, watch, len(done_times)) as frames,
+                SegmentedEncoder(job, form, options.segment_frames, path.open_encoder) as encoder,
+                _upscaled(reader, upscale, scale, options, path, watch, len(done_times)) as frames,
             ):
                 for frame in frames:
                     if frame.index < len(done_times):
@@ -300,7 +317,7 @@ def _to_file(
             begin = time.perf_counter()
             report.mux = mux_video(
                 target,
-                path,
+                file,
                 reader.info,
                 form,
                 job.segments,
