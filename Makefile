@@ -1,7 +1,7 @@
 # make demo   upscale a photograph with the shipped model (run-time dependencies only)
 # make test   everything installed, all tests
 # make lint   ruff, mypy --strict, clang-format
-# make bench  tile, stage and pipeline benchmarks; docs/benchmarks.md has the others
+# make bench  tile, stage and pipeline benchmarks, some minutes; FULL=1 runs the whole sweep; docs/benchmarks.md has the others
 # make native build yonos_trt/_native in place, for working from the checkout without installing
 
 PYTHON ?= python3
@@ -39,7 +39,9 @@ lint: $(VENV)/.ready
 	$(VENV)/bin/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp csrc/*.cu)
 
 bench: $(VENV)/.ready
-	$(VENV)/bin/python -m pytest benchmarks/bench_tiles.py benchmarks/bench_stages.py benchmarks/bench_pipeline.py -m "not gpu"
+	mkdir -p runs
+	YONOS_BENCH_FULL=$(FULL) $(VENV)/bin/python -m pytest benchmarks/bench_tiles.py benchmarks/bench_stages.py \
+	    benchmarks/bench_pipeline.py -m "not gpu" --benchmark-json=runs/bench.json
 
 # With its own build tree; NATIVE_PYTHON is the interpreter (with nanobind, cmake and ninja) the module is for.
 NATIVE_PYTHON ?= $(PYTHON)
