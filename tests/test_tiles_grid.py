@@ -586,7 +586,7 @@ def test_cuda_kernels_do_not_spill_and_use_no_atomics() -> None:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     reports = module.compile_report("80")
-    assert len(reports) == 37
+    assert len(reports) == 38
     for report in reports:
         assert report.clean, report
         # the coarse grid has a 64th of the pixels; the adain fix is not the default

@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 import struct
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from yonos_trt.errors import (
 from yonos_trt.manifest import Artifact, EngineManifest, load_manifest, save_manifest
 from yonos_trt.trt.artifacts import pick_engines, read_engine, read_header
 from yonos_trt.trt.backend import TrtBackend
-from yonos_trt.trt.engines import Engine, cache_path
+from yonos_trt.trt.engines import Engine
+from yonos_trt.trt.kernel_cache import KernelCache
 from yonos_trt.trt.module import TensorRT
 
 
@@ -310,7 +312,21 @@ def test_tensors_other_than_the_manifest_says_are_refused(tmp_path: Path) -> Non
 # The kernel cache of TensorRT-RTX
 
 
-def rtx_engine(root: Path, cache: Path) -> tuple[Engine, FakeTensorRT]:
+@pytest.fixture
+def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache directory, not made yet."""
+    monkeypatch.delenv("YONOS_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    return tmp_path / "xdg" / "yonos-trt" / "rtx"
+
+
+def kernel_cache(root: Path, *, version: str = "1.7.1", gpu: str = "NVIDIA RTX/3090") -> KernelCache:
+    """The cache of the encoder in `root`, where engines are written first if there are none."""
+    manifest = write_engines(root, runtime="tensorrt-rtx")
+    return KernelCache(root, manifest.stages.encoder.artifacts[0], version, gpu)
+
+
+def rtx_engine(root: Path, cache: KernelCache) -> tuple[Engine, FakeTensorRT]:
     manifest = write_engines(root, runtime="tensorrt-rtx")
     module = FakeTensorRT(SimulatedDriver(), rtx=True)
     stage = manifest.stages.encoder
@@ -319,42 +335,90 @@ def rtx_engine(root: Path, cache: Path) -> tuple[Engine, FakeTensorRT]:
     return Engine(tensorrt, "encoder", stage, stage.artifacts[0], raw, cache=cache), module
 
 
-def test_the_kernel_cache_is_written_and_read_again(tmp_path: Path) -> None:
-    cache = tmp_path / "cache" / "kernels.cache"
-    engine, module = rtx_engine(tmp_path / "engine", cache)
+def test_the_kernel_cache_lies_beside_its_engine_and_is_read_again(tmp_path: Path, user_cache: Path) -> None:
+    root = tmp_path / "engine"
+    cache = kernel_cache(root)
+    engine, module = rtx_engine(root, cache)
     assert module.caches == []
     engine.save_cache()
-    assert cache.read_bytes() == b"kernels of this run"
-    assert stat.S_IMODE(cache.parent.stat().st_mode) == 0o700
-    assert list(cache.parent.iterdir()) == [cache]
-    _, module = rtx_engine(tmp_path / "engine", cache)
+    path = root / f".{engine.artifact.sha256[:32]}-1.7.1-NVIDIA-RTX-3090.cache"
+    assert path.read_bytes() == b"kernels of this run"
+    assert not list(root.glob("*.part"))
+    assert not user_cache.exists()
+    _, module = rtx_engine(root, cache)
+    assert module.caches == [b"kernels of this run"]
+    load_manifest(root)  # the directory is still valid
+    for other in (kernel_cache(root, version="1.7.2"), kernel_cache(root, gpu="other")):
+        _, module = rtx_engine(root, other)
+        assert module.caches == []
+
+
+def test_beside_a_read_only_engine_the_cache_goes_to_the_users_directory(
+    tmp_path: Path, user_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "engine"
+    cache = kernel_cache(root)
+    make = tempfile.mkstemp
+
+    def refuse(dir: Path, suffix: str) -> tuple[int, str]:  # chmod would not stop root
+        if Path(dir) == root:
+            raise PermissionError(13, "Permission denied", str(dir))
+        return make(dir=dir, suffix=suffix)
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    engine, _ = rtx_engine(root, cache)
+    engine.save_cache()
+    assert list(root.glob(".*.cache")) == []
+    assert [path.read_bytes() for path in user_cache.iterdir()] == [b"kernels of this run"]
+    assert stat.S_IMODE(user_cache.stat().st_mode) == 0o700
+    _, module = rtx_engine(root, cache)
     assert module.caches == [b"kernels of this run"]
 
 
-def test_a_broken_or_unwritable_cache_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cache = tmp_path / "kernels.cache"
-    cache.write_bytes(b"garbage")
-    engine, module = rtx_engine(tmp_path / "engine", cache)
+def test_a_directory_that_everybody_may_write_to_holds_no_kernels(tmp_path: Path, user_cache: Path) -> None:
+    root = tmp_path / "engine"
+    beside = kernel_cache(root).places[0]
+    beside.write_bytes(b"kernels of a stranger")
+    root.chmod(0o777)
+    cache = kernel_cache(root)
+    engine, module = rtx_engine(root, cache)
+    assert module.caches == []
+    engine.save_cache()
+    assert beside.read_bytes() == b"kernels of a stranger"
+    assert len(list(user_cache.iterdir())) == 1
+
+
+def test_kernels_of_another_user_are_not_loaded(
+    tmp_path: Path, user_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = kernel_cache(tmp_path / "engine")
+    beside = cache.places[0]
+    beside.write_bytes(b"kernels of a stranger")
+    if os.getuid():
+        pytest.skip("only root can give a file away")
+    os.chown(beside, 12345, 12345)
+    _, module = rtx_engine(tmp_path / "engine", cache)
+    assert module.caches == []
+    assert "belongs to user 12345" in caplog.text
+
+
+def test_a_broken_or_unwritable_cache_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("YONOS_CACHE_DIR", str(tmp_path / "mine"))
+    cache = kernel_cache(tmp_path / "engine")
+    (place,) = cache.places
+    assert place.parent == tmp_path / "mine" / "rtx"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"garbage")
+    _, module = rtx_engine(tmp_path / "engine", cache)
     assert module.caches == []
     assert "is not used" in caplog.text
-    file = tmp_path / "file"
-    file.write_bytes(b"")
-    engine, _ = rtx_engine(tmp_path / "engine", file / "below" / "kernels.cache")
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("YONOS_CACHE_DIR", str(tmp_path / "file"))
+    engine, _ = rtx_engine(tmp_path / "engine", kernel_cache(tmp_path / "engine"))
     engine.save_cache()
     assert "was not written" in caplog.text
-
-
-def test_the_cache_lies_in_the_users_own_directory_and_names_engine_version_and_gpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    artifact = vouched(tmp_path, fake_plan({}))
-    monkeypatch.delenv("YONOS_CACHE_DIR", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    path = cache_path(artifact, "1.7.1", "NVIDIA RTX/3090")
-    assert path.parent == tmp_path / "xdg" / "yonos-trt" / "rtx"
-    assert path.name == f"{artifact.sha256[:32]}-1.7.1-NVIDIA-RTX-3090.cache"
-    monkeypatch.setenv("YONOS_CACHE_DIR", str(tmp_path / "mine"))
-    assert cache_path(artifact, "1", "g").parent == tmp_path / "mine" / "rtx"
 
 
 # ---------------------------------------------------------------------------------------------------------

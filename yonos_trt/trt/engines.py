@@ -9,8 +9,6 @@ used; the few that one of them lacks are asked for by name.
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,10 +20,11 @@ from yonos_trt.errors import (
     ProfileError,
 )
 from yonos_trt.manifest import Artifact, Stage
+from yonos_trt.trt.kernel_cache import KernelCache
 from yonos_trt.trt.module import TensorRT
 from yonos_trt.trt.refit import refit
 
-__all__ = ["Context", "Engine", "cache_path", "check_dtypes"]
+__all__ = ["Context", "Engine", "check_dtypes"]
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ class Engine:
     raw
         The plan, as `yonos_trt.trt.artifacts.read_engine` returned it.
     cache
-        File of the run-time cache (TensorRT-RTX); None keeps none.
+        Keeps the kernels that TensorRT-RTX compiles; None keeps none.
     weights
         Graph to take the weights from, for an engine that was built without.
 
@@ -67,7 +66,7 @@ class Engine:
         artifact: Artifact,
         raw: bytes,
         *,
-        cache: Path | None = None,
+        cache: KernelCache | None = None,
         weights: Path | None = None,
     ) -> None:
         self.name, self.artifact = name, artifact
@@ -144,28 +143,19 @@ class Engine:
         )
         config.cuda_graph_strategy = module.CudaGraphStrategy.DISABLED
         self._cache = config.create_runtime_cache()
-        if self._cache_file is not None and self._cache_file.is_file():
-            try:
-                if self._cache.deserialize(self._cache_file.read_bytes()) is False:
-                    raise ValueError(self._trt.last_words())
-            except Exception as error:
-                _log.warning("the kernel cache %s is not used: %s", self._cache_file, error)
+        if self._cache_file is not None:
+            self._cache_file.load(self._accept)
         config.set_runtime_cache(self._cache)
         return config
 
+    def _accept(self, raw: bytes) -> None:
+        if self._cache.deserialize(raw) is False:
+            raise ValueError(self._trt.last_words())
+
     def save_cache(self) -> None:
         """Write the kernels that TensorRT-RTX compiled, so that the next start need not; never raises."""
-        if self._config is None or self._cache_file is None:
-            return
-        try:
-            raw = bytes(self._cache.serialize())
-            self._cache_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor, part = tempfile.mkstemp(dir=self._cache_file.parent, suffix=".part")
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(raw)
-            os.replace(part, self._cache_file)
-        except Exception as error:
-            _log.warning("the kernel cache %s was not written: %s", self._cache_file, error)
+        if self._config is not None and self._cache_file is not None:
+            self._cache_file.save(lambda: bytes(self._cache.serialize()))
 
     # --- contexts -----------------------------------------------------------------------------------------
 
@@ -258,17 +248,3 @@ def check_dtypes(engines: Mapping[str, Engine]) -> None:
                 f"{tensor} leaves {engines[first].artifact.file} as {out}, but "
                 f"{engines[second].artifact.file} takes {taken}; build the three together with: yonos-export"
             )
-
-
-def cache_path(artifact: Artifact, version: str, gpu: str) -> Path:
-    """Name the kernel cache of an engine on this GPU, in the user's own cache directory.
-
-    Not beside the engine: what is in there is executable code too, and only what this user's own runs wrote
-    is loaded again. ``YONOS_CACHE_DIR`` or ``XDG_CACHE_HOME`` move it.
-    """
-    base = os.environ.get("YONOS_CACHE_DIR")
-    root = (
-        Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yonos-trt"
-    )
-    device = "".join(c if c.isalnum() else "-" for c in gpu)
-    return root / "rtx" / f"{artifact.sha256[:32]}-{version}-{device}.cache"

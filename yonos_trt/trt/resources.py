@@ -25,7 +25,8 @@ from yonos_trt.memory import CONTEXT_BYTES, SLOTS_PER_LANE, BatchShape, finish_l
 from yonos_trt.tiling import TilePlan
 from yonos_trt.trt.artifacts import pick_engines, read_engine
 from yonos_trt.trt.buffers import PlanBuffers
-from yonos_trt.trt.engines import Context, Engine, cache_path, check_dtypes
+from yonos_trt.trt.engines import Context, Engine, check_dtypes
+from yonos_trt.trt.kernel_cache import KernelCache
 from yonos_trt.trt.lane import LaneNetworks, buffer_dtypes, stage_inputs
 from yonos_trt.trt.module import TensorRT
 from yonos_trt.trt.notes import Source
@@ -122,7 +123,7 @@ class TrtResources:
         engines = {}
         for name, artifact in picked.items():
             raw = read_engine(self._root, artifact)
-            cache = cache_path(artifact, self._trt.version, info.name)
+            cache = KernelCache(self._root, artifact, self._trt.version, info.name)
             stage = getattr(self.manifest.stages, name)
             weights = weights_of(self._root, name, stage, artifact)
             engines[name] = Engine(self._trt, name, stage, artifact, raw, cache=cache, weights=weights)
