@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from types import SimpleNamespace
@@ -20,7 +22,11 @@ from typing import Any, ClassVar
 
 import av
 import numpy as np
+import pytest
 from av.codec.context import CodecContext, Flags
+
+from yonos_trt.cuda.probe import Device, Driver
+from yonos_trt.video import nvcodec
 
 # ---------------------------------------------------------------------------------------------------------
 # CuPy
@@ -66,9 +72,19 @@ def _lifted(function: Any) -> Any:
     return call
 
 
-def make_cupy() -> SimpleNamespace:
-    """Return a stand-in of the module ``cupy``; ``.used`` lists the devices that were made current."""
+def make_cupy(allocate: Callable[[int], int] | None = None) -> SimpleNamespace:
+    """Return a stand-in of the module ``cupy``; ``.used`` lists the devices that were made current.
+
+    ``allocate`` gives the memory of new arrays: bytes -> address.
+    """
     used: list[int] = []
+
+    def empty(shape: tuple[int, ...], dtype: Any = float) -> Array:
+        if allocate is None:
+            return np.full(shape, 77, dtype).view(Array)
+        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        memory = (ctypes.c_ubyte * nbytes).from_address(allocate(nbytes))
+        return np.frombuffer(memory, dtype).reshape(shape).view(Array)
 
     class Device:
         def __init__(self, device: int | None = None) -> None:
@@ -86,9 +102,11 @@ def make_cupy() -> SimpleNamespace:
         return view
 
     def asarray(array: Any) -> Array:
-        if not isinstance(array, Array):
-            raise TypeError("the stand-in does not copy host memory to the device unasked")
-        return array
+        """Look at any array of the device, without a copy."""
+        if isinstance(array, Array):
+            return array
+        owner = SimpleNamespace(__array_interface__=array.__cuda_array_interface__, array=array)
+        return np.asarray(owner).view(Array)
 
     def asnumpy(array: Array) -> np.ndarray:
         assert type(array) is Array
@@ -96,7 +114,7 @@ def make_cupy() -> SimpleNamespace:
 
     return SimpleNamespace(
         ndarray=Array,
-        empty=lambda shape, dtype=float: np.full(shape, 77, dtype).view(Array),
+        empty=empty,
         concatenate=_lifted(np.concatenate),
         rint=_lifted(np.rint),
         clip=_lifted(np.clip),
@@ -342,3 +360,13 @@ def make_nvc(faults: Faults) -> SimpleNamespace:
         cudaVideoCodec=cudaVideoCodec,
         cudaVideoChromaFormat=SimpleNamespace(**{"420": 1}),
     )
+
+
+def install(monkeypatch: pytest.MonkeyPatch, allocate: Callable[[int], int] | None = None) -> Faults:
+    """Put both packages and a machine with two GPUs in place; return the knobs that break them."""
+    faults = Faults()
+    monkeypatch.setitem(sys.modules, "PyNvVideoCodec", make_nvc(faults))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "cupy", make_cupy(allocate))  # type: ignore[arg-type]
+    driver = Driver("13.0", (Device(0, "Stand-in", "9.0", 1 << 34), Device(1, "Other", "9.0", 1 << 34)), "")
+    monkeypatch.setattr(nvcodec, "probe_driver", lambda: driver)
+    return faults

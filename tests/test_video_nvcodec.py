@@ -24,7 +24,7 @@ from click.testing import CliRunner
 
 av = pytest.importorskip("av")
 
-from fake_nvcodec import Array, Faults, make_cupy, make_nvc  # noqa: E402
+from fake_nvcodec import Array, Faults, install, make_cupy  # noqa: E402
 from helpers import make_engine_dir  # noqa: E402
 from video_clips import damage, enlarge, packets, run, shown, write_clip  # noqa: E402
 
@@ -43,13 +43,8 @@ HEVC = EncoderSettings("hevc_nvenc", 0)
 
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
-    """A machine with one GPU and both packages, which work until told otherwise."""
-    faults = Faults()
-    monkeypatch.setitem(sys.modules, "PyNvVideoCodec", make_nvc(faults))  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "cupy", make_cupy())  # type: ignore[arg-type]
-    driver = Driver("13.0", (Device(0, "Stand-in", "9.0", 1 << 34), Device(1, "Other", "9.0", 1 << 34)), "")
-    monkeypatch.setattr(nvcodec_module, "probe_driver", lambda: driver)
-    return faults
+    """A machine with two GPUs and both packages, which work until told otherwise."""
+    return install(monkeypatch)
 
 
 def on_gpu(

@@ -85,7 +85,7 @@ class Nvidia:
         if not hasattr(array, "__cuda_array_interface__"):
             return array
         with self.xp.cuda.Device(self.device):
-            return self.xp.asnumpy(array)
+            return self.xp.asnumpy(self.xp.asarray(array))
 
 
 def _installed(module: str) -> bool:
