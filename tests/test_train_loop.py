@@ -336,3 +336,28 @@ def test_a_pattern_of_alexnets_stride_costs_alike_wherever_it_lies(data_dir):
         moved.append(np.mean([lpips(*shifted(4, rng, y, x)).item() for _ in range(32)]))
     assert max(fixed) / min(fixed) > 1.1
     assert max(moved) / min(moved) < 1.05
+
+
+def test_discriminator_and_decoder_share_one_output_a_step(pictures):
+    from yonos_train.stages import DecoderStage
+
+    torch.manual_seed(0)
+    bundle = new_bundle(BundleConfig("tiny", 2, SMOKE.architecture))
+    config = StageConfig("d", "decoder", 2, steps=1, batch=2, crop_px=64, loss={"gan": 0.5, "disc_width": 4})
+    stage = DecoderStage(config, bundle, weights={})
+    calls = []
+    bundle.decoder.register_forward_hook(lambda *_: calls.append(1))
+    crops = Crops(ImageFolder(pictures, smallest_px=64), CropConfig(64), seed=3)
+    for step, expected in ((0, 1), (1, 2)):
+        for group in stage.groups:
+            loss, _ = stage.loss(group, crops.batch(step, 2), generator(step), step)
+            loss.backward()
+        assert len(calls) == expected
+    assert any(p.grad.abs().sum() > 0 for p in bundle.decoder.parameters())
+    # what the discriminator left of another batch or step is not used
+    stage.loss("discriminator", crops.batch(2, 2), generator(2), 2)
+    stage.loss("decoder", crops.batch(3, 2), generator(3), 2)
+    assert len(calls) == 4
+    stage.loss("discriminator", crops.batch(4, 2), generator(2), 4)
+    stage.loss("decoder", crops.batch(4, 2), generator(3), 5)
+    assert len(calls) == 6

@@ -115,7 +115,7 @@ _PERCEPTUAL = {
     "gradient": 0.3,
     "lpips_alex": 0.25,
     "lpips_vgg": 0.25,
-    "vgg_share": 0.5,
+    "vgg_share": 0.375,
     "gan": 0.1,
     "disc_start": 1000,
 }
@@ -154,9 +154,9 @@ _LITE_STEPS: dict[str, int] = {
     "x2": 2500,
     "x4": 2500,
     "x8": 2000,
-    "decoder-x4": 5000,
-    "decoder-x2": 2500,
-    "decoder-x8": 2000,
+    "decoder-x4": 3500,
+    "decoder-x2": 2000,
+    "decoder-x8": 1500,
 }
 
 _SD: dict[str, Any] = {"batch": 4, "accumulate": 16, "crop_px": 512, "lr": 5e-5, "warmup_steps": 500}

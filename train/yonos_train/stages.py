@@ -109,6 +109,7 @@ class DecoderStage(Conditioned):
         self.vgg_share = float(loss.get("vgg_share", 1.0))
         self.w_gan, self.disc_start = float(loss.get("gan", 0.0)), int(loss.get("disc_start", 0))
         self.shift_px = int(loss.get("shift", 4))
+        self._shared: tuple[object, Tensor] | None = None
         self.groups = {"decoder": {"decoder": self.decoder}}
         if self.w_gan > 0:
             self.discriminator = PatchDiscriminator(width=int(loss.get("disc_width", 32)))
@@ -123,20 +124,29 @@ class DecoderStage(Conditioned):
         noise = torch.randn(z_l.shape, generator=rng).to(z_l)
         return ddim(self.unet, self.schedule, z_l, noise).float(), x_l
 
+    def _output(self, batch: Batch, rng: torch.Generator) -> Tensor:
+        z_0, _ = self.one_step(batch, rng)
+        y: Tensor = self.decoder(z_0).float()
+        return y
+
     def loss(self, group: str, batch: Batch, rng: torch.Generator, step: int) -> tuple[Tensor, Logs]:
         from .losses import gradient_ratio, hinge_discriminator, hinge_generator
 
         x_h = batch.x_h
-        z_0, _ = self.one_step(batch, rng)
         if group == "discriminator":
             if step < self.disc_start:
                 return sum((p.sum() * 0 for p in self.discriminator.parameters()), torch.zeros(())), {}
-            with torch.no_grad():
-                fake = self.decoder(z_0).float()
-            real, fake = shifted(self.shift_px, rng, x_h, fake)
+            y = self._output(batch, rng)
+            self._shared = ((step, batch.seeds), y)
+            real, fake = shifted(self.shift_px, rng, x_h, y.detach())
             d = hinge_discriminator(self.discriminator(real).float(), self.discriminator(fake).float())
             return d, {"disc": d.item()}
-        y = self.decoder(z_0).float()
+        # The discriminator's step, which comes first, made this batch's pictures with the same decoder.
+        shared, self._shared = self._shared, None
+        if shared is not None and shared[0] == (step, batch.seeds):
+            y = shared[1]
+        else:
+            y = self._output(batch, rng)
         l1, grad = (y - x_h).abs().mean(), gradient_l1(y, x_h)
         total = self.w_l1 * l1 + self.w_grad * grad
         logs = {"l1": l1.item(), "gradient": grad.item()}
