@@ -96,7 +96,8 @@ TILES, BATCH = ((256, 256), (512, 512), (1024, 1024)), 8
 
 def build_from_graphs(graphs: Path) -> dict[str, Any]:
     """Build the three engines from ``STAGE.fp16.onnx``; return what each took, memory as the peak so far."""
-    from yonos_export.engine_from_onnx import EngineOptions, build_engine, profile_shapes
+    from yonos_export.engine_from_onnx import build_engine
+    from yonos_export.engine_options import EngineOptions, profile_shapes
     from yonos_export.model_info import ModelInfo
 
     info = ModelInfo("full-size", 4, 4, 8, 999.0, 0.068, 0.998, 256, 512, 1024, 64, 64)

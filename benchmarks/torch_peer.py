@@ -26,7 +26,7 @@ def open_torch(setting: Setting, *, compiled: bool, bf16: bool) -> Upscaler:
     if setting.bundle is None:
         raise NotRun("no checkpoint was named (--bundle)")
     import torch
-    from yonos_export.stages import load_stages
+    from yonos_export.source import load_stages
 
     torch.set_num_threads(setting.threads)
     stages = load_stages(setting.bundle)
@@ -43,24 +43,29 @@ def open_torch(setting: Setting, *, compiled: bool, bf16: bool) -> Upscaler:
 
         return run
 
-    backend = NumpyBackend(
-        setting.manifest,
-        encode=stage("encoder"),
-        step=stage("step"),
-        decode=stage("decoder"),
-        kernels="native",
-        threads=setting.threads,
-    )
+    def opened() -> Upscaler:
+        backend = NumpyBackend(
+            setting.manifest,
+            encode=stage("encoder"),
+            step=stage("step"),
+            decode=stage("decoder"),
+            kernels="native",
+            threads=setting.threads,
+        )
 
-    def upscale(lr: Picture) -> Picture:
-        plan = plan_picture(setting.manifest, *lr.shape[:2], tile_px=setting.tile_px, level=True).tiles
-        return upscale_array(lr, backend, plan=plan, seed=setting.seed, threads=setting.threads)
+        def upscale(lr: Picture) -> Picture:
+            plan = plan_picture(setting.manifest, *lr.shape[:2], tile_px=setting.tile_px, level=True).tiles
+            return upscale_array(lr, backend, plan=plan, seed=setting.seed, threads=setting.threads)
 
-    if compiled:
-        side = setting.manifest.tiles.smallest_px // setting.manifest.model.scale
-        try:
-            upscale(np.zeros((side, side, 3), np.uint8))
-        except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise NotRun(f"torch.compile failed here: {lines[0]}") from error
+        return upscale
+
+    if not compiled:
+        return opened()
+    side = setting.manifest.tiles.smallest_px // setting.manifest.model.scale
+    try:
+        upscale = opened()
+        upscale(np.zeros((side, side, 3), np.uint8))
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise NotRun(f"torch.compile failed here: {lines[0]}") from error
     return upscale

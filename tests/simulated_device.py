@@ -1,6 +1,6 @@
 """A device on the host whose streams run late and in any order that the events allow.
 
-`SimulatedDriver` has the calls of `yonos_trt.cuda.driver.Driver`. Work that is asked for goes into queues;
+`SimulatedDriver` has the calls of `yonos_trt.cuda.device.Driver`. Work that is asked for goes into queues;
 memory changes only when a queue's head is executed, and ``choose`` decides which queue that is: a test hands
 in a random or a hypothesis-drawn choice and so walks through the interleavings.
 

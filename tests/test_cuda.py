@@ -17,7 +17,8 @@ from compiled import standin_libcuda
 from simulated_device import SimulatedDriver
 
 from yonos_trt.cuda.device import Graphs, Memory
-from yonos_trt.cuda.driver import SIGNATURES, CudaDriver, probe
+from yonos_trt.cuda.driver import CudaDriver
+from yonos_trt.cuda.libcuda import SIGNATURES, probe
 from yonos_trt.errors import ClosedError, CudaError, EngineDeviceError, OutOfMemoryError
 
 
@@ -71,7 +72,7 @@ def test_no_driver_is_an_error_that_says_what_to_do() -> None:
 
 def test_probe_does_not_hang_and_loads_nothing_else() -> None:
     code = (
-        "import sys; from yonos_trt.cuda.driver import probe; probe(); "
+        "import sys; from yonos_trt.cuda.libcuda import probe; probe(); "
         "print([m for m in sys.modules if m.split('.')[0] in ('cuda', 'torch', 'tensorrt', 'tensorrt_rtx')])"
     )
     done = subprocess.run(

@@ -22,7 +22,8 @@ pytest.importorskip("filelock")
 import helpers
 import yonos_export.tensorrt_module as machine
 from yonos_export import ExportConfig, export
-from yonos_export.engine_from_onnx import EngineOptions, build_engine, profile_shapes
+from yonos_export.engine_from_onnx import build_engine
+from yonos_export.engine_options import EngineOptions, profile_shapes
 from yonos_export.lock import only_builder
 from yonos_export.model_info import info_from_manifest
 
@@ -216,7 +217,8 @@ def test_cancelled_build_writes_nothing(graphs: Path, tmp_path: Path) -> None:
 # signal handlers, on which the kernel could not always lay the frame of this signal.
 _INTERRUPTED = """
 import json, os, pathlib, signal, sys
-from yonos_export.engine_from_onnx import EngineOptions, build_engine
+from yonos_export.engine_from_onnx import build_engine
+from yonos_export.engine_options import EngineOptions
 
 graph, engine = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 shapes = {name: [tuple(shape) for shape in three] for name, three in json.loads(sys.argv[3]).items()}

@@ -16,8 +16,8 @@ import pytest
 from fake_tensorrt import FakeKernels
 from simulated_device import SimulatedDriver
 
-from yonos_trt.cuda.driver import probe
 from yonos_trt.cuda.launches import Gather, Launch, Noise
+from yonos_trt.cuda.libcuda import probe
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("step_*.py"))
@@ -53,7 +53,7 @@ def test_a_step_that_fails_leaves_its_error_in_the_json(
     step: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = step("steps")
-    monkeypatch.setattr("yonos_trt.cuda.driver.probe", lambda: probe("x").__class__(1, (13, 0), ""))
+    monkeypatch.setattr("yonos_trt.cuda.libcuda.probe", lambda: probe("x").__class__(1, (13, 0), ""))
     monkeypatch.setattr(steps, "machine", lambda: {"gpu": "none"})
     monkeypatch.setattr(sys, "argv", ["step", "--out", str(tmp_path)])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import graphlib
 import json
 import subprocess
 import sys
@@ -56,6 +58,38 @@ def test_public_names_are_the_ones_listed() -> None:
 @pytest.mark.parametrize("name", yonos_trt.__all__)
 def test_every_public_name_resolves(name: str) -> None:
     assert getattr(yonos_trt, name) is not None
+
+
+def imports(root: Path, package: str) -> dict[str, set[str]]:
+    """Module -> modules of the package that it imports anywhere, for type checking too; without packages."""
+    files = {
+        ".".join(path.relative_to(root).with_suffix("").parts): path
+        for path in (root / package).rglob("*.py")
+        if path.name != "__init__.py"  # hands out names lazily, and so imports what imports it
+    }
+    found: dict[str, set[str]] = {}
+    for module, path in files.items():
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                above = module.split(".")[: -node.level] if node.level else []
+                source = ".".join([*above, *([node.module] if node.module else [])])
+                names.add(source)
+                names.update(f"{source}.{alias.name}" for alias in node.names)
+        found[module] = names & files.keys()
+    return found
+
+
+@pytest.mark.parametrize(
+    "package", ["yonos_trt", "export/yonos_export", "train/yonos_train"], ids=lambda p: Path(p).name
+)
+def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
+    root = Path(__file__).resolve().parents[1] / Path(package).parent
+    found = imports(root, Path(package).name)
+    assert sum(map(len, found.values())) > 10
+    graphlib.TopologicalSorter(found).prepare()  # a CycleError names the modules
 
 
 def test_version_is_that_of_the_project_file_and_the_changelog_knows_it() -> None:

@@ -264,7 +264,7 @@ def test_a_module_that_cannot_be_imported_names_the_pip_command(monkeypatch: pyt
 
 def test_a_gpu_is_asked_for_before_tensorrt_is_imported(tmp_path: Path) -> None:
     """Without a driver the answer is about the driver, and no CUDA library has been touched."""
-    from yonos_trt.cuda.driver import probe
+    from yonos_trt.cuda.libcuda import probe
 
     if probe().devices:
         pytest.skip("this machine has a GPU")
@@ -476,7 +476,7 @@ def test_a_real_plan_is_vouched_for_and_a_cut_or_foreign_one_is_not(
 def test_a_real_plan_without_a_driver_is_an_error_of_ours(
     tmp_path: Path, real_plan: tuple[bytes, str]
 ) -> None:
-    from yonos_trt.cuda.driver import probe
+    from yonos_trt.cuda.libcuda import probe
 
     if probe().devices:
         pytest.skip("this machine has a GPU")

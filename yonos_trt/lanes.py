@@ -1,9 +1,9 @@
 """Order the work of several device streams by events; knows nothing about CUDA.
 
 One picture at a time flows through ``lanes`` streams. A lane runs one tile batch after another (gather,
-noise, three networks) and leaves each result in one of its slots, an output buffer of its own. One more
-stream, the canvas stream, adds the slots to the canvas in plan order and hands finished rows to the host;
-one copies pictures in. Three kinds of resource are shared between streams, and five edges keep them safe::
+noise, three networks) and leaves each result in one of its slots, an output buffer of its own. The canvas
+stream adds the slots to the canvas in plan order, finishes rows and hands them to the host; one more copies
+pictures in. Five edges keep safe what these streams share, two more order a caller's stream::
 
     copy    ..upload A........................upload B..........
                   |  "upload->gather"            ^  (B takes A's memory)
@@ -15,9 +15,8 @@ one copies pictures in. Three kinds of resource are shared between streams, and 
                                  |     "finish->upload" (the colour fix reads A)
                                  "blend->decode" (batch 4 takes the slot of batch 0)
 
-Blends, colour fix and downloads lie on one stream, so their order is the order of the calls: the picture is
-the same bit for bit whatever the number of lanes. Nothing here makes the host wait but the end of
-`downloading`.
+Blends, colour fix and downloads lie on one stream, so their order is that of the calls: the picture is the
+same bit for bit whatever the number of lanes. Nothing here makes the host wait but the end of `downloading`.
 """
 
 from __future__ import annotations
@@ -210,8 +209,8 @@ class LaneScheduler:
     def uploading(self, picture: Picture, *, after: int | None = None) -> Iterator[int]:
         """Give the stream on which to fill a picture's memory.
 
-        Waits (on the device) for every batch and every colour fix that reads what the memory held before, and
-        for the work that the caller's stream `after` has been given so far.
+        Waits (on the device) for all that reads what the memory held before, and for the work that the
+        caller's stream `after` has been given so far.
         """
         self._check()
         for index, lane in enumerate(self._lanes):

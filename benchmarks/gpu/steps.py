@@ -64,7 +64,7 @@ def main(
     options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
 ) -> int:
     """Run a step from the command line and write its JSON; returns the exit code."""
-    from yonos_trt.cuda.driver import probe
+    from yonos_trt.cuda.libcuda import probe
 
     parser = argparse.ArgumentParser(description=run.__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON files")

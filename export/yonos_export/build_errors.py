@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from yonos_export.engine_options import EngineOptions
 from yonos_trt.errors import BuildError
-
-if TYPE_CHECKING:
-    from yonos_export.engine_from_onnx import EngineOptions
 
 _MEMORY = re.compile(
     r"out of memory|outofmemory|bad_alloc|cuda_error_out_of_memory|insufficient memory|cudaError 2\b", re.I

@@ -27,7 +27,8 @@ from yonos_trt.manifest import (
 from yonos_trt.schema import StageName
 
 if TYPE_CHECKING:
-    from yonos_export.engine_from_onnx import BuiltEngine, EngineOptions
+    from yonos_export.engine_from_onnx import BuiltEngine
+    from yonos_export.engine_options import EngineOptions
 
 
 @dataclass

@@ -20,87 +20,12 @@ from filelock import FileLock
 
 import yonos_export.tensorrt_module as machine
 from yonos_export.build_errors import explain, from_parser
-from yonos_export.config import ExportConfig, Hardware
-from yonos_export.model_info import ModelInfo
-from yonos_export.tensorrt_module import EngineRuntime, Progress
+from yonos_export.engine_options import EngineOptions
+from yonos_export.tensorrt_module import Progress
 from yonos_trt.errors import BuildError, ConfigError
-from yonos_trt.manifest import STAGE_TENSORS, Profile, ShapeRange
+from yonos_trt.manifest import Profile, ShapeRange
 
 log = logging.getLogger(__name__)
-
-Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
-
-
-# ---------------------------------------------------------------------------------------------------------
-# What to build
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How to build; the fields of `ExportConfig` that concern engines, with the same meaning."""
-
-    runtime: EngineRuntime
-    workspace_mb: int | None = None
-    builder_optimization_level: int | None = None
-    timing_cache: Path | None = None
-    hardware_compatibility: Hardware = "none"
-    version_compatible: bool = False
-    compute_capabilities: tuple[str, ...] = ()
-    refit: bool = False
-    strip_weights: bool = False
-
-
-def options_from_config(config: ExportConfig) -> EngineOptions:
-    """Pick the builder's options out of an export config."""
-    if config.runtime == "onnx":
-        raise ConfigError("runtime is 'onnx', which has no engines; expected 'tensorrt' or 'tensorrt-rtx'")
-    return EngineOptions(
-        runtime=config.runtime,
-        workspace_mb=config.workspace_mb,
-        builder_optimization_level=config.builder_optimization_level,
-        timing_cache=config.timing_cache,
-        hardware_compatibility=config.hardware_compatibility,
-        version_compatible=config.version_compatible,
-        compute_capabilities=config.compute_capabilities,
-        refit=config.refit,
-        strip_weights=config.strip_weights,
-    )
-
-
-def profile_shapes(info: ModelInfo, config: ExportConfig) -> dict[str, Shapes]:
-    """Return stage -> input -> (min, opt, max) shape for the tiles and batches of a config.
-
-    Raises
-    ------
-    ConfigError
-        A tile is not a multiple of what the model takes, or min, opt and max are not in order.
-    """
-    tiles = {
-        "min_shape": config.min_shape or (info.smallest_px,) * 2,
-        "opt_shape": config.opt_shape or (info.default_px,) * 2,
-        "max_shape": config.max_shape or (info.largest_px,) * 2,
-    }
-    for name, tile in tiles.items():
-        if any(side % info.multiple_px or side < info.smallest_px for side in tile):
-            raise ConfigError(
-                f"{name} is {tile[0]}x{tile[1]}; this model takes tile sides that are multiples of "
-                f"{info.multiple_px} px, from {info.smallest_px} px on"
-            )
-    low, best, high = tiles.values()
-    if not all(a <= b <= c for a, b, c in zip(low, best, high, strict=True)):
-        words = " <= ".join(f"{h}x{w}" for h, w in tiles.values())
-        raise ConfigError(f"min_shape <= opt_shape <= max_shape does not hold: {words}")
-    return {
-        stage: {
-            name: (
-                info.shape(stage, name, batch=1, tile_px=low),
-                info.shape(stage, name, batch=config.batch, tile_px=best),
-                info.shape(stage, name, batch=config.batch, tile_px=high),
-            )
-            for name in inputs
-        }
-        for stage, (inputs, _) in STAGE_TENSORS.items()
-    }
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,8 @@ def _engines(
     report: Progress,
 ) -> None:
     """Build and add one engine per stage."""
-    from yonos_export.engine_from_onnx import build_engine, options_from_config, profile_shapes
+    from yonos_export.engine_from_onnx import build_engine
+    from yonos_export.engine_options import options_from_config, profile_shapes
 
     options, shapes = options_from_config(config), profile_shapes(source.info, config)
     kind = {"tensorrt": "trt", "tensorrt-rtx": "rtx"}[options.runtime]
@@ -200,7 +201,7 @@ def _require_packages() -> None:
 
 def _check_engines(config: ExportConfig) -> None:
     """Refuse what cannot be built here before any work is done."""
-    from yonos_export.engine_from_onnx import options_from_config
+    from yonos_export.engine_options import options_from_config
     from yonos_export.tensorrt_module import load_module, require_gpu
 
     options = options_from_config(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import logging
@@ -87,13 +88,41 @@ def open_source(path: Path) -> Source:
             manifest=manifest,
         )
     try:
-        from yonos_export.stages import load_stages
+        importlib.import_module("yonos_export.stages")
     except ImportError as error:
         raise MissingExtraError(
             f"exporting the checkpoint {path}", package=str(error.name), extra="export", reason=str(error)
         ) from error
     stages = load_stages(path)
     return Source(info=stages.info, weights_sha256=stages.weights_sha256, root=path, stages=stages)
+
+
+def load_stages(source: Path) -> StageSet:
+    """Load a checkpoint folder of ``yonos-train`` or a local diffusers folder.
+
+    Raises
+    ------
+    ConfigError
+        `source` is neither, or its files do not fit together.
+    """
+    if (source / "unet").is_dir() and (source / "vae").is_dir():
+        from yonos_export.diffusers_stages import load_diffusers_stages
+
+        return load_diffusers_stages(source)
+    if not (source / "config.json").is_file():
+        raise ConfigError(
+            f"{source} is not something to export: expected a checkpoint folder of yonos-train "
+            "(config.json), a diffusers folder (unet/ and vae/) or an engine directory (manifest.json)"
+        )
+    from yonos_train.model import load_bundle
+
+    from yonos_export.stages import stages_from_bundle
+
+    try:
+        bundle = load_bundle(source)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{source} cannot be loaded as a checkpoint: {error}") from error
+    return stages_from_bundle(bundle)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -102,32 +101,6 @@ class StageSet:
 
 # ---------------------------------------------------------------------------------------------------------
 # Sources
-
-
-def load_stages(source: Path) -> StageSet:
-    """Load a checkpoint folder of ``yonos-train`` or a local diffusers folder.
-
-    Raises
-    ------
-    ConfigError
-        `source` is neither, or its files do not fit together.
-    """
-    if (source / "unet").is_dir() and (source / "vae").is_dir():
-        from yonos_export.diffusers_stages import load_diffusers_stages
-
-        return load_diffusers_stages(source)
-    if not (source / "config.json").is_file():
-        raise ConfigError(
-            f"{source} is not something to export: expected a checkpoint folder of yonos-train "
-            "(config.json), a diffusers folder (unet/ and vae/) or an engine directory (manifest.json)"
-        )
-    from yonos_train.model import load_bundle
-
-    try:
-        bundle = load_bundle(source)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{source} cannot be loaded as a checkpoint: {error}") from error
-    return stages_from_bundle(bundle)
 
 
 def stages_from_bundle(bundle: Bundle) -> StageSet:

@@ -1,11 +1,6 @@
 """The CUDA driver behind some thirty calls, and nothing of it before it is used.
 
-`CudaDriver` implements the protocol `yonos_trt.cuda.device.Driver`. It talks to ``libcuda.so.1``
-by ctypes, on purpose: that library is part of every NVIDIA driver, the entry points below have kept their
-signatures since CUDA 11.4, no further package is needed, and the tests make the same calls into a stand-in
-library whose compiler has seen cuda.h. (``cuda.core.Device()`` hangs on a machine without a driver; `probe`
-answers at once.)
-
+`CudaDriver` implements the protocol `yonos_trt.cuda.device.Driver` by calls into `yonos_trt.cuda.libcuda`.
 Addresses, streams, events and graphs are plain integers. The device's primary context is used, which is the
 one of PyTorch, TensorRT and everything else built on the CUDA run time, so addresses can be exchanged.
 """
@@ -13,18 +8,16 @@ one of PyTorch, TensorRT and everything else built on the CUDA run time, so addr
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from yonos_trt.cuda.device import DeviceInfo
+from yonos_trt.cuda.libcuda import DRIVER_LIBRARY, Copy2D, describe, load, probe
 from yonos_trt.errors import ClosedError, CudaError, EngineDeviceError, OutOfMemoryError
 
-__all__ = ["CudaDriver", "Probe", "probe"]
-
-DRIVER_LIBRARY = "libcuda.so.1"
+__all__ = ["CudaDriver"]
 
 # Values of cuda.h: enumerations CUresult, CUdevice_attribute, CUstream_flags, CUevent_flags,
 # CUstreamCaptureMode, CUmemorytype.
@@ -36,119 +29,8 @@ _NOT_READY = 600
 _CAPTURE_THREAD_LOCAL = 1
 _MEMORY_DEVICE = 2
 
-_int, _uint, _size, _float = ctypes.c_int, ctypes.c_uint, ctypes.c_size_t, ctypes.c_float
-_handle, _address, _u64 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_ulonglong
-_P = ctypes.POINTER
-
-
-class _Copy2D(ctypes.Structure):
-    """CUDA_MEMCPY2D."""
-
-    _fields_ = (
-        ("source_x", _size), ("source_y", _size), ("source_type", _int), ("source_host", _handle),
-        ("source_device", _address), ("source_array", _handle), ("source_pitch", _size),
-        ("to_x", _size), ("to_y", _size), ("to_type", _int), ("to_host", _handle),
-        ("to_device", _address), ("to_array", _handle), ("to_pitch", _size),
-        ("row_bytes", _size), ("rows", _size),
-    )  # fmt: skip
-
-
-# Name of the entry point -> argument types, as declared in cuda.h (its macros lead to these names).
-SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "cuInit": (_uint,),
-    "cuDriverGetVersion": (_P(_int),),
-    "cuGetErrorName": (_int, _P(ctypes.c_char_p)),
-    "cuGetErrorString": (_int, _P(ctypes.c_char_p)),
-    "cuDeviceGetCount": (_P(_int),),
-    "cuDeviceGet": (_P(_int), _int),
-    "cuDeviceGetName": (ctypes.c_char_p, _int, _int),
-    "cuDeviceGetAttribute": (_P(_int), _int, _int),
-    "cuDeviceTotalMem_v2": (_P(_size), _int),
-    "cuDevicePrimaryCtxRetain": (_P(_handle), _int),
-    "cuDevicePrimaryCtxRelease_v2": (_int,),
-    "cuCtxSetCurrent": (_handle,),
-    "cuMemGetInfo_v2": (_P(_size), _P(_size)),
-    "cuMemAlloc_v2": (_P(_address), _size),
-    "cuMemFree_v2": (_address,),
-    "cuMemHostAlloc": (_P(_handle), _size, _uint),
-    "cuMemFreeHost": (_handle,),
-    "cuMemcpyHtoDAsync_v2": (_address, _handle, _size, _handle),
-    "cuMemcpyDtoHAsync_v2": (_handle, _address, _size, _handle),
-    "cuMemcpyDtoDAsync_v2": (_address, _address, _size, _handle),
-    "cuMemcpy2DAsync_v2": (_P(_Copy2D), _handle),
-    "cuMemsetD8Async": (_address, ctypes.c_ubyte, _size, _handle),
-    "cuStreamCreate": (_P(_handle), _uint),
-    "cuStreamDestroy_v2": (_handle,),
-    "cuStreamWaitEvent": (_handle, _handle, _uint),
-    "cuEventCreate": (_P(_handle), _uint),
-    "cuEventDestroy_v2": (_handle,),
-    "cuEventRecord": (_handle, _handle),
-    "cuEventQuery": (_handle,),
-    "cuEventSynchronize": (_handle,),
-    "cuEventElapsedTime": (_P(_float), _handle, _handle),
-    "cuStreamBeginCapture_v2": (_handle, _int),
-    "cuStreamEndCapture": (_handle, _P(_handle)),
-    "cuGraphInstantiateWithFlags": (_P(_handle), _handle, _u64),
-    "cuGraphDestroy": (_handle,),
-    "cuGraphLaunch": (_handle, _handle),
-    "cuGraphExecDestroy": (_handle,),
-}
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Is there a GPU?
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What a look at the driver found."""
-
-    devices: int
-    """Number of GPUs, 0 without a driver."""
-    driver_version: tuple[int, int]
-    """Newest CUDA the driver can run, (0, 0) without one."""
-    reason: str
-    """Why there is no GPU, empty if there is one."""
-
-
-def probe(library: str = DRIVER_LIBRARY) -> Probe:
-    """Look for a driver and a GPU; never raises, never hangs, makes no context."""
-    try:
-        cuda = _load(library)
-    except OSError as error:
-        return Probe(0, (0, 0), f"no NVIDIA driver: {library} cannot be loaded ({error})")
-    except AttributeError as error:
-        return Probe(0, (0, 0), f"the NVIDIA driver is too old: {error}; update it")
-    count, version = _int(), _int()
-    status = cuda.cuInit(0)
-    if status == 0:
-        cuda.cuDriverGetVersion(ctypes.byref(version))
-        status = cuda.cuDeviceGetCount(ctypes.byref(count))
-    if status:
-        return Probe(0, (0, 0), f"the NVIDIA driver answers {_describe(cuda, status)}")
-    found = (version.value // 1000, version.value % 1000 // 10)
-    return Probe(count.value, found, "" if count.value else "the NVIDIA driver sees no GPU")
-
-
-def _load(library: str) -> Any:
-    cuda = ctypes.CDLL(library)
-    for name, arguments in SIGNATURES.items():
-        function = getattr(cuda, name)
-        function.argtypes, function.restype = arguments, _int
-    return cuda
-
-
-def _describe(cuda: Any, status: int) -> str:
-    words = []
-    for function in (cuda.cuGetErrorName, cuda.cuGetErrorString):
-        text = ctypes.c_char_p()
-        if function(status, ctypes.byref(text)) == 0 and text.value:
-            words.append(text.value.decode(errors="replace"))
-    return f"error {status}" + (f" ({': '.join(words)})" if words else "")
-
-
-# ---------------------------------------------------------------------------------------------------------
-# The driver of one GPU
+_int, _size, _float = ctypes.c_int, ctypes.c_size_t, ctypes.c_float
+_handle, _address = ctypes.c_void_p, ctypes.c_uint64
 
 
 class CudaDriver:
@@ -178,7 +60,7 @@ class CudaDriver:
                 f"device {device} does not exist: this machine has {found.devices} GPU(s), "
                 f"numbered from 0; choose another -g / device"
             )
-        self._cuda = _load(library)
+        self._cuda = load(library)
         self._device = self._out(_int, "cuDeviceGet", device)
         name = ctypes.create_string_buffer(256)
         self._call("cuDeviceGetName", name, 256, self._device)
@@ -205,7 +87,7 @@ class CudaDriver:
         status = getattr(self._cuda, name)(*arguments)
         if status:
             raise CudaError(
-                f"{name} answered {_describe(self._cuda, status)} on device {self._device}; if it repeats, "
+                f"{name} answered {describe(self._cuda, status)} on device {self._device}; if it repeats, "
                 "see the kernel log for Xid errors and restart the process"
             )
 
@@ -249,7 +131,7 @@ class CudaDriver:
                 f"{self._info.name} is out of memory", asked_bytes=nbytes, free_bytes=self.memory()[0]
             )
         if status:
-            raise CudaError(f"cuMemAlloc of {nbytes} bytes answered {_describe(self._cuda, status)}")
+            raise CudaError(f"cuMemAlloc of {nbytes} bytes answered {describe(self._cuda, status)}")
         return int(address.value)
 
     def free(self, address: int) -> None:
@@ -265,7 +147,7 @@ class CudaDriver:
                 "page-locked host memory ran out", asked_bytes=nbytes, hint="raise ulimit -l or free memory"
             )
         if status or not address.value:
-            raise CudaError(f"cuMemHostAlloc of {nbytes} bytes answered {_describe(self._cuda, status)}")
+            raise CudaError(f"cuMemHostAlloc of {nbytes} bytes answered {describe(self._cuda, status)}")
         return address.value
 
     def free_pinned(self, address: int) -> None:
@@ -292,7 +174,7 @@ class CudaDriver:
         self, to: int, to_pitch: int, source: int, source_pitch: int, row_bytes: int, rows: int, stream: int
     ) -> None:
         """See `Driver`."""
-        copy = _Copy2D(
+        copy = Copy2D(
             source_type=_MEMORY_DEVICE,
             source_device=source,
             source_pitch=source_pitch,
@@ -339,7 +221,7 @@ class CudaDriver:
         """See `Driver`."""
         status = self._cuda.cuEventQuery(event)
         if status not in (0, _NOT_READY):
-            raise CudaError(f"earlier device work failed: {_describe(self._cuda, status)}")
+            raise CudaError(f"earlier device work failed: {describe(self._cuda, status)}")
         return bool(status == 0)
 
     def event_synchronize(self, event: int) -> None:

@@ -83,9 +83,7 @@ class Launch:
         for field in fields(described):
             value = getattr(self, field.name)
             if field.type == "DevicePicture":
-                values += (
-                    value.address, _KINDS[value.dtype], value.height, value.width, value.pitch_bytes,
-                )  # fmt: skip
+                values += (value.address, _KINDS[value.dtype], value.height, value.width, value.pitch_bytes)
             elif field.type == "Dtype":
                 values.append(_KINDS[value])
             else:

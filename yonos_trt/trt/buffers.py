@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yonos_trt.backend import TileBatch, batches
 from yonos_trt.color_cells import HALO_ROWS_PX, cell_taps
 from yonos_trt.cuda.device import Driver, Memory
 from yonos_trt.cuda.kernels import TileKernels
@@ -16,6 +15,7 @@ from yonos_trt.errors import OutOfMemoryError
 from yonos_trt.lanes import LaneScheduler, Picture, Slot
 from yonos_trt.manifest import EngineManifest
 from yonos_trt.memory import BatchShape, Layout, finish_layout, layout
+from yonos_trt.tile_batches import TileBatch, batches
 from yonos_trt.tiling import TilePlan
 from yonos_trt.trt.lane import LaneNetworks
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from yonos_trt.backend import batches
 from yonos_trt.cuda.arrays import DeviceArray, stream_handle
 from yonos_trt.cuda.device import Driver
 from yonos_trt.errors import ConfigError, InputError
+from yonos_trt.tile_batches import batches
 from yonos_trt.tiling import TilePlan, rows_final_after_band
 from yonos_trt.trt.backend import TrtBackend
 

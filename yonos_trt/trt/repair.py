@@ -8,7 +8,6 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from yonos_trt.backend import TileBatch
 from yonos_trt.cuda.device import Driver
 from yonos_trt.cuda.kernels import TileKernels
 from yonos_trt.cuda.launches import DevicePicture
@@ -16,6 +15,7 @@ from yonos_trt.errors import NumericError
 from yonos_trt.lanes import LaneScheduler, Picture
 from yonos_trt.manifest import EngineManifest
 from yonos_trt.memory import BatchShape, layout, tensor_shapes
+from yonos_trt.tile_batches import TileBatch
 from yonos_trt.trt.buffers import PlanBuffers, batch_index
 from yonos_trt.trt.engines import Engine
 from yonos_trt.trt.lane import LaneNetworks
