@@ -13,6 +13,7 @@ A peer opens into a function ``(h, w, 3) uint8 -> (s h, s w, 3) uint8``. What ca
 | `bare-loop-quiet` | the same with threads that sleep when they have nothing to do, as ours do |
 | `naive-loop` | the same graphs the way one-step SR repositories do it: the whole picture enlarged first, one fixed-size tile after the other, weights added up in a second buffer |
 | `ort-openvino` | the bare loop on the OpenVINO plugin execution provider of ONNX Runtime; speed only |
+| `ort-cuda`, `ort-tensorrt` | the bare loop on ONNX Runtime's CUDA and TensorRT providers; speed only |
 | `torch-eager`, `torch-compile`, `torch-compile-bf16` | the checkpoint's torch modules in our data path |
 | `realesrgan-x4plus`, `realesr-animevideov3` | Real-ESRGAN through ncnn on the CPU |
 """  # noqa: E501
@@ -102,6 +103,8 @@ PEERS: dict[str, Callable[[Setting], Upscaler]] = {
     "bare-loop-quiet": _loop("quiet"),
     "naive-loop": _loop("naive"),
     "ort-openvino": _loop("openvino-plugin"),
+    "ort-cuda": _loop("cuda"),
+    "ort-tensorrt": _loop("tensorrt"),
     "torch-eager": _torch(),
     "torch-compile": _torch(compiled=True),
     "torch-compile-bf16": _torch(compiled=True, bf16=True),
@@ -109,7 +112,7 @@ PEERS: dict[str, Callable[[Setting], Upscaler]] = {
     "realesr-animevideov3": _ncnn("realesr-animevideov3"),
 }
 
-SPEED_ONLY = frozenset({"bare-loop", "bare-loop-quiet", "ort-openvino"})
+SPEED_ONLY = frozenset({"bare-loop", "bare-loop-quiet", "ort-openvino", "ort-cuda", "ort-tensorrt"})
 
 
 def open_peer(name: str, setting: Setting) -> Upscaler:

@@ -26,33 +26,46 @@ __all__ = ["open_loop"]
 Array = NDArray[np.float32]
 Networks = Callable[[Array, Array], Array]
 
+_PROVIDERS = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 _PLUGIN = "yonos-openvino"  # the name the plugin is registered under, once per process
 
 
 def open_loop(kind: str, setting: Setting) -> Upscaler:
-    """Open "bare", "quiet", "naive" or "openvino-plugin"."""
-    networks = _networks(setting, plugin=kind == "openvino-plugin", spin=kind != "quiet")
+    """Open "bare", "quiet", "naive", "openvino-plugin", "cuda" or "tensorrt".
+
+    Raises
+    ------
+    NotRun
+        The installed ONNX Runtime lacks the provider.
+    """
+    networks = _networks(setting, kind)
     return (_Naive if kind == "naive" else _Bare)(setting, networks)
 
 
-def _networks(setting: Setting, *, plugin: bool, spin: bool) -> Networks:
+def _networks(setting: Setting, kind: str) -> Networks:
     import onnxruntime as ort
 
+    provider = _PROVIDERS.get(kind, "CPUExecutionProvider")
+    if provider not in ort.get_available_providers():
+        raise NotRun(f"this ONNX Runtime has no {provider} (the package onnxruntime-gpu has it)")
     sessions = {}
     for name, artifact in pick_onnx(setting.manifest, setting.engine_dir).items():
         options = ort.SessionOptions()
         options.intra_op_num_threads = setting.threads
         options.log_severity_level = 3
-        if not spin:
+        if kind == "quiet":
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if plugin:
+        if kind == "openvino-plugin":
             device = _openvino_device(ort)
             options.add_provider_for_devices([device], {"num_of_threads": str(setting.threads)})
             sessions[name] = ort.InferenceSession(setting.engine_dir / artifact.file, options)
         else:
             sessions[name] = ort.InferenceSession(
-                setting.engine_dir / artifact.file, options, providers=["CPUExecutionProvider"]
+                setting.engine_dir / artifact.file, options, providers=[provider]
             )
+            # a provider that cannot be loaded is replaced by the CPU without an error
+            if (used := sessions[name].get_providers()[0]) != provider:
+                raise NotRun(f"ONNX Runtime cannot load {provider} here and took {used}")
 
     def run(tiles: Array, noise: Array) -> Array:
         z_l = sessions["encoder"].run(None, {"image": tiles})[0]

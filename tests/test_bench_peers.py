@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from benchmarks.flops import gflop_per_mpx, ncnn_gflop_per_mpx
 from benchmarks.peer_types import NotRun, Setting
 from benchmarks.peers import PEERS, open_peer, open_peers
 from benchmarks.tile_loops import open_loop
+from yonos_trt.bench.peaks import Peaks
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,8 @@ def test_every_peer_opens_or_gives_a_reason_without_this_machines_folders(settin
     assert {"bicubic", "onnx", "bare-loop", "naive-loop"} <= set(opened)
     assert missing["tensorrt"]
     assert "--bundle" in missing["torch-eager"]
+    assert "CUDAExecutionProvider" in missing["ort-cuda"]
+    assert "TensorrtExecutionProvider" in missing["ort-tensorrt"]
     assert not [reason for reason in missing.values() if str(setting.engine_dir) in reason]
 
 
@@ -105,6 +109,47 @@ def test_torch_peer_makes_the_same_picture(exported: Setting) -> None:
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, inside its compiler
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_torch_makes_the_same_picture(exported: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.config as inductor
+
+    monkeypatch.setattr(inductor, "compile_threads", 1)  # no pool of processes that all import torch
+    side = exported.manifest.tiles.smallest_px // 4
+    lr = picture(side, side)  # one tile of the shape that is compiled on opening
+    eager, compiled = (open_peer(name, exported)(lr) for name in ("torch-eager", "torch-compile"))
+    assert np.abs(eager.astype(int) - compiled.astype(int)).max() <= 1
+
+
+def test_torch_that_cannot_compile_is_a_reason(exported: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no C++ compiler found\nand more lines")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    with pytest.raises(NotRun, match=r"torch.compile failed here: no C\+\+ compiler found$"):
+        open_peer("torch-compile", exported)
+
+
+def test_a_provider_that_falls_back_to_the_cpu_is_not_run(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime as ort
+
+    given = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: given)
+    session = ort.InferenceSession
+
+    def without(path: Any, options: Any, providers: list[str]) -> Any:
+        return session(path, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort, "InferenceSession", without)
+    with pytest.raises(NotRun, match="took CPUExecutionProvider"):
+        open_peer("ort-cuda", setting)
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Real-ESRGAN through ncnn
 
@@ -164,6 +209,13 @@ def test_missing_weights_leave_no_arithmetic(setting: Setting, monkeypatch: pyte
 # The two commands
 
 
+@pytest.fixture
+def quick_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure nothing; that takes a quarter of a minute, and tests/test_bench.py does it."""
+    monkeypatch.setattr("benchmarks.machine._peaks", lambda: Peaks(10.0, ()))
+
+
+@pytest.mark.usefixtures("quick_peaks")
 def test_speed_reports_times_ratios_and_what_was_not_run(setting: Setting, tmp_path: Path) -> None:
     target = tmp_path / "speed.json"
     arguments = [
