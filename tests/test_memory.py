@@ -110,7 +110,7 @@ def make_sr(engine_dir: Path, driver: SimulatedDriver, monkeypatch: pytest.Monke
         )
 
     monkeypatch.setattr(session, "open_backend", open_fake)
-    return SR(engine_dir, runtime="tensorrt", color_fix="none", **options)
+    return SR(engine_dir, runtime="tensorrt", **{"color_fix": "none", **options})
 
 
 def test_out_of_memory_halves_the_batch_then_the_tile_and_goes_on(
@@ -173,6 +173,20 @@ def test_the_limit_is_kept_by_what_the_engines_say_and_lanes_go_before_the_tile(
         # Exactly as predicted, although more lanes are open: the others hold nothing.
         assert driver.peak_bytes == planned.peak_bytes - CONTEXT_BYTES - weights
     assert np.array_equal(got, reference(image, plan_for(image)))
+
+
+@pytest.mark.parametrize("fix", ["none", "wavelet", "adain"])
+def test_the_plan_of_an_sr_counts_its_colour_fix(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch, fix: str
+) -> None:
+    image = picture(40, 60)
+    driver = SimulatedDriver()
+    with make_sr(engine_dir, driver, monkeypatch, color_fix=fix) as sr:
+        planned = sr.plan(40, 60)
+        got = sr.upscale(image)
+    weights = sum(f.stat().st_size for f in engine_dir.glob("*.engine"))
+    assert driver.peak_bytes == planned.peak_bytes - CONTEXT_BYTES - weights
+    assert np.array_equal(got, reference(image, planned.tiles, color_fix=fix))
 
 
 def test_a_limit_that_nothing_fits_says_what_would(engine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

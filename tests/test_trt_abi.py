@@ -20,6 +20,7 @@ from test_cuda import load_standin
 from test_trt import picture, plan_for, reference, upscale
 
 from yonos_trt import pipeline
+from yonos_trt.color import MODES
 from yonos_trt.cuda.driver import CudaDriver
 from yonos_trt.cuda.kernels import CudaKernels
 from yonos_trt.cuda.launches import SIGNATURES, DevicePicture, Finish, Gather
@@ -166,10 +167,12 @@ def test_copying_networks_through_the_driver_give_the_numpy_backends_bits(
         backend = copy_backend(
             tmp_path, CudaDriver(library=standin.path), CudaKernels(kernels), lanes=lanes, graphs=False
         )
-        got = upscale(backend, image, plan, seed=3)
+        for fix in MODES:
+            got = upscale(backend, image, plan, seed=3, color_fix=fix)
+            twin = numpy_backend(manifest)
+            expected = pipeline.upscale_array(image, twin, plan=plan, seed=3, color_fix=fix)
+            assert np.array_equal(got, expected), fix
         backend.close()
-        expected = pipeline.upscale_array(image, numpy_backend(manifest), plan=plan, seed=3, color_fix="none")
-        assert np.array_equal(got, expected)
 
 
 @pytest.mark.gpu
@@ -179,8 +182,10 @@ def test_on_a_gpu_lanes_and_graphs_change_no_bit(tmp_path: Path, lanes: int, gra
     manifest = write_engines(tmp_path, capability=())
     image = picture(120, 333)
     plan = plan_for(image, tile_px=128, batch=2)
-    expected = pipeline.upscale_array(image, numpy_backend(manifest), plan=plan, seed=3, color_fix="none")
     backend = copy_backend(tmp_path, CudaDriver(), CudaKernels(), lanes=lanes, graphs=graphs)
-    for _ in range(4):
-        assert np.array_equal(upscale(backend, image, plan, seed=3), expected)
+    for fix in MODES:
+        options: dict[str, Any] = {"plan": plan, "seed": 3, "color_fix": fix}
+        expected = pipeline.upscale_array(image, numpy_backend(manifest), **options)
+        for _ in range(4):
+            assert np.array_equal(pipeline.upscale_array(image, backend, **options), expected), fix
     backend.close()

@@ -45,7 +45,8 @@ class Backend(Protocol):
 
     `gather` to `decode` are called from `lanes` threads at once, one thread per lane number; `upload`,
     `canvas`, `blend` and `download` from one thread only. A backend checks its own device tensors for NaN
-    and infinity; NumPy arrays are checked by the pipeline.
+    and infinity; NumPy arrays are checked by the pipeline. A backend that fixes colours and rounds by itself
+    has one method more, ``finish``, which takes the place of `download`: see `yonos_trt.finish`.
     """
 
     lanes: int

@@ -58,7 +58,8 @@ def upscale(
     threads
         Threads of the colour fix and the final rounding.
     timings
-        Adds up the seconds spent in every stage, over all lanes.
+        Adds up the seconds spent in every stage, over all lanes. A back end that fixes colours itself does so
+        in "download".
     on_tiles
         Called with (tiles done, tiles in all) after every blend, on the caller's thread.
     cancel
