@@ -198,11 +198,20 @@ class DecodedFrame:
         return self._surface
 
 
+START_CODES = (b"\0\0\0\1", b"\0\0\1")
+AV1_BEGINS = (b"\x0a",)  # an OBU of type 1, the sequence header, with its size
+
+
 class PyNvDecoder:
-    RAW: ClassVar = {cudaVideoCodec.H264: "h264", cudaVideoCodec.HEVC: "hevc"}
+    RAW: ClassVar = {
+        cudaVideoCodec.H264: "h264",
+        cudaVideoCodec.HEVC: "hevc",
+        cudaVideoCodec.AV1: "libdav1d",
+    }
 
     def __init__(self, codec: cudaVideoCodec, faults: Faults) -> None:
         self._context = CodecContext.create(self.RAW[codec], "r")
+        self._begins = AV1_BEGINS if codec is cudaVideoCodec.AV1 else START_CODES
         self._faults = faults
         self._calls = 0
         self._given: list[np.ndarray] = []
@@ -215,7 +224,10 @@ class PyNvDecoder:
         self._calls += 1
         if packet.bsl:
             data = ctypes.string_at(packet.bsl_data, packet.bsl)
-            assert data.startswith((b"\0\0\0\1", b"\0\0\1")), "NVDEC reads start codes"
+            if self._begins is not None:
+                assert data.startswith(self._begins), data[:8]
+            if self._begins is AV1_BEGINS:
+                self._begins = None  # only the first packet has to say what follows
             item = av.Packet(data)
             item.pts = item.dts = packet.pts
             frames = self._context.decode(item)
@@ -240,7 +252,7 @@ class PyNvDecoder:
 
 
 class PyNvEncoder:
-    ENCODERS: ClassVar = {"h264": "libx264", "hevc": "libx265"}
+    ENCODERS: ClassVar = {"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1"}
     FORMATS: ClassVar = {"NV12": ("nv12", "|u1", "yuv420p"), "P010": ("p010le", "|u2", "yuv420p10le")}
     KNOWN: ClassVar = {
         *(
@@ -280,6 +292,9 @@ class PyNvEncoder:
         if name == "libx265":
             lossless = ":lossless=1" if qp == "0" else f":qp={qp}"
             options = {"preset": "ultrafast", "x265-params": f"log-level=none:bframes=2{lossless}"}
+        if name == "libsvtav1":
+            assert self._options["use_ivf_container"] == "0", "packets would begin with IVF headers"
+            options = {"preset": "10", "qp": str(max(1, int(qp) // 4)), "svtav1-params": "enable-overlays=0"}
         context.options = options
         context.open()
         return context

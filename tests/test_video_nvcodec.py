@@ -98,6 +98,31 @@ def test_frames_times_tags_and_sound_come_through_the_device(
         assert after.info.codec == ("hevc" if "hevc" in clip else "h264")
 
 
+def test_av1_comes_through_the_device(tmp_path: Path, faults: Faults) -> None:
+    """Its header stands apart from the packets in the file, and its quantisers go to 255."""
+    source = write_clip(
+        tmp_path / "in.mp4",
+        frames=9,
+        size=(64, 96),
+        codec="libsvtav1",
+        pix_fmt="yuv420p10le",
+        tags=(1, 9, 16, 9),
+        options={"preset": "10", "crf": "20"},
+    )
+    on_gpu(source, tmp_path / "decoded.mkv", LOSSLESS)
+    on_gpu(source, tmp_path / "host.mkv", LOSSLESS, hwaccel="none")
+    assert shown(tmp_path / "decoded.mkv") == shown(tmp_path / "host.mkv")
+    on_gpu(source, tmp_path / "out.mp4", EncoderSettings("av1_nvenc", 2), segment_frames=4)
+    assert faults.opened[0]["constqp"] == "10"
+    assert times(tmp_path / "out.mp4") == times(source)
+    with VideoReader(tmp_path / "out.mp4") as after, VideoReader(tmp_path / "host.mkv") as host:
+        assert after.info.tags == host.info.tags
+        for one, other in zip(after.frames(), host.frames(), strict=True):
+            assert one.rgb is not None
+            assert other.rgb is not None
+            assert np.abs(one.rgb.astype(float) - other.rgb).mean() / 65535 < 0.02
+
+
 @pytest.mark.parametrize("siting", ["left", "center", "topleft"])
 def test_chroma_siting_is_that_of_the_host_and_is_written(
     tmp_path: Path, faults: Faults, siting: str
@@ -261,7 +286,7 @@ def test_auto_uses_the_device_where_it_can(tmp_path: Path, faults: Faults) -> No
 
 def test_a_gpu_without_10_bit_says_so(tmp_path: Path, faults: Faults) -> None:
     faults.encoder_caps = {"support_10bit_encode": 0}
-    source = write_clip(tmp_path / "in.mkv", frames=2, codec="libx265", pix_fmt="yuv420p10le")
+    source = write_clip(tmp_path / "in.mkv", frames=8, codec="libx265", pix_fmt="yuv420p10le")
     with pytest.raises(ConfigError, match="NVENC of GPU 0 has no 10-bit hevc"):
         on_gpu(source, tmp_path / "out.mkv", HEVC)
 
@@ -271,7 +296,7 @@ def test_mastering_data_is_not_dropped_silently(tmp_path: Path, faults: Faults) 
     params = f"log-level=none:master-display={master}:max-cll=1000,400:hdr10=1"
     source = write_clip(
         tmp_path / "in.mkv",
-        frames=2,
+        frames=8,
         codec="libx265",
         pix_fmt="yuv420p10le",
         tags=(1, 9, 16, 9),
@@ -279,7 +304,7 @@ def test_mastering_data_is_not_dropped_silently(tmp_path: Path, faults: Faults) 
     )
     with pytest.raises(ConfigError, match="mastering metadata"):
         on_gpu(source, tmp_path / "out.mkv", HEVC)
-    assert on_gpu(source, tmp_path / "out.mkv", HEVC, force=True).frames == 2
+    assert on_gpu(source, tmp_path / "out.mkv", HEVC, force=True).frames == 8
 
 
 def test_a_pipe_cannot_be_decoded_on_the_device(tmp_path: Path, faults: Faults) -> None:

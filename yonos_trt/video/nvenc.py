@@ -94,6 +94,7 @@ def tagging(form: OutputFormat) -> Any:
             "transfer_characteristics": tags.transfer,
             "matrix_coefficients": tags.matrix,
             "color_range": "pc" if tags.color_range == FULL else "tv",
+            "td": "insert",  # what FFmpeg splits a bare stream by; its muxers leave it out again
         }
         if form.coding.siting != "center":
             values["chroma_sample_position"] = {"left": "vertical", "topleft": "colocated"}[
