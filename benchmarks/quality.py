@@ -26,9 +26,9 @@ from yonos_train.metrics import HIGHER_IS_BETTER, PAIR_METRICS, MetricError, Met
 from benchmarks.alternate import estimate
 from benchmarks.flops import gflop_per_mpx
 from benchmarks.machine import command_line, describe_model, header
+from benchmarks.models import engines_or_shipped
 from benchmarks.peer_types import Setting, Upscaler
 from benchmarks.peers import SPEED_ONLY, open_peers
-from benchmarks.speed import engine_or_shipped
 from yonos_trt.bench.machine import usable_cores
 
 __all__ = ["measure", "pairs_of", "part_of"]
@@ -123,7 +123,7 @@ def part_of(report: Report, *, model: str, degradation: str) -> dict[str, Any]:
     "engine_dirs",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="May be repeated; default: the shipped x4 model.",
+    help="May be repeated; default: every shipped model.",
 )
 @click.option("--scale", "scales", multiple=True, type=int, help="Shipped models; may be repeated.")
 @click.option("--peers", default=",".join(_PEERS), show_default=True, help="Comma-separated.")
@@ -152,7 +152,7 @@ def main(
     """Measure upscalers on the pictures of FOLDER."""
     logging.basicConfig(level=logging.WARNING)
     named = dict(pair.split("=", 1) for pair in weights if "=" in pair)
-    engines = [*engine_dirs, *(engine_or_shipped(None, s) for s in scales)] or [engine_or_shipped(None, 4)]
+    engines = engines_or_shipped(engine_dirs, scales)
     try:
         metrics = Metrics(_metrics(named), weights=named)
         parts, text = [], []

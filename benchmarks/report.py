@@ -2,7 +2,7 @@
 
 ::
 
-    python -m benchmarks.report RESULTS.json... --photo examples/chelsea.png -o report.html
+    python -m benchmarks.report RESULTS.json... -o report.html
 
 The file needs no network and no server; its content security policy forbids both. Documents come from
 ``yonos bench --json``, `benchmarks.speed`, `benchmarks.quality` and `benchmarks.results`.
@@ -20,9 +20,10 @@ from typing import Any
 import click
 
 from benchmarks import report_plots, report_tables
+from benchmarks.models import engine_or_shipped
+from benchmarks.photos import Photo, sample_photos
 from benchmarks.report_pictures import Pair, make_pair
 from benchmarks.report_tables import OURS
-from benchmarks.speed import engine_or_shipped
 
 __all__ = ["build", "flat_parts"]
 
@@ -159,12 +160,16 @@ def _sliders(pairs: Sequence[Pair]) -> str:
             '<span class="line"></span><span class="knob" aria-hidden="true">&#8596;</span>'
             f'<input type="range" min="0" max="100" value="50" data-before="{before}" '
             f'aria-label="{name}: how much of the width shows {before}"></div>'
-            f"<figcaption><b>{name}</b>: {escape(pair.caption)}</figcaption></figure>"
+            f"<figcaption><b>{name}</b>: {escape(pair.caption)}{_credit(pair)}</figcaption></figure>"
         )
     return (
         "<h2>Before and after</h2><p>At 100 %. Drag, or use the arrow keys.</p>"
         f'<div class="pairs">{"".join(figures)}</div>'
     )
+
+
+def _credit(pair: Pair) -> str:
+    return f' <span class="credit">{escape(pair.credit)}.</span>' if pair.credit else ""
 
 
 def _quality(parts: Sequence[Mapping[str, Any]]) -> str:
@@ -199,10 +204,13 @@ def _speed(parts: Sequence[Mapping[str, Any]]) -> str:
             + report_tables.speed_table(part)
         )
     wall = [part for part in parts if part["clock"] == "wall"] or parts
-    if len({tuple(part["size_lr_px"]) for part in wall}) > 1:
-        found.append(
-            f'<h3>Time against size</h3><div class="card" tabindex="0">{report_plots.scaling(wall)}</div>'
-        )
+    for name in dict.fromkeys(part["model"]["name"] for part in wall):
+        own = [part for part in wall if part["model"]["name"] == name]
+        if len({tuple(part["size_lr_px"]) for part in own}) > 1:
+            found.append(
+                f"<h3>{escape(name)}, time against size</h3>"
+                f'<div class="card" tabindex="0">{report_plots.scaling(own)}</div>'
+            )
     return "".join(found)
 
 
@@ -210,7 +218,7 @@ def _stages(parts: Sequence[Mapping[str, Any]]) -> str:
     found = []
     for part in parts:
         if any(entry["stages"] for entry in part["entries"]):
-            found.append(f'<div class="card" tabindex="0">{report_plots.stage_bars(part["entries"])}</div>')
+            found.append(f'<div class="card" tabindex="0">{report_plots.stage_bars(part)}</div>')
         found.append(report_tables.stage_tables(part))
     return "<h2>Where the time goes</h2>" + "".join(found) if found else ""
 
@@ -244,10 +252,11 @@ def _origin(parts: Sequence[Mapping[str, Any]]) -> str:
     "photos",
     multiple=True,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Photograph for a slider; may be repeated.",
+    help="Photograph for a slider; may be repeated.  [default: some that scikit-image brings]",
 )
+@click.option("--engine", "engine_dir", type=click.Path(path_type=Path), help="Model of the sliders.")
 @click.option(
-    "--engine", "engine_dir", type=click.Path(path_type=Path), help="Default: the shipped x4 model."
+    "--scale", "scales", multiple=True, type=int, help="Shipped models of the sliders.  [default: 4]"
 )
 @click.option(
     "--reduce/--as-is",
@@ -260,18 +269,22 @@ def main(
     results: Sequence[Path],
     photos: Sequence[Path],
     engine_dir: Path | None,
+    scales: Sequence[int],
     reduce: bool,
     title: str,
     out: Path,
 ) -> None:
     """Write a report from RESULTS."""
     parts = [p for path in results for p in flat_parts(json.loads(path.read_text(encoding="utf-8")))]
+    shown = [Photo(path, path.stem) for path in photos] or sample_photos()
+    if not shown:
+        click.echo("no sliders: scikit-image is not installed and no --photo was named", err=True)
     pairs = []
-    if photos:
+    for scale in (scales or (4,)) if shown else ():
         from yonos_trt.sr import SR
 
-        with SR(engine_or_shipped(engine_dir, 4)) as sr:
-            pairs = [make_pair(photo, sr, reduce=reduce) for photo in photos]
+        with SR(engine_or_shipped(engine_dir, scale)) as sr:
+            pairs += [make_pair(photo, sr, reduce=reduce) for photo in shown]
     try:
         page = build(parts, pairs, title=title)
     except ValueError as error:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import io
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from benchmarks.photos import Photo
 from yonos_trt.sr import SR
 
 __all__ = ["Pair", "make_pair"]
@@ -25,8 +25,8 @@ class Pair:
 
     Attributes
     ----------
-    name, caption : str
-        Title and the sentence below.
+    name, caption, credit : str
+        Title, the sentence below, and whose photograph it is.
     before, after : str
         What the two sides are.
     before_uri, after_uri : str
@@ -37,6 +37,7 @@ class Pair:
 
     name: str
     caption: str
+    credit: str
     before: str
     after: str
     before_uri: str
@@ -45,7 +46,9 @@ class Pair:
     width_px: int
 
 
-def make_pair(photo: Path, sr: SR, *, reduce: bool = True, largest_px: tuple[int, int] = _LARGEST_PX) -> Pair:
+def make_pair(
+    photo: Photo, sr: SR, *, reduce: bool = True, largest_px: tuple[int, int] = _LARGEST_PX
+) -> Pair:
     """Enlarge the middle of a photograph by bicubic and by the model.
 
     With `reduce` the photograph is first made smaller by the model's scale, so that the result has its size;
@@ -56,14 +59,16 @@ def make_pair(photo: Path, sr: SR, *, reduce: bool = True, largest_px: tuple[int
     ValueError
         The photograph is smaller than one pixel of the reduced picture.
     """
-    with Image.open(photo) as opened:
+    with Image.open(photo.path) as opened:
         image = ImageOps.exif_transpose(opened).convert("RGB")
     scale = sr.scale
     grow = 1 if reduce else scale
     sides = zip((image.height * grow, image.width * grow), largest_px, strict=True)
     height, width = (min(side, limit) // scale * scale for side, limit in sides)
     if not height or not width:
-        raise ValueError(f"{photo} is {image.height} x {image.width} px, expected at least {scale} x {scale}")
+        raise ValueError(
+            f"{photo.path} is {image.height} x {image.width} px, expected at least {scale} x {scale}"
+        )
     cut_h, cut_w = height // grow, width // grow
     top, left = (image.height - cut_h) // 2, (image.width - cut_w) // 2
     lr = image.crop((left, top, left + cut_w, top + cut_h))
@@ -75,8 +80,9 @@ def make_pair(photo: Path, sr: SR, *, reduce: bool = True, largest_px: tuple[int
     if not reduce:
         origin = "the input is the photograph itself, so there is no larger original to compare with."
     return Pair(
-        name=photo.stem,
+        name=f"{photo.title}, x{scale}",
         caption=f"{height // scale} x {width // scale} px enlarged to {height} x {width} px; {origin}",
+        credit=photo.credit,
         before="bicubic",
         after=sr.manifest.model.name,
         before_uri=_uri(before),

@@ -52,12 +52,13 @@ def latency_bars(part: Mapping[str, Any]) -> str:
     what = "CPU milliseconds" if part["clock"] == "cpu" else "milliseconds"
     axes.set_xlabel(f"{what} per picture, logarithmic")
     height, width = part["size_lr_px"]
-    return _svg(figure, f"{what.capitalize()} of every peer for a picture of {height} x {width} px")
+    name = part["model"]["name"]
+    return _svg(figure, f"{what.capitalize()} of every peer for a picture of {height} x {width} px, {name}")
 
 
-def stage_bars(entries: Sequence[Mapping[str, Any]]) -> str:
+def stage_bars(part: Mapping[str, Any]) -> str:
     """Draw where the time of a picture goes, one stacked bar per timed combination."""
-    shown = [entry for entry in entries if entry["stages"]]
+    shown = [entry for entry in part["entries"] if entry["stages"]]
     figure, axes = _figure(0.55 * len(shown) + 1.3)
     seen = set()
     for y, entry in enumerate(reversed(shown)):
@@ -81,11 +82,13 @@ def stage_bars(entries: Sequence[Mapping[str, Any]]) -> str:
     legend = axes.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False, fontsize=9)
     for text in legend.get_texts():
         text.set_color(_INK)
-    return _svg(figure, "Share of every stage in the time of a picture")
+    height, width = part["options"]["size_lr_px"]
+    name = part["model"]["name"]
+    return _svg(figure, f"Share of every stage in the time of a picture of {height} x {width} px, {name}")
 
 
 def scaling(parts: Sequence[Mapping[str, Any]]) -> str:
-    """Draw time against output size, for the peers that were timed at more than one size."""
+    """Draw time against output size of one model, for the peers that were timed at more than one size."""
     series: dict[str, list[tuple[float, float]]] = {}
     for part in parts:
         pixels = math.prod(part["size_lr_px"]) * part["model"]["scale"] ** 2 / 1e6
@@ -115,7 +118,7 @@ def scaling(parts: Sequence[Mapping[str, Any]]) -> str:
     axes.set_xlim(left, right * 2.2)
     axes.set_xlabel("output, megapixels")
     axes.set_ylabel("milliseconds")
-    return _svg(figure, "Time against output size")
+    return _svg(figure, f"Time against output size, {parts[0]['model']['name']}")
 
 
 def _spread(places: Sequence[float], *, least: float) -> list[float]:
@@ -157,7 +160,8 @@ def quality_scatter(part: Mapping[str, Any], metric: str) -> str:
     axes.set_xlabel("GFLOP per output megapixel, logarithmic")
     better = "higher" if metric in ("psnr_y", "ssim_y") else "lower"
     axes.set_ylabel(f"{metric}, {better} is better")
-    return _svg(figure, f"{metric} over arithmetic per megapixel")
+    origin = f"{part['model']['name']}, {part['degradation']} degradation"
+    return _svg(figure, f"{metric} over arithmetic per megapixel, {origin}")
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -2,11 +2,12 @@
 
 ::
 
-    python -m benchmarks.speed [--engine DIR] [--bundle DIR] [--size 192x192] [--rounds 7] [--json FILE]
+    python -m benchmarks.speed [--engine DIR]... [--bundle DIR]... [--size 192x192]... [--json FILE]
 
-Every peer sees the same picture and the same number of threads; in every round all of them run, forwards and
-backwards in turns (`benchmarks.alternate`). All peers are open at the same time, so nothing is measured here
-about memory. Peers that cannot run are listed with the reason.
+Every model that ships is measured, or those that are named. Every peer sees the same picture and the same
+number of threads; in every round all of them run, forwards and backwards in turns (`benchmarks.alternate`).
+All peers are open at the same time, so nothing is measured here about memory. Peers that cannot run are
+listed with the reason.
 
 ``--clock cpu`` counts the CPU seconds of all threads of the process instead of wall time: what an upscaled
 picture costs, even on a machine that is busy with other work. Threads that wait by spinning pay for it there.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,10 @@ import numpy as np
 
 from benchmarks.alternate import alternate, estimate, ratio
 from benchmarks.machine import command_line, describe_model, header
+from benchmarks.models import bundle_for, engines_or_shipped
 from benchmarks.peer_types import Picture, Setting, Upscaler
 from benchmarks.peers import PEERS, open_peers
 from yonos_trt.bench.machine import usable_cores
-from yonos_trt.runtimes import shipped_models
 
 __all__ = ["measure", "table"]
 
@@ -132,14 +134,6 @@ def table(document: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def engine_or_shipped(engine_dir: Path | None, scale: int) -> Path:
-    """Return the named engine directory, or the shipped model of that scale."""
-    found = engine_dir or shipped_models().get(f"lite-x{scale}")
-    if found is None:
-        raise click.ClickException(f"no shipped model enlarges by {scale}; name one with --engine DIR")
-    return found
-
-
 def size(text: str) -> tuple[int, int]:
     """Parse HEIGHTxWIDTH."""
     try:
@@ -151,10 +145,20 @@ def size(text: str) -> tuple[int, int]:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--engine", "engine_dir", type=click.Path(path_type=Path), help="Default: the shipped x4 model."
+    "--engine",
+    "engine_dirs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="May be repeated; default: every shipped model.",
 )
-@click.option("--bundle", type=click.Path(path_type=Path), help="Its checkpoint, for the torch peers.")
-@click.option("--scale", default=4, show_default=True, help="Which shipped model.")
+@click.option(
+    "--bundle",
+    "bundles",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Checkpoint for the torch peers; one per scale.",
+)
+@click.option("--scale", "scales", multiple=True, type=int, help="Shipped models; may be repeated.")
 @click.option("--peers", default=",".join(PEERS), help="Comma-separated; default: all.")
 @click.option("--size", "sizes", multiple=True, default=["192x192"], show_default=True, help="Input picture.")
 @click.option("--tile", "tile_px", type=int, help="Tile side in output pixels; default: the model's.")
@@ -166,9 +170,9 @@ def size(text: str) -> tuple[int, int]:
 @click.option("--note", default="", help="Said in the document, e.g. that the weights are random.")
 @click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Write this file.")
 def main(
-    engine_dir: Path | None,
-    bundle: Path | None,
-    scale: int,
+    engine_dirs: Sequence[Path],
+    bundles: Sequence[Path],
+    scales: Sequence[int],
     peers: str,
     sizes: Sequence[str],
     tile_px: int | None,
@@ -181,40 +185,40 @@ def main(
     target: Path | None,
 ) -> None:
     """Time peers in turns on a random picture."""
-    setting = Setting(
-        engine_or_shipped(engine_dir, scale),
-        bundle,
-        threads=threads or usable_cores(),
-        tile_px=tile_px,
-    )
-    manifest = setting.manifest
-    try:
-        upscalers, missing = open_peers([name.strip() for name in peers.split(",")], setting)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+    names = [name.strip() for name in peers.split(",")]
     parts = []
-    for text in sizes:
-        lr = np.random.default_rng(0).integers(0, 256, (*size(text), 3), np.uint8)
-        part = {
-            **header("speed", command_line("benchmarks.speed")),
-            "model": describe_model(manifest),
-            "threads": setting.threads,
-            "tile_px": tile_px or manifest.tiles.default_px,
-            "note": note,
-            "not_run": missing,
-            **measure(
-                upscalers,
-                lr,
-                scale=manifest.model.scale,
-                rounds=rounds,
-                warm_up=warm_up,
-                budget_s=budget,
-                label=f"{manifest.model.name}/",
-                clock=clock,
-            ),
-        }
-        parts.append(part)
-        click.echo(f"\n{text}, {part['rounds']} rounds, {clock} time\n\n{table(part)}")
+    for engine_dir in engines_or_shipped(engine_dirs, scales):
+        setting = Setting(engine_dir, threads=threads or usable_cores(), tile_px=tile_px)
+        manifest = setting.manifest
+        setting = replace(setting, bundle=bundle_for(bundles, manifest.model.scale))
+        try:
+            upscalers, missing = open_peers(names, setting)
+        except ValueError as error:
+            raise click.ClickException(str(error)) from error
+        for text in sizes:
+            lr = np.random.default_rng(0).integers(0, 256, (*size(text), 3), np.uint8)
+            part = {
+                **header("speed", command_line("benchmarks.speed")),
+                "model": describe_model(manifest),
+                "threads": setting.threads,
+                "tile_px": tile_px or manifest.tiles.default_px,
+                "note": note,
+                "not_run": missing,
+                **measure(
+                    upscalers,
+                    lr,
+                    scale=manifest.model.scale,
+                    rounds=rounds,
+                    warm_up=warm_up,
+                    budget_s=budget,
+                    label=f"{manifest.model.name}/",
+                    clock=clock,
+                ),
+            }
+            parts.append(part)
+            click.echo(
+                f"\n{manifest.model.name}, {text}, {part['rounds']} rounds, {clock} time\n\n{table(part)}"
+            )
     if target is not None:
         target.write_text(json.dumps({"kind": "parts", "parts": parts}, indent=1) + "\n", encoding="utf-8")
 

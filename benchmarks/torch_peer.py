@@ -21,7 +21,7 @@ def open_torch(setting: Setting, *, compiled: bool, bf16: bool) -> Upscaler:
     Raises
     ------
     NotRun
-        No checkpoint was named, or it cannot be compiled here.
+        No checkpoint was named, it has other weights than the engine directory, or it cannot be compiled.
     """
     if setting.bundle is None:
         raise NotRun("no checkpoint was named (--bundle)")
@@ -30,6 +30,8 @@ def open_torch(setting: Setting, *, compiled: bool, bf16: bool) -> Upscaler:
 
     torch.set_num_threads(setting.threads)
     stages = load_stages(setting.bundle)
+    if stages.weights_sha256 != setting.manifest.model.weights_sha256:
+        raise NotRun(f"the checkpoint {setting.bundle.name} has other weights than the engine directory")
 
     def stage(name: str) -> Callable[..., Any]:
         module: Any = stages.module(name).eval()

@@ -109,6 +109,11 @@ def test_torch_peer_makes_the_same_picture(exported: Setting) -> None:
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
 
 
+def test_a_checkpoint_of_another_model_is_not_run(setting: Setting, exported: Setting) -> None:
+    with pytest.raises(NotRun, match="other weights than the engine directory"):
+        open_peer("torch-eager", Setting(setting.engine_dir, exported.bundle, threads=1))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's own, inside its compiler
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")

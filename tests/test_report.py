@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from helpers import make_engine_dir, picture
 from PIL import Image
 
-from benchmarks.report import build, flat_parts
+from benchmarks.photos import SAMPLES, Photo, sample_photos
+from benchmarks.report import build, flat_parts, main
 from benchmarks.report_pictures import Pair, make_pair
 from yonos_trt.sr import SR
 
@@ -118,7 +120,7 @@ def bench() -> dict[str, Any]:
     conventions = {"with_transfers": "trtexec 10: in", "without_transfers": "trtexec 11: out"}
     return {
         **common("yonos-bench"),
-        "options": {"percentiles": [50, 90, 99]},
+        "options": {"percentiles": [50, 90, 99], "size_lr_px": [64, 64]},
         "entries": [entry],
         "conventions": conventions,
         "not_run": [{"runtime": "tensorrt", "reason": "no GPU"}],
@@ -130,16 +132,26 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     folder = tmp_path_factory.mktemp("pair")
     Image.fromarray(picture(203, 330)).save(folder / "photo.png")
     with SR(make_engine_dir(folder / "engine"), threads=1) as sr:
-        return make_pair(folder / "photo.png", sr, largest_px=(160, 240))
+        photo = Photo(folder / "photo.png", "Edges & waves", "Drawn by <nobody>")
+        return make_pair(photo, sr, largest_px=(160, 240))
 
 
 @pytest.fixture(scope="module")
-def page(pair: Pair) -> str:
-    document = {
-        "kind": "parts",
-        "parts": [bench(), {"kind": "parts", "parts": [speed(64), speed(128)]}, quality()],
-    }
-    return build(list(flat_parts(document)), [pair], title="example")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """A second picture, taller than wide, by a model of another scale."""
+    folder = tmp_path_factory.mktemp("other")
+    Image.fromarray(picture(300, 200, seed=3)).save(folder / "tall.png")
+    with SR(make_engine_dir(folder / "engine", scale=2), threads=1) as sr:
+        return make_pair(Photo(folder / "tall.png", "tall"), sr, largest_px=(240, 160))
+
+
+@pytest.fixture(scope="module")
+def page(pair: Pair, other: Pair) -> str:
+    second = {"model": {**MODEL, "name": "tiny-x2", "scale": 2}}
+    speeds = [speed(64), speed(128), speed(64) | second, speed(128) | second]
+    qualities = [quality(), quality() | {"degradation": "realesrgan"}, quality() | second]
+    parts = [bench(), bench() | second, {"kind": "parts", "parts": speeds}, *qualities]
+    return build(list(flat_parts({"kind": "parts", "parts": parts})), [pair, other], title="example")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -195,6 +207,8 @@ def test_every_reference_inside_a_figure_has_its_target(page: str) -> None:
 def test_text_from_documents_is_escaped(page: str) -> None:
     assert "Example &lt;CPU&gt; &amp; co" in page
     assert "found &lt;none&gt;" in page
+    assert "<b>Edges &amp; waves, x4</b>" in page
+    assert "Drawn by &lt;nobody&gt;." in page
 
 
 def test_page_says_what_was_measured_and_what_was_not(page: str) -> None:
@@ -205,7 +219,8 @@ def test_page_says_what_was_measured_and_what_was_not(page: str) -> None:
         "trtexec 10",
         "An example, not a measurement.",
         "python -m benchmarks.speed",
-        "Time against size",
+        "tiny-x4, time against size",
+        "tiny-x2, time against size",
     ):
         assert text in page
 
@@ -254,11 +269,35 @@ def test_pair_is_the_middle_of_the_photograph_at_full_size(pair: Pair) -> None:
 def test_small_photograph_is_enlarged_as_it_is_on_request(tmp_path: Path) -> None:
     Image.fromarray(picture(30, 50)).save(tmp_path / "small.png")
     with SR(make_engine_dir(tmp_path / "engine"), threads=1) as sr:
-        reduced = make_pair(tmp_path / "small.png", sr)
-        whole = make_pair(tmp_path / "small.png", sr, reduce=False)
+        reduced = make_pair(Photo(tmp_path / "small.png", "small"), sr)
+        whole = make_pair(Photo(tmp_path / "small.png", "small"), sr, reduce=False)
     assert (reduced.height_px, reduced.width_px) == (28, 48)
     assert (whole.height_px, whole.width_px) == (120, 200)
     assert "the photograph itself" in whole.caption
+
+
+def test_sample_photographs_are_there_with_author_and_licence() -> None:
+    pytest.importorskip("skimage", reason="needs scikit-image: pip install 'yonos-trt[bench]'")
+    photos = sample_photos()
+    assert [photo.title for photo in photos] == [photo.title for photo in SAMPLES]
+    assert len(photos) >= 3
+    for photo in photos:
+        assert "CC0" in photo.credit or "public domain" in photo.credit
+        with Image.open(photo.path) as image:
+            assert min(image.size) >= 256
+
+
+def test_report_of_the_command_stays_light_and_shows_the_samples(tmp_path: Path) -> None:
+    pytest.importorskip("skimage", reason="needs scikit-image: pip install 'yonos-trt[bench]'")
+    (tmp_path / "speed.json").write_text(json.dumps(speed(64)))
+    engine_dir = make_engine_dir(tmp_path / "engine")
+    arguments = [str(tmp_path / "speed.json"), "--engine", str(engine_dir), "-o", str(tmp_path / "r.html")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert page.count('class="stack"') == len(SAMPLES)
+    assert len(page) < 3 << 20
+    assert all(photo.credit in page for photo in SAMPLES)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -309,34 +348,67 @@ def pixels(element: Any) -> np.ndarray:
         return np.asarray(image.convert("RGB")).astype(int)
 
 
-def test_slider_moves_by_keyboard_and_by_pointer(opened: Any) -> None:
-    from selenium.webdriver.common.action_chains import ActionChains
+def stacks(driver: Any) -> list[Any]:
     from selenium.webdriver.common.by import By
+
+    return list(driver.find_elements(By.CSS_SELECTOR, ".stack"))
+
+
+def control_of(stack: Any) -> Any:
+    from selenium.webdriver.common.by import By
+
+    return stack.find_element(By.TAG_NAME, "input")
+
+
+def test_every_slider_moves_by_keyboard_and_by_pointer_and_none_moves_another(opened: Any) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
 
-    stack = opened.find_element(By.CSS_SELECTOR, ".stack")
-    control = stack.find_element(By.TAG_NAME, "input")
-    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", stack)
-    half = pixels(stack)
-    control.send_keys(Keys.HOME)
-    assert control.get_attribute("value") == "0"
-    after_only = pixels(stack)
-    control.send_keys(Keys.END, Keys.ARROW_LEFT)
-    assert control.get_attribute("value") == "99"
-    assert control.get_attribute("aria-valuetext") == "99 % bicubic"
-    before_only = pixels(stack)
-    quarter = np.s_[30:60, 20:90]  # away from tags, line and knob
-    assert np.abs(half[quarter] - before_only[quarter]).mean() < 1
-    assert np.abs(after_only[quarter] - before_only[quarter]).mean() > 1
-    ActionChains(opened).move_to_element_with_offset(control, 60, 0).click().perform()
-    assert 70 <= int(control.get_attribute("value")) <= 80
+    found = stacks(opened)
+    assert len(found) == 2
+    for index, stack in enumerate(found):
+        control = control_of(stack)
+        opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", stack)
+        assert control.get_attribute("value") == "50"
+        half = pixels(stack)
+        control.send_keys(Keys.HOME)
+        assert control.get_attribute("value") == "0"
+        after_only = pixels(stack)
+        control.send_keys(Keys.END, Keys.ARROW_LEFT)
+        assert control.get_attribute("value") == "99"
+        assert control.get_attribute("aria-valuetext") == "99 % bicubic"
+        before_only = pixels(stack)
+        left = np.s_[30:60, 20:70]  # away from tags, line and knob
+        assert np.abs(half[left] - before_only[left]).mean() < 1
+        assert np.abs(after_only[left] - before_only[left]).mean() > 1
+        quarter = stack.size["width"] // 4
+        ActionChains(opened).move_to_element_with_offset(control, quarter, 0).click().perform()
+        assert 70 <= int(control.get_attribute("value")) <= 80
+        assert [control_of(s).get_attribute("value") for s in found[index + 1 :]] == ["50"] * (1 - index)
+
+
+def test_keyboard_alone_reaches_every_slider_and_shows_where_it_is(opened: Any) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    reached = []
+    for _ in range(60):
+        ActionChains(opened).send_keys(Keys.TAB).perform()
+        active = opened.switch_to.active_element
+        if active.tag_name == "input" and len(reached) < 2:  # after the last one it begins again
+            style = opened.execute_script(
+                "return getComputedStyle(arguments[0].closest('.stack')).outlineStyle", active
+            )
+            reached.append((active.get_attribute("aria-label"), style))
+    assert [label.partition(":")[0] for label, _ in reached] == ["Edges & waves, x4", "tall, x2"]
+    assert {style for _, style in reached} == {"solid"}
 
 
 def test_images_load_nothing_is_fetched_and_the_console_is_silent(opened: Any) -> None:
     sizes = opened.execute_script(
         "return [...document.images].map(i => [i.complete, i.naturalWidth, i.naturalHeight])"
     )
-    assert sizes == [[True, 240, 160], [True, 240, 160]]
+    assert sizes == [[True, 240, 160]] * 2 + [[True, 160, 240]] * 2
     assert opened.get_log("browser") == []
     requests = [
         message["params"]["request"]["url"]
@@ -364,6 +436,14 @@ def test_colour_scheme_switches_figures_and_page(opened: Any) -> None:
     assert first[1] != second[1]
 
 
+def tap(driver: Any, x: float, stack: Any) -> None:
+    """Touch the middle of a stack's height, as a finger does."""
+    top = driver.execute_script("return arguments[0].getBoundingClientRect().top", stack)
+    point = {"x": x, "y": top + stack.size["height"] / 2}
+    driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [point]})
+    driver.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
 def test_phone_sees_the_page_without_scrolling_sideways(opened: Any) -> None:
     opened.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
@@ -374,6 +454,14 @@ def test_phone_sees_the_page_without_scrolling_sideways(opened: Any) -> None:
             "return [document.documentElement.scrollWidth, window.innerWidth,"
             " parseFloat(getComputedStyle(document.body).fontSize)]"
         )
+        for stack in stacks(opened):
+            control = control_of(stack)
+            opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", stack)
+            where = stack.rect
+            assert where["x"] >= 0
+            assert where["x"] + where["width"] <= 360
+            tap(opened, where["x"] + 0.25 * where["width"], stack)
+            assert 20 <= int(control.get_attribute("value")) <= 30
     finally:
         opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert widths[0] <= widths[1] == 360
