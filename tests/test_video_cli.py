@@ -25,8 +25,9 @@ from yonos_trt.cli import cli  # noqa: E402
 from yonos_trt.errors import ConfigError, InputError  # noqa: E402
 from yonos_trt.sr import SR  # noqa: E402
 from yonos_trt.video import VideoOptions, upscale_video  # noqa: E402
-from yonos_trt.video.color import layout_of, planes_to_rgb  # noqa: E402
+from yonos_trt.video.color import planes_to_rgb  # noqa: E402
 from yonos_trt.video.format import EncoderSettings  # noqa: E402
+from yonos_trt.video.layouts import layout_of  # noqa: E402
 from yonos_trt.video.read import VideoReader  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]

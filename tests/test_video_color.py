@@ -8,17 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yonos_trt.errors import ConfigError, InputError
-from yonos_trt.video.color import (
-    ALIASES,
-    LAYOUTS,
-    MATRICES,
-    REPACKED,
-    SITINGS,
-    Coding,
-    layout_of,
-    planes_to_rgb,
-    rgb_to_planes,
-)
+from yonos_trt.video.color import MATRICES, SITINGS, Coding, planes_to_rgb, rgb_to_planes
+from yonos_trt.video.layouts import ALIASES, LAYOUTS, REPACKED, layout_of
 
 CODINGS = [Coding(m, f, s) for m in MATRICES for f in (False, True) for s in SITINGS]
 

@@ -16,8 +16,9 @@ av = pytest.importorskip("av")
 from video_clips import enlarge, packets, picture_planes, run, shown, write_clip  # noqa: E402
 
 from yonos_trt.errors import ConfigError, InputError  # noqa: E402
-from yonos_trt.video.color import layout_of, planes_to_rgb  # noqa: E402
+from yonos_trt.video.color import planes_to_rgb  # noqa: E402
 from yonos_trt.video.format import EncoderSettings  # noqa: E402
+from yonos_trt.video.layouts import layout_of  # noqa: E402
 from yonos_trt.video.read import VideoReader  # noqa: E402
 
 VFR = [0, 512, 1000, 1100, 3000, 3001, 3512, 6000, 6512, 9000, 9100, 12000]

@@ -16,9 +16,10 @@ from video_clips import picture_planes  # noqa: E402
 from yonos_trt.errors import ConfigError, InputError  # noqa: E402
 from yonos_trt.prefetch import frame_index  # noqa: E402
 from yonos_trt.sr import SR  # noqa: E402
-from yonos_trt.video.color import Coding, layout_of, planes_to_rgb, rgb_to_planes  # noqa: E402
+from yonos_trt.video.color import Coding, planes_to_rgb, rgb_to_planes  # noqa: E402
 from yonos_trt.video.frames import upscale_frame  # noqa: E402
 from yonos_trt.video.info import frame_planes  # noqa: E402
+from yonos_trt.video.layouts import layout_of  # noqa: E402
 
 
 @pytest.fixture(scope="module")

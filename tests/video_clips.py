@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.video import VideoOptions, VideoReport, upscale_video
-from yonos_trt.video.color import layout_of
 from yonos_trt.video.format import EncoderSettings
 from yonos_trt.video.info import frame_planes
+from yonos_trt.video.layouts import layout_of
 
 Array = NDArray[Any]
 

@@ -28,8 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.errors import ConfigError, InputError
+from yonos_trt.video.layouts import Layout
 
-__all__ = ["MATRICES", "SITINGS", "Coding", "Layout", "layout_of", "planes_to_rgb", "rgb_to_planes"]
+__all__ = ["MATRICES", "SITINGS", "Coding", "planes_to_rgb", "rgb_to_planes"]
 
 Samples = NDArray[Any]  # uint8 or uint16
 Values = NDArray[np.float32]
@@ -49,79 +50,6 @@ MATRICES: dict[int, tuple[float, float]] = {
 SITINGS: dict[str, tuple[int, int]] = {"left": (1, 0), "center": (1, 1), "topleft": (0, 0)}
 
 BAND_ROWS = 64  # rows converted at once: a band of a 5120 px wide frame stays within a core's L2 cache
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """How a pixel format stores its samples."""
-
-    name: str  # FFmpeg's name of a planar format
-    kind: str  # "yuv", "gray" or "rgb" (planes in the order G, B, R)
-    bits: int  # significant bits a sample, in the low bits of a byte or little-endian word
-    sub_h: int = 1  # luma rows a chroma row
-    sub_w: int = 1  # luma columns a chroma column
-
-    @property
-    def dtype(self) -> type[np.uint8] | type[np.uint16]:
-        """Type of a stored sample."""
-        return np.uint8 if self.bits == 8 else np.uint16
-
-
-def _layouts() -> dict[str, Layout]:
-    found = {"gray": Layout("gray", "gray", 8), "gbrp": Layout("gbrp", "rgb", 8)}
-    subsampling = {"420": (2, 2), "422": (1, 2), "444": (1, 1)}
-    for name, (sub_h, sub_w) in subsampling.items():
-        found[f"yuv{name}p"] = Layout(f"yuv{name}p", "yuv", 8, sub_h, sub_w)
-        for bits in (9, 10, 12, 14, 16):
-            full = f"yuv{name}p{bits}le"
-            found[full] = Layout(full, "yuv", bits, sub_h, sub_w)
-    for bits in (9, 10, 12, 14, 16):
-        found[f"gray{bits}le"] = Layout(f"gray{bits}le", "gray", bits)
-        found[f"gbrp{bits}le"] = Layout(f"gbrp{bits}le", "rgb", bits)
-    return found
-
-
-LAYOUTS = _layouts()
-
-#: Formats that hold the same samples in another arrangement: FFmpeg repacks them without arithmetic.
-REPACKED = {
-    "nv12": "yuv420p",
-    "nv21": "yuv420p",
-    "nv16": "yuv422p",
-    "nv24": "yuv444p",
-    "yuyv422": "yuv422p",
-    "uyvy422": "yuv422p",
-    "p010le": "yuv420p10le",
-    "p210le": "yuv422p10le",
-    "p410le": "yuv444p10le",
-    "y210le": "yuv422p10le",
-    "rgb24": "gbrp",
-    "bgr24": "gbrp",
-    "rgb0": "gbrp",
-    "bgr0": "gbrp",
-    "rgb48le": "gbrp16le",
-}
-
-#: Other names of the same planes; the j says "full range".
-ALIASES = {"yuvj420p": "yuv420p", "yuvj422p": "yuv422p", "yuvj444p": "yuv444p"}
-
-
-def layout_of(pix_fmt: str) -> Layout:
-    """Return the planar layout whose samples are those of ``pix_fmt``.
-
-    Raises
-    ------
-    InputError
-        The format is not one of the 8- to 16-bit grey, 4:2:0, 4:2:2, 4:4:4 or RGB formats handled here.
-    """
-    layout = LAYOUTS.get(REPACKED.get(pix_fmt, ALIASES.get(pix_fmt, pix_fmt)))
-    if layout is None:
-        alpha = " (it has an alpha channel, which no output here could keep)" if "a" in pix_fmt[3:5] else ""
-        raise InputError(
-            f"pixel format {pix_fmt} is not supported{alpha}: expected 8- to 16-bit 4:2:0, 4:2:2, 4:4:4, "
-            f"grey or RGB; convert it first, for example: ffmpeg -i IN -pix_fmt yuv444p10le -c:v ffv1 OUT.mkv"
-        )
-    return layout
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from yonos_trt.errors import ConfigError
-from yonos_trt.video.color import REPACKED, rgb_to_planes
+from yonos_trt.video.color import rgb_to_planes
 from yonos_trt.video.format import OutputFormat, new_context
 from yonos_trt.video.info import frame_planes, require_av
+from yonos_trt.video.layouts import REPACKED
 
 if TYPE_CHECKING:
     from av.packet import Packet

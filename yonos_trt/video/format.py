@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from yonos_trt.errors import ConfigError, InputError
-from yonos_trt.video.color import LAYOUTS, REPACKED, Coding, Layout, layout_of
+from yonos_trt.video.color import Coding
 from yonos_trt.video.info import (
     FULL,
     LIMITED,
@@ -19,6 +19,7 @@ from yonos_trt.video.info import (
     VideoInfo,
     require_av,
 )
+from yonos_trt.video.layouts import LAYOUTS, REPACKED, Layout, layout_of
 
 __all__ = ["EncoderSettings", "OutputFormat", "new_context", "output_format"]
 

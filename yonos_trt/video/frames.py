@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from yonos_trt.errors import ConfigError
-from yonos_trt.video.color import REPACKED, layout_of, planes_to_rgb, rgb_to_planes
+from yonos_trt.video.color import planes_to_rgb, rgb_to_planes
 from yonos_trt.video.info import MATRIX_RGB, UNSPECIFIED, color_tags_of_frame, decide_coding, frame_planes
+from yonos_trt.video.layouts import REPACKED, layout_of
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame

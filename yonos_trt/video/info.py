@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.errors import InputError, MissingExtraError
-from yonos_trt.video.color import ALIASES, Coding, Layout, layout_of
+from yonos_trt.video.color import Coding
+from yonos_trt.video.layouts import ALIASES, Layout, layout_of
 
 if TYPE_CHECKING:
     import av

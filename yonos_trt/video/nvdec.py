@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from yonos_trt.errors import InputError
-from yonos_trt.video.color import Coding, Layout, planes_to_rgb
+from yonos_trt.video.color import Coding, planes_to_rgb
 from yonos_trt.video.info import VideoInfo
+from yonos_trt.video.layouts import Layout
 from yonos_trt.video.nvcodec import CODECS, SURFACES, Nvidia, codec_of
 
 if TYPE_CHECKING:

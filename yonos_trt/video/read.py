@@ -8,31 +8,29 @@ or, with ``on_error="repeat"``, a repetition of its neighbour that is counted an
 from __future__ import annotations
 
 import contextlib
-import heapq
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from numpy.typing import NDArray
 
 from yonos_trt.errors import ConfigError, InputError
-from yonos_trt.video.color import REPACKED, planes_to_rgb
+from yonos_trt.video.color import planes_to_rgb
 from yonos_trt.video.info import color_tags, exact_seconds, frame_planes, inspect, open_input, require_av
+from yonos_trt.video.layouts import REPACKED
+from yonos_trt.video.packets import UNCOUNTED_CODECS, PacketDecoder, Tally
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-__all__ = ["Frame", "PacketDecoder", "VideoReader", "main_video_stream"]
+__all__ = ["Frame", "VideoReader", "main_video_stream"]
 
 log = logging.getLogger(__name__)
-
-#: Codecs with packets that rightly show nothing (VP8 alternate references): their packets are not counted.
-UNCOUNTED_CODECS = {"vp8", "libvpx"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,44 +42,6 @@ class Frame:
     rgb: NDArray[Any] | None  # (H, W, 3) uint8 or uint16, host or device; None for frames that were skipped
     duration: int = 0  # ticks, as far as the input says
     repeated: bool = False  # the frame at this time could not be decoded; this is its neighbour's picture
-
-
-class PacketDecoder(Protocol):
-    """What may decode instead of FFmpeg; see `yonos_trt.video.nvdec`."""
-
-    @property
-    def errors(self) -> tuple[type[BaseException], ...]:
-        """What `decode` raises for a packet that it cannot use."""
-
-    def decode(self, packet: Any) -> list[Any]:
-        """Return the frames that are ready, in display order; an empty packet asks for all that are left.
-
-        Frames have PyAV's attributes ``pts``, ``duration``, ``height``, ``width``, ``format.name``,
-        ``is_corrupt`` and ``interlaced_frame``, and a method ``rgb(layout, coding)``.
-        """
-
-
-@dataclass(slots=True)
-class _Tally:
-    """Times announced by packets and not yet seen as frames."""
-
-    enabled: bool = True
-    pending: list[int] = field(default_factory=list)
-
-    def announce(self, pts: int | None) -> None:
-        if pts is None:
-            self.enabled = False
-        if self.enabled and pts is not None:
-            heapq.heappush(self.pending, pts)
-
-    def lost_before(self, pts: int | None) -> list[int]:
-        """Tick off ``pts`` and return the times before it that were never seen (all, for None)."""
-        lost = []
-        while self.pending and (pts is None or self.pending[0] < pts):
-            lost.append(heapq.heappop(self.pending))
-        if self.pending and self.pending[0] == pts:
-            heapq.heappop(self.pending)
-        return lost if self.enabled else []
 
 
 def main_video_stream(container: Any, name: str) -> VideoStream:
@@ -185,7 +145,7 @@ class VideoReader:
         self._stream = main_video_stream(self._container, self.name)
         self._stream.thread_type = "AUTO"
         self._stream.codec_context.options = {"err_detect": "explode"}
-        self._tally = _Tally(self._stream.codec_context.name not in UNCOUNTED_CODECS)
+        self._tally = Tally(self._stream.codec_context.name not in UNCOUNTED_CODECS)
         self._reason = "the decoder gave no frame for it"
         self._packets = 0
         if start_s and not piped:

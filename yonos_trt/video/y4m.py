@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.errors import ConfigError, InputError
-from yonos_trt.video.color import Layout
 from yonos_trt.video.format import OutputFormat
 from yonos_trt.video.info import FULL
+from yonos_trt.video.layouts import Layout
 
 __all__ = ["Y4mWriter"]
 
