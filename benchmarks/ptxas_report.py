@@ -3,7 +3,8 @@
     python benchmarks/ptxas_report.py                  # all architectures of the build, Markdown on stdout
     python benchmarks/ptxas_report.py --arch 80 86
 
-Needs nvcc and c++filt, no GPU.  Exits with 1 when a kernel spills, keeps a stack frame or uses an atomic.
+Needs nvcc and c++filt, no GPU.  Exits with 1 when a kernel spills, keeps a stack frame, uses an atomic,
+a fused multiply-add or an approximate division or root.
 """
 
 from __future__ import annotations
@@ -45,11 +46,13 @@ class KernelReport:
     wide_accesses: int
     """16-byte loads and stores of global memory in the PTX."""
     atomics: int
+    loose: int
+    """Fused multiply-adds, approximate divisions and roots in the PTX: other bits than NumPy's."""
 
     @property
     def clean(self) -> bool:
-        """No spill, no stack frame, no atomic."""
-        return self.stack_bytes == self.spill_bytes == self.atomics == 0
+        """No spill, no stack frame, no atomic, nothing that rounds in another way than NumPy."""
+        return self.stack_bytes == self.spill_bytes == self.atomics == self.loose == 0
 
 
 def compile_report(architecture: str, nvcc: str = "nvcc") -> list[KernelReport]:
@@ -79,6 +82,7 @@ def compile_report(architecture: str, nvcc: str = "nvcc") -> list[KernelReport]:
                 int(stores) + int(loads),
                 len(re.findall(r"(?:ld|st)\.global(?:\.nc)?\.v4\.[bfsu]32", body)),
                 len(re.findall(r"\b(?:atom|red)\.", body)),
+                len(re.findall(r"\b(?:fma\.|(?:div|sqrt|rcp|rsqrt|sin|cos|lg2|ex2)\.(?:approx|full))", body)),
             )
         )
     return sorted(reports, key=lambda report: report.name)
@@ -98,7 +102,7 @@ def readable(symbol: str) -> str:
 def markdown(tables: dict[str, list[KernelReport]]) -> str:
     """Return one table: a row per kernel, registers per architecture."""
     lines = [
-        "| kernel | 16-byte accesses | spills, stack, atomics | "
+        "| kernel | 16-byte accesses | spills, stack, atomics, loose rounding | "
         + " | ".join(f"sm_{architecture}" for architecture in tables)
         + " |",
         "|---" * (3 + len(tables)) + "|",
