@@ -81,17 +81,18 @@ def load_rows(path: Path, *, relative: bool = False) -> dict[str, Row]:
     return rows
 
 
-def _rows(document: Any, relative: bool, path: Path) -> Iterator[Row]:
+def _rows(document: Any, relative: bool, path: Path, peak: float | None = None) -> Iterator[Row]:
+    """Yield the rows; `peak` is that of the document around this one, of the same machine."""
     if not isinstance(document, dict):
         return
-    for part in document.get("parts", []):
-        yield from _rows(part, relative, path)
-    factor = 1.0
-    if relative:
-        peak = document.get("peaks", {}).get("matmul_gflops")
-        if peak is None and ("rows" in document or "benchmarks" in document):
-            raise ValueError(f"{path} has no measured peak; compare it without --relative")
-        factor = float(peak or 0.0)
+    parts = document.get("parts", [])
+    peak = next((p for p in map(_peak, (document, *parts)) if p is not None), peak)
+    for part in parts:
+        yield from _rows(part, relative, path, peak)
+    timed = "benchmarks" in document or any(r["unit"] in ("ms", "s") for r in document.get("rows", []))
+    if relative and timed and peak is None:
+        raise ValueError(f"{path} has no measured peak; compare it without --relative")
+    factor = peak if relative and peak is not None else 1.0
     for raw in document.get("rows", []):
         scale = factor if relative and raw["unit"] in ("ms", "s") else 1.0
         value = float(raw["value"])
@@ -101,6 +102,14 @@ def _rows(document: Any, relative: bool, path: Path) -> Iterator[Row]:
         stats = raw["stats"]
         value, low, high = (1e3 * factor * float(stats[name]) for name in ("median", "q1", "q3"))
         yield Row(f"pytest/{raw['fullname']}", value, low, high, "ms", "lower")
+
+
+def _peak(document: Any) -> float | None:
+    """Return NumPy's matrix product, the probe that documents of all dates have."""
+    if not isinstance(document, dict):
+        return None
+    found = document.get("peaks", {}).get("matmul_gflops")
+    return None if found is None else float(found)
 
 
 def compare(old: dict[str, Row], new: dict[str, Row], *, threshold: float = 0.05) -> list[Change]:

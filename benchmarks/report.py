@@ -29,6 +29,7 @@ __all__ = ["build", "flat_parts"]
 
 _PAGE = Path(__file__).parent / "report_page"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_KINDS = ("yonos-bench", "speed", "quality", "sweep")
 _PERCEPTUAL = ("lpips_alex", "dists", "lpips_vgg")  # the first one that was measured is drawn
 
 
@@ -36,7 +37,7 @@ def flat_parts(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the documents inside a document, and itself if it is one."""
     for part in document.get("parts", []):
         yield from flat_parts(part)
-    if document.get("kind") in ("yonos-bench", "speed", "quality"):
+    if document.get("kind") in _KINDS:
         yield dict(document)
 
 
@@ -52,7 +53,7 @@ def build(parts: Sequence[Mapping[str, Any]], pairs: Sequence[Pair] = (), *, tit
         raise ValueError(
             "no documents, expected the JSON of yonos bench, benchmarks.speed or benchmarks.quality"
         )
-    of = {kind: [p for p in parts if p["kind"] == kind] for kind in ("yonos-bench", "speed", "quality")}
+    of = {kind: [p for p in parts if p["kind"] == kind] for kind in _KINDS}
     sections = [
         _figures(of["speed"], of["quality"], of["yonos-bench"]),
         _notes(parts),
@@ -60,6 +61,7 @@ def build(parts: Sequence[Mapping[str, Any]], pairs: Sequence[Pair] = (), *, tit
         _quality(of["quality"]),
         _speed(of["speed"]),
         _stages(of["yonos-bench"]),
+        _sweep(of["sweep"]),
         _origin(parts),
     ]
     style = (_PAGE / "page.css").read_text(encoding="utf-8")
@@ -117,7 +119,10 @@ def _figures(
             name, time = min(ours.items(), key=lambda item: item[1]["value"])
             height, width = (side * part["model"]["scale"] for side in part["size_lr_px"])
             found.append(
-                (f"{time['value'] / 1e3:.2f} s", f"for a picture of {height} x {width} px on {name}")
+                (
+                    f"{time['value'] / 1e3:.2f} s",
+                    f"for a picture of {height} x {width} px, {part['model']['name']} on {name}",
+                )
             )
     for part in quality[:1]:
         metric = next((m for m in _PERCEPTUAL if m in part["metrics"]), None)
@@ -125,7 +130,7 @@ def _figures(
         method = next((name for name in OURS if name in means), None)
         if metric and method and "bicubic" in means:
             reference = f"bicubic {means['bicubic'][metric]:.3f}; lower is better"
-            text = f"{metric} ({part['degradation']} degradation), {reference}"
+            text = f"{metric} of {part['model']['name']} ({part['degradation']} degradation), {reference}"
             found.append((f"{means[method][metric]:.3f}", text))
     overheads = [e["overhead"] for p in bench for e in p["entries"] if e["overhead"] is not None]
     if overheads:
@@ -221,6 +226,25 @@ def _stages(parts: Sequence[Mapping[str, Any]]) -> str:
             found.append(f'<div class="card" tabindex="0">{report_plots.stage_bars(part)}</div>')
         found.append(report_tables.stage_tables(part))
     return "<h2>Where the time goes</h2>" + "".join(found) if found else ""
+
+
+def _sweep(parts: Sequence[Mapping[str, Any]]) -> str:
+    found = []
+    for part in parts:
+        found.append(f"<h3>{escape(part['model']['name'])}</h3>{report_tables.sweep_table(part)}")
+        for linear in part["linear"]:
+            sizes = ", ".join(f"{size} px {facts['mpx_s']:.2f}" for size, facts in linear["sizes"].items())
+            found.append(
+                f"<p>{escape(linear['runtime'])}, Mpx/s by input size: {escape(sizes)}. "
+                f"The time grows with size<sup>{linear['exponent']:.2f}</sup>.</p>"
+            )
+        for folder in part["folders"]:
+            over = folder["over_sum_of_parts"]
+            found.append(
+                f"<p>A folder of {folder['files']} files takes {over['value']:.2f} [{over['low']:.2f}, "
+                f"{over['high']:.2f}] times the sum of reading, upscaling and writing them.</p>"
+            )
+    return "<h2>Whole pictures by size, tile, batch and lanes</h2>" + "".join(found) if found else ""
 
 
 def _origin(parts: Sequence[Mapping[str, Any]]) -> str:

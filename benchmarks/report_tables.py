@@ -6,7 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-__all__ = ["machine_list", "not_run_rows", "picture_table", "quality_table", "speed_table", "stage_tables"]
+__all__ = [
+    "machine_list",
+    "not_run_rows",
+    "picture_table",
+    "quality_table",
+    "speed_table",
+    "stage_tables",
+    "sweep_table",
+]
 
 OURS = ("onnx", "openvino", "openvino-fp32", "tensorrt", "tensorrt-rtx")
 _DIGITS = {"psnr_y": 2, "fid": 2}
@@ -112,6 +120,29 @@ def stage_tables(part: Mapping[str, Any]) -> str:
     if missing:
         found.append(_table(["", "reason"], [], label="Not run", extra=not_run_rows(missing, 2)))
     return "".join(found)
+
+
+def sweep_table(part: Mapping[str, Any]) -> str:
+    """Return one row per point of the sweep over whole pictures."""
+    header = ["", "input, px", "tiles", "batch", "lanes", "ms", "fastest to slowest", "Mpx/s", "peak MiB"]
+    header += ["device MiB"]
+    rows = []
+    for point in part["points"]:
+        ms, device = point["ms"], point["device_memory"]
+        cells = [
+            escape(f"{point['runtime']} {point['precision']}"),
+            f"{point['height_lr_px']} x {point['width_lr_px']}",
+            "{} of {} x {} px".format(point["tiles"], *point["tile_size_px"]),
+            f"{point['batch']}",
+            f"{point['lanes']}",
+            f"{ms['value']:.1f}",
+            f"{ms['low']:.1f} to {ms['high']:.1f}",
+            f"{point['mpx_s']:.2f}",
+            f"{point['peak_rss_mib']:.0f}",
+            f"{device['peak_mib']:.0f}" if device is not None else "no GPU",
+        ]
+        rows.append((False, cells))
+    return _table(header, rows, label="Whole pictures")
 
 
 def quality_table(part: Mapping[str, Any]) -> str:

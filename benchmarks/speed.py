@@ -168,6 +168,7 @@ def size(text: str) -> tuple[int, int]:
 @click.option("--budget", type=float, metavar="SECONDS", help="Begin no further round after this time.")
 @click.option("--clock", type=click.Choice(list(_CLOCKS)), default="wall", show_default=True)
 @click.option("--note", default="", help="Said in the document, e.g. that the weights are random.")
+@click.option("--peaks/--no-peaks", default=True, help="Measure the machine's peaks as well.")
 @click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Write this file.")
 def main(
     engine_dirs: Sequence[Path],
@@ -182,6 +183,7 @@ def main(
     budget: float | None,
     clock: str,
     note: str,
+    peaks: bool,
     target: Path | None,
 ) -> None:
     """Time peers in turns on a random picture."""
@@ -198,7 +200,7 @@ def main(
         for text in sizes:
             lr = np.random.default_rng(0).integers(0, 256, (*size(text), 3), np.uint8)
             part = {
-                **header("speed", command_line("benchmarks.speed")),
+                **header("speed", command_line("benchmarks.speed"), peaks=peaks),
                 "model": describe_model(manifest),
                 "threads": setting.threads,
                 "tile_px": tile_px or manifest.tiles.default_px,

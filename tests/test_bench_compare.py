@@ -159,6 +159,20 @@ def test_relative_cancels_a_faster_machine(tmp_path: Path) -> None:
     assert [(c.verdict, c.ratio) for c in relative] == [("same", 1.0)]
 
 
+def test_relative_takes_the_peak_of_the_file_a_part_is_in(tmp_path: Path) -> None:
+    measured = {"rows": [row("t", 10.0)], "peaks": {"matmul_gflops": 100.0}}
+    plain = {"rows": [row("u", 3.0), row("psnr", 27.0, unit="dB", better="higher")]}
+    path = tmp_path / "merged.json"
+    path.write_text(json.dumps({"parts": [plain, measured]}))
+    rows = load_rows(path, relative=True)
+    assert {key: found.value for key, found in rows.items()} == {"u": 300.0, "psnr": 27.0, "t": 1000.0}
+
+
+def test_relative_without_times_needs_no_peak(tmp_path: Path) -> None:
+    path = write(tmp_path / "quality.json", [row("psnr", 27.0, unit="dB", better="higher")])
+    assert load_rows(path, relative=True)["psnr"].value == 27.0
+
+
 def test_relative_needs_a_measured_peak(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no measured peak"):
         load_rows(write(tmp_path / "a.json", [row("t", 1.0)]), relative=True)
