@@ -236,7 +236,7 @@ def _sweep(parts: Sequence[Mapping[str, Any]]) -> str:
             sizes = ", ".join(f"{size} px {facts['mpx_s']:.2f}" for size, facts in linear["sizes"].items())
             found.append(
                 f"<p>{escape(linear['runtime'])}, Mpx/s by input size: {escape(sizes)}. "
-                f"The time grows with size<sup>{linear['exponent']:.2f}</sup>.</p>"
+                f"The CPU seconds grow with size<sup>{linear['exponent']:.2f}</sup>.</p>"
             )
         for folder in part["folders"]:
             over = folder["over_sum_of_parts"]
