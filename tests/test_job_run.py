@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from helpers import make_engine_dir, picture
 from PIL import Image
 
-from yonos_trt.errors import EngineIntegrityError, InputError, OutOfMemoryError
+from yonos_trt.errors import EngineIntegrityError, InputError, MissingExtraError, OutOfMemoryError
 from yonos_trt.file_stages import FileStages
 from yonos_trt.images import read_image
 from yonos_trt.job_run import Outcome, run_jobs
@@ -185,6 +186,44 @@ def test_a_file_that_does_not_fit_at_all_is_told_so_and_is_alone(tmp_path: Path)
     assert fake.calls.index(("write done", "a")) < fake.calls.index(("upscale", "b"))
 
 
+def test_memory_is_asked_for_by_the_thread_of_the_networks(tmp_path: Path) -> None:
+    """A back end answers from its engines' contexts, which are not for two threads at once."""
+    threads: dict[str, set[str]] = {"upscale": set(), "needed": set()}
+
+    class Asked(Fake):
+        def needed_bytes(self, job: Job, picture: str) -> int:
+            threads["needed"].add(threading.current_thread().name)
+            return super().needed_bytes(job, picture)
+
+        def upscale(self, job: Job, picture: str, on_tiles: Callable[[int, int], None], *, fits: bool) -> str:
+            threads["upscale"].add(threading.current_thread().name)
+            return super().upscale(job, picture, on_tiles, fits=fits)
+
+    run_jobs(jobs_of(tmp_path), Asked(), Told())
+    assert len(threads["upscale"]) == 1
+    assert threads["needed"] == threads["upscale"]
+
+
+@pytest.mark.parametrize("stage", ["read", "upscale", "write"])
+def test_a_failure_keeps_no_picture(tmp_path: Path, stage: str) -> None:
+    """The traceback of an error holds the frames it went through, and they the picture."""
+    pictures: list[weakref.ref[np.ndarray[Any, Any]]] = []
+
+    class Failing(Fake):
+        def _call(self, called: str, name: str) -> None:
+            if called == stage:
+                held = np.zeros(1000)
+                pictures.append(weakref.ref(held))
+                try:
+                    raise ValueError(f"{held.size} values")
+                except ValueError as cause:
+                    raise InputError("bad") from cause
+
+    outcome = run_jobs(jobs_of(tmp_path), Failing(), Told())
+    assert len(outcome.failed) == len(pictures) == 3
+    assert [ref() is None for ref in pictures] == [True] * 3
+
+
 # ---------------------------------------------------------------------------------------------------------
 # What is told
 
@@ -225,8 +264,14 @@ def test_events_are_those_of_a_run_one_after_the_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", ["read", "upscale", "write"])
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(InputError("bad"), 1), (OSError("gone"), 1), (MemoryError(), 5), (OutOfMemoryError("full"), 5)],
-    ids=["input", "os", "memory", "device memory"],
+    [
+        (InputError("bad"), 1),
+        (OSError("gone"), 1),
+        (MissingExtraError("reading 16-bit TIFF", package="tifffile", extra="images"), 3),
+        (MemoryError(), 5),
+        (OutOfMemoryError("full"), 5),
+    ],
+    ids=["input", "os", "package", "memory", "device memory"],
 )
 def test_a_file_that_fails_is_named_and_the_others_go_on(
     tmp_path: Path, stage: str, error: BaseException, code: int
@@ -250,6 +295,14 @@ def test_an_error_of_the_engine_ends_the_run_after_the_files_before_it(tmp_path:
     assert [e[1] for e in told.events if e[0] == "finish"] == ["a", "b"]
     assert told.events[-1][0] != "end"
     assert ("write", "d") not in fake.calls
+
+
+def test_an_output_that_nobody_reads_ends_the_run_and_is_no_failure_of_a_file(tmp_path: Path) -> None:
+    told = Told()
+    with pytest.raises(BrokenPipeError):
+        run_jobs(jobs_of(tmp_path), Fake(), told, written=lambda path: failing(BrokenPipeError())())
+    assert not [event for event in told.events if event[0] in ("fail", "end")]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a_x4.png"]
 
 
 def test_seconds_are_those_of_the_work_without_the_waiting(tmp_path: Path) -> None:
@@ -349,8 +402,8 @@ def test_files_are_those_of_upscale_file(
         if free is not None:
             monkeypatch.setattr(sr, "free_bytes", lambda: free)
         written: list[str] = []
-        stages = FileStages(sr, stream=stream, written=lambda path: written.append(path.name))
-        outcome = run_jobs(real, stages, Told())
+        stages = FileStages(sr, stream=stream)
+        outcome = run_jobs(real, stages, Told(), written=lambda path: written.append(path.name))
         assert [job.target.name for job in outcome.done] == written == ["a_x4.png", "b_x4.png", "c_x4.png"]
         for job in real:
             alone = sr.upscale_file(job.source, tmp_path / "alone.png", stream=stream)
@@ -366,6 +419,49 @@ def test_a_format_without_rows_fails_where_the_result_does_not_fit(
         outcome = run_jobs(jpeg, FileStages(sr), Told())
     assert len(outcome.failed) == 3
     assert "cannot be written row by row" in str(outcome.failed[0][1])
+
+
+@pytest.mark.parametrize("stream", ["auto", "always"])
+def test_a_source_is_read_once_however_it_is_written(
+    engine_dir: Path, real: list[Job], monkeypatch: pytest.MonkeyPatch, stream: Any
+) -> None:
+    read: list[Path] = []
+
+    def counted(path: Path) -> Any:
+        read.append(path)
+        return read_image(path)
+
+    monkeypatch.setattr("yonos_trt.images.read_image", counted)
+    with SR(engine_dir, threads=1) as sr:
+        monkeypatch.setattr(sr, "free_bytes", lambda: 1000)
+        outcome = run_jobs(real, FileStages(sr, stream=stream), Told())
+    assert len(outcome.done) == 3
+    assert read == [job.source for job in real]
+
+
+def test_a_picture_beyond_the_memory_limit_does_not_stop_the_others(
+    engine_dir: Path, real: list[Job]
+) -> None:
+    Image.fromarray(np.zeros((2, 60_000, 3), np.uint8)).save(real[1].source)
+    with SR(engine_dir, threads=1, memory_limit_mb=60) as sr:
+        outcome = run_jobs(real, FileStages(sr), Told())
+    assert outcome.done == [real[0], real[2]]
+    ((job, error),) = outcome.failed
+    assert job is real[1]
+    assert "memory limit" in str(error)
+
+
+def test_a_picture_too_large_for_the_colour_fix_does_not_stop_the_others(
+    engine_dir: Path, real: list[Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(picture(200, 200)).save(real[1].source)
+    with SR(engine_dir, threads=1, color_fix="adain") as sr:
+        small = FileStages(sr).needed_bytes(real[2], read_image(real[2].source))
+        monkeypatch.setattr(sr, "free_bytes", lambda: small)
+        outcome = run_jobs(real, FileStages(sr), Told())
+    assert outcome.done == [real[0], real[2]]
+    assert [job for job, _ in outcome.failed] == [real[1]]
+    assert "needs the whole picture" in str(outcome.failed[0][1])
 
 
 def test_what_cannot_be_written_is_refused_before_the_networks_run(engine_dir: Path, tmp_path: Path) -> None:

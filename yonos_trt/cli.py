@@ -189,11 +189,11 @@ def upscale(
         return
     reporter = make_progress("none" if quiet and progress == "auto" else progress)
 
-    stages = FileStages(
-        sr, stream=stream, alpha=alpha, format=format, options=save, written=None if quiet else click.echo
-    )
+    stages = FileStages(sr, stream=stream, alpha=alpha, format=format, options=save)
     with _terminable(), sr:
-        outcome = run_jobs(jobs, stages, reporter, existing=existing or "refuse")
+        outcome = run_jobs(
+            jobs, stages, reporter, existing=existing or "refuse", written=None if quiet else click.echo
+        )
     if outcome.failed and len(jobs) > 1 and progress != "json":
         click.echo(f"{len(outcome.failed)} of {len(jobs)} failed:", err=True)
         for job, _ in outcome.failed:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.jobs import Job
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ class FileStages:
         Opened; only `upscale` uses it for more than planning.
     stream, alpha, format, options
         As `SR.upscale_file`.
-    written
-        Called with the path of every file that is complete, on the thread that wrote it.
     """
 
     def __init__(
@@ -36,10 +34,9 @@ class FileStages:
         alpha: str = "bicubic",
         format: str | None = None,
         options: SaveOptions | None = None,
-        written: Callable[[Path], object] | None = None,
     ) -> None:
         self._sr, self._stream, self._alpha = sr, stream, alpha
-        self._format, self._options, self._written = format, options, written
+        self._format, self._options = format, options
 
     def read(self, job: Job) -> Picture:
         """Decode the source; refuse what cannot be written to the target."""
@@ -58,7 +55,10 @@ class FileStages:
 
         height, width = picture.height_px * self._sr.scale, picture.width_px * self._sr.scale
         needed = estimate_output(picture.kind, height, width, job.target, format=self._format).peak_bytes
-        return needed + self._sr.plan(picture.height_px, picture.width_px).peak_bytes
+        try:
+            return needed + self._sr.plan(picture.height_px, picture.width_px).peak_bytes
+        except ConfigError as error:  # `sr` found its options good: it is this picture that is too large
+            raise InputError(f"{job.source}: {error}") from error
 
     def free_bytes(self) -> int:
         """Return what is free, within the limit `sr` was given."""
@@ -70,16 +70,20 @@ class FileStages:
         """Return the result; or write it row by row and return None."""
         if self._stream == "never" or (self._stream == "auto" and fits):
             return self._sr.upscale(picture, alpha=self._alpha, on_tiles=on_tiles).picture
-        del picture  # read again below, so that only one is in memory
-        self._sr.upscale_file(
-            job.source,
-            job.target,
-            stream="always",
-            alpha=self._alpha,
-            format=self._format,
-            options=self._options,
-            on_tiles=on_tiles,
-        )
+        try:
+            self._sr.upscale_file(
+                picture,
+                job.target,
+                stream="always",
+                alpha=self._alpha,
+                format=self._format,
+                options=self._options,
+                on_tiles=on_tiles,
+            )
+        except ConfigError as error:
+            if self._stream == "always":
+                raise
+            raise InputError(f"{job.source}: {error}") from error  # smaller ones may be done
         return None
 
     def write(self, job: Job, result: Picture | None) -> None:
@@ -88,5 +92,3 @@ class FileStages:
 
         if result is not None:
             write_image(result, job.target, format=self._format, options=self._options)
-        if self._written is not None:
-            self._written(job.target)

@@ -14,11 +14,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
-from yonos_trt.errors import InputError, NumericError, OutOfMemoryError, ProfileError, YonosError
+from yonos_trt.errors import InputError
+from yonos_trt.job_outcome import OF_ONE_FILE, Outcome, named, without_frames
 from yonos_trt.jobs import Job
 from yonos_trt.prefetch import stream
 from yonos_trt.progress import Progress
@@ -26,18 +28,16 @@ from yonos_trt.progress import Progress
 __all__ = ["Outcome", "Stages", "run_jobs"]
 
 _IN_FLIGHT = 2  # files taken from the reader and not yet with the writer; the one being written comes on top
-# What one file may fail with; everything else would meet the other files as well.
-_OF_ONE_FILE = (InputError, NumericError, ProfileError, OutOfMemoryError, MemoryError, OSError)
 
 
 class Stages(Protocol):
-    """What is done with one file; each method is called from one thread, all three at the same time."""
+    """What is done with one file; `read`, `upscale` and `write` run at the same time, in a thread each."""
 
     def read(self, job: Job) -> Any:
         """Return the picture; refuse what `write` would refuse."""
 
     def needed_bytes(self, job: Job, picture: Any) -> int:
-        """Return the memory the file takes from the networks until it is written."""
+        """Return the memory the file takes until it is written; called from `upscale`'s thread."""
 
     def free_bytes(self) -> int:
         """Return the memory that may be taken; asked while no file is in flight."""
@@ -49,25 +49,14 @@ class Stages(Protocol):
         """Write the result, all or nothing; called with what `upscale` returned."""
 
 
-@dataclass(slots=True)
-class Outcome:
-    """What became of a run."""
-
-    done: list[Job] = field(default_factory=list)
-    skipped: list[Job] = field(default_factory=list)
-    failed: list[tuple[Job, BaseException]] = field(default_factory=list)
-
-    @property
-    def exit_code(self) -> int:
-        """0 if nothing failed, 5 if memory was the only reason, else 1."""
-        if not self.failed:
-            return 0
-        memory = all(isinstance(error, (OutOfMemoryError, MemoryError)) for _, error in self.failed)
-        return 5 if memory else 1
-
-
 def run_jobs(
-    jobs: Sequence[Job], stages: Stages, progress: Progress, *, existing: str = "refuse", overlap: bool = True
+    jobs: Sequence[Job],
+    stages: Stages,
+    progress: Progress,
+    *,
+    existing: str = "refuse",
+    overlap: bool = True,
+    written: Callable[[Path], object] | None = None,
 ) -> Outcome:
     """Take every job through the stages; a file that fails is recorded and the others go on.
 
@@ -83,13 +72,15 @@ def run_jobs(
     overlap
         False takes one file after the other, as is always done with a single one, and where a file is the
         result of another one.
+    written
+        Called with the path of every file that is complete, on the caller's thread; its errors end the run.
 
     Raises
     ------
     YonosError
         Errors of the engines, the device or the options, which would meet every other file as well.
     """
-    run = _Run(jobs, stages, progress, existing)
+    run = _Run(jobs, stages, progress, existing, written)
     if overlap and len(jobs) > 1 and not _chained(jobs):
         with stream(run.read_all(), run.upscale, max_in_flight=_IN_FLIGHT) as results:
             try:
@@ -133,8 +124,16 @@ class _Item:
 class _Run:
     """The stages with everything around them; `read_all`, `upscale` and `finish` run in three threads."""
 
-    def __init__(self, jobs: Sequence[Job], stages: Stages, progress: Progress, existing: str) -> None:
-        self._jobs, self._stages, self._progress, self._existing = jobs, stages, progress, existing
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        stages: Stages,
+        progress: Progress,
+        existing: str,
+        written: Callable[[Path], object] | None,
+    ) -> None:
+        self._jobs, self._stages, self._progress = jobs, stages, progress
+        self._existing, self._written = existing, written
         self._told = _InOrder()
         self._room = _Room(stages.free_bytes)
         self._stopped = threading.Event()
@@ -160,16 +159,20 @@ class _Run:
     def _read(self, item: _Item) -> Any:
         _check_target(item.job, self._existing)
         item.job.target.parent.mkdir(parents=True, exist_ok=True)
-        picture = self._stages.read(item.job)
-        item.needed_bytes = self._stages.needed_bytes(item.job, picture)
-        return picture
+        return self._stages.read(item.job)
 
     def upscale(self, item: _Item) -> _Item:
         """Put the result in the picture's place."""
         if not item.skipped and item.error is None:
+            self._attempt(item, self._measure)
+        if not item.skipped and item.error is None:
             item.fits = self._room.take(item.index, item.needed_bytes)
             self._attempt(item, self._upscale)
         return item
+
+    def _measure(self, item: _Item) -> Any:
+        item.needed_bytes = self._stages.needed_bytes(item.job, item.value)
+        return item.value
 
     def _upscale(self, item: _Item) -> Any:
         def on_tiles(done: int, total: int) -> None:
@@ -192,9 +195,11 @@ class _Run:
             self._told.tell(item.index, lambda: self._progress.skip(name, f"{job.target} exists"))
         elif (error := item.error) is not None:
             self.outcome.failed.append((job, error))
-            self._told.tell(item.index, lambda: self._progress.fail(name, _named(name, error)))
+            self._told.tell(item.index, lambda: self._progress.fail(name, named(name, error)))
         else:
             self.outcome.done.append(job)
+            if self._written is not None:
+                self._written(job.target)
             seconds = round(item.seconds, 3)
             self._told.tell(
                 item.index, lambda: self._progress.finish(name, target=str(job.target), seconds=seconds)
@@ -208,8 +213,8 @@ class _Run:
         start = time.perf_counter()
         try:
             item.value = step(item)
-        except _OF_ONE_FILE as error:
-            item.value, item.error = None, error
+        except OF_ONE_FILE as error:
+            item.value, item.error = None, without_frames(error)
         item.seconds += time.perf_counter() - start
 
 
@@ -284,11 +289,3 @@ def _check_target(job: Job, existing: str) -> None:
         raise InputError(
             f"{job.source}: {job.target} exists; replace it with --overwrite or leave it with --skip-existing"
         )
-
-
-def _named(name: str, error: BaseException) -> BaseException:
-    """Return an error whose text names the file."""
-    if name in str(error):
-        return error
-    text = f"{name}: {str(error) or type(error).__name__}"
-    return YonosError(text) if not isinstance(error, InputError) else InputError(text)

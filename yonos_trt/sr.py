@@ -165,7 +165,7 @@ class SR(Session):
 
     def upscale_file(
         self,
-        source: str | os.PathLike[str],
+        source: str | os.PathLike[str] | Picture,
         target: str | os.PathLike[str],
         *,
         stream: Literal["auto", "always", "never"] = "auto",
@@ -178,8 +178,10 @@ class SR(Session):
 
         Parameters
         ----------
-        source, target
-            Paths.
+        source
+            Path, or a picture that was read.
+        target
+            Path.
         stream
             "auto" writes row by row when the result would not fit into free memory or into
             `memory_limit_mb`, "always" and "never" do as they say. Formats that cannot be written row by row
@@ -206,7 +208,7 @@ class SR(Session):
             raise ConfigError(f"stream is {stream!r}, expected auto, always or never")
         target = Path(target)
         self._opened()
-        picture = read_image(source)
+        picture = source if isinstance(source, Picture) else read_image(source)
         if alpha == "drop":
             picture = picture.without_alpha()
         height, width = picture.height_px * self.scale, picture.width_px * self.scale
