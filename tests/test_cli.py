@@ -200,6 +200,20 @@ def test_a_source_is_never_replaced_by_its_result(engine_dir: Path, photos: Path
     assert (photos / "a.png").read_bytes() == before
 
 
+def test_a_file_that_is_named_twice_is_done_once(engine_dir: Path, photos: Path, tmp_path: Path) -> None:
+    again = photos / "sub" / ".." / "a.png"
+    result = upscale(engine_dir, photos / "a.png", again, photos / "sub" / "b.jpg", "-o", tmp_path / "out/")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [str(tmp_path / "out" / n) for n in ("a_x4.png", "b_x4.jpg")]
+
+
+def test_two_names_of_one_folder_are_one_target(engine_dir: Path, photos: Path) -> None:
+    Image.fromarray(picture(8, 8)).save(photos / "a.jpg")
+    result = upscale(engine_dir, photos / "a.png", photos / "sub" / ".." / "a.jpg", "-f", "png")
+    assert result.exit_code == 2
+    assert "would both be written" in result.stderr
+
+
 def test_two_sources_of_one_target_are_refused(engine_dir: Path, photos: Path) -> None:
     Image.fromarray(picture(8, 8)).save(photos / "a.jpg")
     result = upscale(engine_dir, "-i", photos, "-f", "png")

@@ -86,11 +86,11 @@ def plan_jobs(
     jobs = [job for job in jobs if job.source in given or job.source not in results]
     targets: dict[Path, Path] = {}
     for job in jobs:
-        other = targets.setdefault(job.target, job.source)
+        other = targets.setdefault(_place(job.target), job.source)
         if other != job.source:
             raise ConfigError(
-                f"{other} and {job.source} would both be written to {job.target}; "
-                "run them one by one, or without -f"
+                f"{other} and {job.source} would both be written to {job.target}; run them one by one, with "
+                "another output folder or suffix for each"
             )
     return jobs
 
@@ -106,9 +106,17 @@ def _find(inputs: Sequence[Path], *, recursive: bool) -> Iterator[tuple[Path, Pa
         else:
             pairs = [(given, Path(given.name))]
         for path, relative in pairs:
-            if path not in seen:
-                seen.add(path)
+            if (place := _place(path)) not in seen:
+                seen.add(place)
                 yield path, relative
+
+
+def _place(path: Path) -> Path:
+    """Return the path by which a name in a folder is known however it was written: ``a``, ``../x/a``.
+
+    A link keeps its own name: it is not the file it points at.
+    """
+    return path.parent.resolve() / path.name
 
 
 def _suffix_for(source: Path, format: str | None) -> str:
