@@ -6,10 +6,11 @@ from typing import get_args
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from yonos_trt import options
 from yonos_trt.bench.cli import bench
-from yonos_trt.cli import upscale
+from yonos_trt.cli import cli, upscale
 from yonos_trt.color import MODES
 from yonos_trt.runtimes import RUNTIMES
 from yonos_trt.sr import AlphaMode
@@ -46,8 +47,29 @@ def test_options_come_in_the_order_in_which_they_are_named() -> None:
     assert [p.name for p in command.params] == ["first", "second", "third"]
 
 
-@pytest.mark.parametrize(("device", "runtime"), [(-1, "onnx"), (0, "auto"), (2, "auto")])
-def test_a_negative_gpu_is_the_cpu(device: int, runtime: str) -> None:
-    given = {"device": device, "runtime": "auto", "seed": 3}
+@pytest.mark.parametrize(
+    ("device", "asked", "runtime"),
+    [(-1, "auto", "onnx"), (-1, "onnx", "onnx"), (-1, "openvino", "openvino"), (0, "auto", "auto"),
+     (2, "tensorrt", "tensorrt")],
+)  # fmt: skip
+def test_gpu_minus_one_is_the_cpu(device: int, asked: str, runtime: str) -> None:
+    given = {"device": device, "runtime": asked, "seed": 3}
     assert options.on_cpu(given) == {"device": max(device, 0), "runtime": runtime, "seed": 3}
     assert given["device"] == device
+
+
+@pytest.mark.parametrize("command", [upscale, video])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-g", "-1", "--runtime", "tensorrt"], "--runtime tensorrt needs a GPU"),
+        (["-g", "-1", "--runtime", "tensorrt-rtx"], "--runtime tensorrt-rtx needs a GPU"),
+        (["-g", "-2"], "-2 is not in the range x>=-1"),
+    ],
+)
+def test_a_gpu_that_contradicts_is_a_usage_error(
+    command: click.Command, arguments: list[str], words: str
+) -> None:
+    result = CliRunner().invoke(cli, [str(command.name), "-i", "a.png", *arguments])
+    assert result.exit_code == 2
+    assert words in result.stderr

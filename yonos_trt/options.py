@@ -77,7 +77,8 @@ machine = compose(
         "-g",
         "--gpu",
         "device",
-        type=int,
+        type=click.IntRange(min=-1),
+        metavar="N",
         default=0,
         show_default=True,
         help="CUDA device number; -1 runs on the CPU.",
@@ -137,7 +138,18 @@ reporting = compose(
 
 
 def on_cpu(options: dict[str, Any]) -> dict[str, Any]:
-    """Translate ``-g -1`` into the runtime that needs no GPU; other options pass unchanged."""
-    if options["device"] < 0:
-        return options | {"device": 0, "runtime": "onnx"}
-    return options
+    """Translate ``-g -1`` into a runtime that needs no GPU; other options pass unchanged.
+
+    Raises
+    ------
+    click.UsageError
+        The runtime that was asked for needs a GPU.
+    """
+    if options["device"] >= 0:
+        return options
+    runtime = options["runtime"]
+    if runtime.startswith("tensorrt"):
+        raise click.UsageError(
+            f"-g -1 runs on the CPU, but --runtime {runtime} needs a GPU; leave one of them out"
+        )
+    return options | {"device": 0, "runtime": "onnx" if runtime == "auto" else runtime}

@@ -51,7 +51,7 @@ class _Size(click.ParamType[Any]):
         return height, width
 
 
-@click.command()
+@click.command(short_help="Time every stage and whole pictures on this machine.")
 @options.model
 @click.option("-s", "--scale", type=int, default=4, show_default=True, help="Which shipped model.")
 @click.option(
@@ -67,7 +67,16 @@ class _Size(click.ParamType[Any]):
 @click.option("-j", "--lanes", type=_List(int, "1,2,4"), help="Tile batches worked on at the same time.")
 @options.batch
 @options.threads
-@click.option("-g", "--gpu", "device", type=int, default=0, show_default=True, help="CUDA device number.")
+@click.option(
+    "-g",
+    "--gpu",
+    "device",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="CUDA device number; --runtime onnx runs on the CPU.",
+)
 @click.option(
     "--size", "size_lr_px", type=_Size(), default="256x256", show_default=True, help="Input picture."
 )

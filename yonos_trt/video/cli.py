@@ -53,7 +53,7 @@ def _pairs(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-@click.command()
+@click.command(short_help="Upscale a video and keep everything else of it.")
 @click.option(
     "-i", "--input", "source", required=True, metavar="IN", help="Video file; - reads y4m from stdin."
 )
