@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import time
 from typing import Any
 
 import pytest
@@ -38,6 +39,16 @@ def test_json_lines_are_whole_objects_with_their_fields() -> None:
     assert events[0]["name"] == "a\nb"
     assert events[4]["error"] == "ValueError"
     assert all(e["elapsed_s"] >= 0 for e in events)
+
+
+def test_all_lines_are_on_one_clock() -> None:
+    """The log and the line that ends a command have writers of their own."""
+    first, second = io.StringIO(), io.StringIO()
+    early = JsonLines(first)
+    time.sleep(0.02)
+    early.write("step")
+    JsonLines(second).write("interrupted")
+    assert json.loads(second.getvalue())["elapsed_s"] >= json.loads(first.getvalue())["elapsed_s"]
 
 
 def test_the_bar_may_go_back_and_leaves_nothing_but_errors(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,8 @@ __all__ = ["META_KEY", "Bar", "JsonLines", "Mode", "Progress", "Silent", "make_p
 
 Mode = Literal["auto", "bar", "json", "none"]
 
+_START_S = time.monotonic()
+
 META_KEY = "yonos_trt.progress"
 """Where a command leaves its --progress value in ``click.Context.meta``, for errors that end it."""
 
@@ -106,16 +108,18 @@ class Bar(Silent):
 
 
 class JsonLines:
-    """Write one JSON object per line; "event" is start, step, finish, skip, fail, end or log."""
+    """Write one JSON object per line; "event" is start, step, finish, skip, fail, end or log.
+
+    "elapsed_s" is on one clock for all writers: the reporter, the log, and the line that ends a command.
+    """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
-        self._start_s = time.monotonic()
 
     def write(self, event: str, **fields: Any) -> None:
         """Write one line, flushed at once."""
         stream = self._stream or sys.stderr
-        elapsed = round(time.monotonic() - self._start_s, 3)
+        elapsed = round(time.monotonic() - _START_S, 3)
         stream.write(json.dumps({"event": event, "elapsed_s": elapsed} | fields) + "\n")
         stream.flush()
 
