@@ -4,9 +4,9 @@
 
     python -m benchmarks.record benchmarks/results/DATE-MACHINE.json --data FOLDER --weights NAME=FILE ...
 
-Runs ``yonos bench``, `benchmarks.speed`, `benchmarks.quality` (with ``--data``) and the sweep of
-``bench_pipeline`` for every model that ships, and merges their documents. Each step's document stays in the
-work folder: a second call goes on after the last one that is there.
+Runs ``yonos bench``, `benchmarks.speed` and `benchmarks.quality` (with ``--data``) for every model that ships
+and the sweep of ``bench_pipeline`` for the x4 one, and merges their documents. Each step's document stays in
+the work folder: a second call goes on after the last one that is there.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from benchmarks.machine import REPOSITORY
 from benchmarks.models import engines_or_shipped
 from benchmarks.results import merge
 from benchmarks.sweep_document import sweep_part
+from yonos_trt.manifest import load_manifest
 
 __all__ = ["Step", "steps"]
 
@@ -63,6 +64,7 @@ class Step:
 def steps(
     engine_dirs: Sequence[Path],
     *,
+    sweep: Sequence[Path] = (),
     data: Path | None = None,
     sets: str = "bsd100_x4",
     limit: int = 5,
@@ -70,7 +72,7 @@ def steps(
     bundles: Sequence[Path] = (),
     quick: bool = False,
 ) -> list[Step]:
-    """Return what has to be run, in order."""
+    """Return what has to be run, in order; the models of `sweep` are swept as well."""
     engines = [word for path in engine_dirs for word in ("--engine", str(path))]
     torch = [word for path in bundles for word in ("--bundle", str(path))]
     few = ["--no-peaks", "--rounds", "2" if quick else "9"]  # the first documents have the peaks
@@ -105,7 +107,7 @@ def steps(
              *(("-k", "64x64 or bench_folder") if quick else ())),
             (("YONOS_BENCH_ENGINE", str(path.resolve())), ("YONOS_BENCH_FULL", "" if quick else "1")),
         )
-        for path in engine_dirs
+        for path in sweep
     ]  # fmt: skip
     return found
 
@@ -157,7 +159,9 @@ def main(
     work = work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     engines = [path.resolve() for path in engines_or_shipped(engine_dirs, scales)]
-    documents = [_run(step, work) for step in steps(engines, **options)]
+    # other scales differ from x4 in arithmetic, not in how it depends on tiles and lanes
+    sweep = [path for path in engines if load_manifest(path, verify=False).model.scale == 4] or engines[:1]
+    documents = [_run(step, work) for step in steps(engines, sweep=sweep, **options)]
     merged = merge(documents, label=out.stem)
     out.write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
     click.echo(f"{out}: {len(merged['parts'])} documents; {work} may go")
