@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
-from yonos_trt.video.upscale import Progress, Upscale, VideoOptions, VideoReport, upscale_video
+from yonos_trt.video.options import VideoOptions, VideoReport
+from yonos_trt.video.upscale import Progress, Upscale, upscale_video
 
 __all__ = ["Progress", "Upscale", "VideoOptions", "VideoReport", "upscale_video"]

@@ -7,7 +7,6 @@ bytes of each copied stream are compared with the source's.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import math
 import os
@@ -31,11 +30,12 @@ from yonos_trt.video.copies import (
 from yonos_trt.video.encode import configure
 from yonos_trt.video.format import OutputFormat
 from yonos_trt.video.info import VideoInfo, exact_seconds, open_input, require_av
+from yonos_trt.video.ledger import CopiedStream, Entry, Ledger, read_back
 from yonos_trt.video.read import main_video_stream
 from yonos_trt.video.segments import Segment
 from yonos_trt.video.timing import video_packets
 
-__all__ = ["CONTAINERS", "CopiedStream", "MuxReport", "container_of", "count_frames", "mux_video"]
+__all__ = ["CONTAINERS", "MuxReport", "container_of", "count_frames", "mux_video"]
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +43,6 @@ CONTAINERS = {".mkv": "matroska", ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", "
 
 #: Written by every muxer for its own file; the source's values would be wrong in ours.
 OWN_METADATA = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration"}
-#: MP4 timed text: muxers add and drop such samples as the gaps between texts need them.
-EMPTY_TEXT = b"\0\0"
 #: Per-stream statistics some muxers leave as tags; they describe the old video stream.
 STATISTICS = ("BPS", "DURATION", "NUMBER_OF_", "_STATISTICS_")
 
@@ -69,17 +67,6 @@ def count_frames(path: Path) -> int:
     """Return the number of packets of a file's main video stream: its frames."""
     with open_input(str(path), name=str(path)) as clip:
         return sum(1 for packet in clip.demux(main_video_stream(clip, str(path))) if packet.size)
-
-
-@dataclass(frozen=True, slots=True)
-class CopiedStream:
-    """One stream in the finished file that was copied."""
-
-    source_index: int
-    kind: str
-    codec: str
-    packets: int
-    identical: bool  # all bytes equal; False: the container repackaged them (for example ADTS to raw AAC)
 
 
 @dataclass(slots=True)
@@ -200,14 +187,14 @@ def mux_video(
         except (OSError, av.error.FFmpegError) as error:
             part.unlink(missing_ok=True)
             raise InputError(
-                f"{part} cannot be written: {_reason(error)}; free space, then run the same command "
-                f"with "
-                f"--resume (all frames are done and kept)"
+                f"{part} cannot be written: {_reason(error)}; free space, then run the same command with "
+                "--resume (all frames are done and kept)"
             ) from error
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-    _check(part, sum(segment.frames for segment in segments), video_index, ledger, report)
+    report.frames = sum(segment.frames for segment in segments)
+    report.copied = read_back(part, report.frames, video_index, ledger)
     os.replace(part, target)
     return report
 
@@ -232,26 +219,6 @@ def _reason(error: BaseException) -> str:
     return str(error)
 
 
-@dataclass(slots=True)
-class _Written:
-    """What went into one stream of the output."""
-
-    kind: str
-    codec: str
-    packets: int = 0
-    digest: Any = field(default_factory=hashlib.sha256)
-
-    def add(self, payload: bytes) -> None:
-        if payload == EMPTY_TEXT:
-            return
-        self.packets += 1
-        self.digest.update(payload)
-
-
-#: by stream index in the output: index in the source, and what was written
-_Ledger = dict[int, tuple[int, _Written]]
-
-
 def _write(
     out: Any,
     source: Any,
@@ -262,7 +229,7 @@ def _write(
     shift: Fraction,
     window: Window,
     template: Any,
-) -> tuple[int, _Ledger]:
+) -> tuple[int, Ledger]:
     """Write header and packets; return the video's stream index and what the other streams got."""
     streams: dict[int, Any] = {}
     copies: Iterator[tuple[Fraction, int, Any]] = iter(())
@@ -286,10 +253,10 @@ def _write(
             "the encoder describes itself differently than when the segments were made (another FFmpeg or "
             "machine?); start again with --overwrite without --resume"
         )
-    ledger: _Ledger = {}
+    ledger: Ledger = {}
     for index, stream in streams.items():
         context = source.streams[index].codec_context
-        ledger[stream.index] = (index, _Written(stream.type, context.name if context is not None else ""))
+        ledger[stream.index] = (index, Entry(stream.type, context.name if context is not None else ""))
 
     def copy(entry: tuple[Fraction, int, Any]) -> None:
         _, index, packet = entry
@@ -312,24 +279,3 @@ def _write(
         copy(waiting)
         waiting = next(copies, None)
     return video.index, ledger
-
-
-def _check(part: Path, frames: int, video_index: int, ledger: _Ledger, report: MuxReport) -> None:
-    """Read the written file back, compare, fill in the report."""
-    found: dict[int, _Written] = {}
-    with open_input(str(part), name=str(part)) as written:
-        for packet in written.demux():
-            if packet.size:
-                found.setdefault(packet.stream.index, _Written("", "")).add(bytes(packet))
-    counts = {index: entry.packets for index, entry in found.items()}
-    expected = {index: entry.packets for index, (_, entry) in ledger.items() if entry.packets}
-    expected[video_index] = frames
-    if {index: counts.get(index) for index in expected} != expected:
-        raise InputError(
-            f"{part} does not hold what was written: packets by stream {counts}, expected {expected}; it is "
-            f"kept for inspection, run again with --resume to write it anew"
-        )
-    report.frames = frames
-    for index, (source_index, entry) in ledger.items():
-        identical = not entry.packets or entry.digest.digest() == found[index].digest.digest()
-        report.copied.append(CopiedStream(source_index, entry.kind, entry.codec, entry.packets, identical))

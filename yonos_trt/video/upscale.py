@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,10 +25,10 @@ from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.prefetch import stream
 from yonos_trt.video.device import DevicePath, device_path
 from yonos_trt.video.encode import make_frame
-from yonos_trt.video.format import EncoderSettings, OutputFormat
+from yonos_trt.video.format import OutputFormat
 from yonos_trt.video.info import VideoInfo, frame_planes
-from yonos_trt.video.mux import MuxReport, container_of, count_frames, mux_video
-from yonos_trt.video.nvcodec import HWACCELS
+from yonos_trt.video.mux import container_of, count_frames, mux_video
+from yonos_trt.video.options import VideoOptions, VideoReport
 from yonos_trt.video.read import Frame, VideoReader
 from yonos_trt.video.segment_encode import SegmentedEncoder
 from yonos_trt.video.segments import Job
@@ -42,45 +42,6 @@ log = logging.getLogger(__name__)
 Upscale = Callable[[NDArray[Any]], NDArray[Any]]
 #: called with frames done so far and frames in all (None: not known)
 Progress = Callable[[int, "int | None"], None]
-
-
-@dataclass(frozen=True, slots=True)
-class VideoOptions:
-    """What `upscale_video` may be told; the command line has the same names."""
-
-    encoder: EncoderSettings = field(default_factory=EncoderSettings)
-    start_s: float | None = None  # take frames from this time on, in seconds since the file's start
-    end_s: float | None = None  # and before this time
-    copy_audio: bool = True
-    copy_subtitles: bool = True
-    overwrite: bool = False  # replace an existing output and unfinished work
-    resume: bool = False  # go on with unfinished work
-    on_error: str = "stop"  # "stop" or "repeat": what a frame that cannot be decoded is
-    force: bool = False  # go on where something of the input cannot be kept
-    chroma_siting: str = "auto"  # place of the chroma samples, a key of `yonos_trt.video.color.SITINGS`
-    segment_frames: int = 48  # key frames are at most this far apart, and this much work is lost by a kill
-    stabilize: bool = False  # average added detail over two frames along the motion
-    max_in_flight: int = 4  # frames in memory between decoder and encoder
-    hwaccel: str = "none"  # "cuda": decode, and encode with *_nvenc, in device memory; "auto": where possible
-    hwaccel_device: int = 0  # number of the GPU
-
-    def __post_init__(self) -> None:
-        if self.hwaccel not in HWACCELS:
-            raise ConfigError(f"hwaccel is {self.hwaccel!r}, expected one of {', '.join(HWACCELS)}")
-        if self.segment_frames < 1:
-            raise ConfigError(f"segment_frames must be at least 1, got {self.segment_frames}")
-
-
-@dataclass(slots=True)
-class VideoReport:
-    """What was done, for the summary and for programs."""
-
-    frames: int = 0
-    frames_resumed: int = 0  # of these, frames that an earlier run had finished
-    repeated_s: list[float] = field(default_factory=list)  # times at which a neighbour is shown
-    mux: MuxReport | None = None  # None: written to a pipe
-    on_device: list[str] = field(default_factory=list)  # stages that ran in device memory: decode, encode
-    seconds: dict[str, float] = field(default_factory=dict)  # busy time of the stages, and "wall"
 
 
 class _Stopwatch:
@@ -98,6 +59,17 @@ class _Stopwatch:
             if item is None:
                 return
             yield item
+
+
+def _opened(source: str | Path | BinaryIO, options: VideoOptions) -> VideoReader:
+    return VideoReader(
+        source,
+        start_s=options.start_s,
+        end_s=options.end_s,
+        on_error=options.on_error,
+        force=options.force,
+        siting=options.chroma_siting,
+    )
 
 
 def _expected_frames(info: VideoInfo, options: VideoOptions) -> int | None:
@@ -219,14 +191,7 @@ def _to_pipe(
     if options.resume:
         raise ConfigError("--resume needs an output file; a pipe cannot be resumed")
     watch, report = _Stopwatch(), VideoReport()
-    with VideoReader(
-        source,
-        start_s=options.start_s,
-        end_s=options.end_s,
-        on_error=options.on_error,
-        force=options.force,
-        siting=options.chroma_siting,
-    ) as reader:
+    with _opened(source, options) as reader:
         raw = replace(options.encoder, vcodec="rawvideo", crf=None, preset=None, options=())
         path = device_path(replace(options, encoder=raw), reader, scale)
         form, report.on_device = path.form, path.stages
@@ -266,14 +231,7 @@ def _to_file(
         raise ConfigError(f"{target} exists; pass --overwrite to replace it")
     watch, report = _Stopwatch(), VideoReport()
     plan = {"audio": options.copy_audio, "subtitles": options.copy_subtitles, "force": options.force}
-    with VideoReader(
-        source,
-        start_s=options.start_s,
-        end_s=options.end_s,
-        on_error=options.on_error,
-        force=options.force,
-        siting=options.chroma_siting,
-    ) as reader:
+    with _opened(source, options) as reader:
         path = device_path(options, reader, scale)
         form, report.on_device = path.form, path.stages
         identity: dict[str, Any] = {"input": None, "upscaler": upscaler_id}
@@ -338,6 +296,5 @@ def _check_same(reader: VideoReader, frame: Frame, expected_pts: int) -> None:
     if frame.pts != expected_pts:
         raise InputError(
             f"{reader.name} is not the file the finished segments were made from (frame {frame.index} "
-            f"differs in "
-            f"time); start again with --overwrite without --resume"
+            "differs in time); start again with --overwrite without --resume"
         )
