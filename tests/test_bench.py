@@ -346,6 +346,16 @@ def test_command_prints_a_table_and_writes_json(engine_dir: Path, tmp_path: Path
     assert "trtexec 11" in other.stdout
 
 
+def test_a_json_file_that_cannot_be_written_is_refused_before_the_work(
+    engine_dir: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "absent" / "bench.json"
+    result = CliRunner().invoke(cli, ["bench", "-m", str(engine_dir), "--json", str(target)])
+    assert result.exit_code == 2
+    assert f"the folder {target.parent} does not exist" in result.stderr
+    assert result.stdout == ""
+
+
 def test_command_refuses_bad_lists_and_unknown_runtimes(engine_dir: Path) -> None:
     for bad in (["--lanes", "1,x"], ["--size", "12"], ["--runtime", "quantum"]):
         assert CliRunner().invoke(cli, ["bench", "-m", str(engine_dir), *bad]).exit_code == 2

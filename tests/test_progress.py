@@ -23,6 +23,8 @@ def test_modes(mode: str, kind: type) -> None:
 def test_auto_draws_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", type("Tty", (io.StringIO,), {"isatty": lambda self: True})())
     assert type(make_progress("auto")) is Bar
+    assert type(make_progress("auto", quiet=True)) is Silent
+    assert type(make_progress("bar", quiet=True)) is Bar
 
 
 def test_json_lines_are_whole_objects_with_their_fields() -> None:

@@ -144,7 +144,7 @@ def test_an_interrupted_command_says_how_to_go_on_and_can(tmp_path: Path, engine
         "--preset",
         "ultrafast",
     ]
-    command += ["--segment-frames", "5", "--threads", "1"]
+    command += ["--segment-frames", "5", "--threads", "1", "--progress", "json"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
@@ -156,7 +156,9 @@ def test_an_interrupted_command_says_how_to_go_on_and_can(tmp_path: Path, engine
     process.send_signal(signal.SIGTERM)
     _, message = process.communicate()
     assert process.returncode == 130, message.decode()
-    assert b"run it again with --resume" in message
+    events = [json.loads(line) for line in message.splitlines()]  # nothing but JSON, this time too
+    assert events[-1]["event"] == "interrupted"
+    assert "run it again with --resume" in events[-1]["message"]
     assert (parts / "segment-000000").exists()
 
 

@@ -81,13 +81,9 @@ class _Group(click.Group):
 
 
 def _say(ctx: click.Context, event: str, message: str) -> None:
-    """Write the last line of a failed command; as JSON where the command promised to write nothing else."""
-    from yonos_trt.progress import META_KEY, JsonLines
+    from yonos_trt.progress import META_KEY, last_line
 
-    if ctx.meta.get(META_KEY) == "json":
-        JsonLines().write(event, message=message)
-    else:
-        click.echo(f"{event}: {message}", err=True)
+    last_line(ctx.meta.get(META_KEY), event, message)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -187,7 +183,7 @@ def upscale(
             sr, jobs, chosen | {"alpha": alpha, "stream": stream, "save": dataclasses.asdict(save)}
         )
         return
-    reporter = make_progress("none" if quiet and progress == "auto" else progress)
+    reporter = make_progress(progress, quiet=quiet)
 
     stages = FileStages(sr, stream=stream, alpha=alpha, format=format, options=save)
     with _terminable(), sr:

@@ -8,7 +8,17 @@ import sys
 import time
 from typing import Any, Literal, Protocol, TextIO
 
-__all__ = ["META_KEY", "Bar", "JsonLines", "Mode", "Progress", "Silent", "make_progress", "set_up_logging"]
+__all__ = [
+    "META_KEY",
+    "Bar",
+    "JsonLines",
+    "Mode",
+    "Progress",
+    "Silent",
+    "last_line",
+    "make_progress",
+    "set_up_logging",
+]
 
 Mode = Literal["auto", "bar", "json", "none"]
 
@@ -148,13 +158,21 @@ class JsonLines:
         self.write("end", **totals)
 
 
-def make_progress(mode: str, *, unit: str = "tile") -> Progress:
-    """Return the reporter for a ``--progress`` value; "auto" draws a bar on a terminal and is silent else."""
+def make_progress(mode: str, *, unit: str = "tile", quiet: bool = False) -> Progress:
+    """Return the reporter for a ``--progress`` value; "auto" draws a bar on a terminal, and none with -q."""
     if mode == "json":
         return JsonLines()
-    if mode == "bar" or (mode == "auto" and sys.stderr.isatty()):
+    if mode == "bar" or (mode == "auto" and not quiet and sys.stderr.isatty()):
         return Bar(unit)
     return Silent()
+
+
+def last_line(mode: str | None, event: str, message: str) -> None:
+    """Write the line that ends a command early; as JSON where ``--progress json`` promised nothing else."""
+    if mode == "json":
+        JsonLines().write(event, message=message)
+    else:
+        sys.stderr.write(f"{event}: {message}\n")
 
 
 class _JsonHandler(logging.Handler):

@@ -12,6 +12,7 @@ import click
 from yonos_trt import options
 from yonos_trt.bench import CONVENTIONS, BenchConfig, measure
 from yonos_trt.errors import EngineNotFoundError
+from yonos_trt.images import atomic_path
 from yonos_trt.manifest import Precision
 from yonos_trt.runtimes import RUNTIMES, shipped_models
 
@@ -118,6 +119,8 @@ def bench(
     **chosen: Any,
 ) -> None:
     """Time every stage of the data path and whole pictures on this machine."""
+    if target is not None and not target.parent.is_dir():
+        raise click.BadParameter(f"the folder {target.parent} does not exist", param_hint="'--json'")
     config = BenchConfig(
         engine_dir=engine_dir or _shipped(scale),
         precision=cast(Precision | None, precision),
@@ -126,9 +129,10 @@ def bench(
         **chosen,
     )
     document = {**measure(config), "command": ["yonos", "bench", *map(_short, sys.argv[2:])]}
-    if target is not None:
-        target.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     click.echo(table(document, transfers=transfers))
+    if target is not None:
+        with atomic_path(target) as part:
+            part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def _short(argument: str) -> str:

@@ -155,7 +155,7 @@ def video(
         return
     if target == "-" and sys.stdout.isatty():
         raise ConfigError("-o - writes raw video, and stdout is a terminal; pipe it, or name a file with -o")
-    reporter = make_progress(progress, unit="frame")
+    reporter = make_progress(progress, unit="frame", quiet=quiet)
     reporter.start(source, 0, 1)
     with _kept(target, reporter), sr:
         job = _with_device_arrays(sr, job)
@@ -217,9 +217,14 @@ class _kept:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         import signal
 
+        from yonos_trt.progress import META_KEY, last_line
+
         signal.signal(signal.SIGTERM, self._old)
         self._reporter.end()
         if kind is KeyboardInterrupt:
-            hint = "" if self._target == "-" else "; run it again with --resume to go on"
-            click.echo(f"interrupted, finished segments are kept{hint}", err=True)
-            click.get_current_context().exit(130)
+            context = click.get_current_context()
+            message = "the stream on stdout is cut off"
+            if self._target != "-":
+                message = "finished segments are kept; run it again with --resume to go on"
+            last_line(context.meta.get(META_KEY), "interrupted", message)
+            context.exit(130)

@@ -266,9 +266,9 @@ def _to_file(
             if job.frames < len(done_times):
                 raise InputError(f"{reader.name} has lost frames since the segments were made; start again")
             if not job.segments:
+                end = "its end" if options.end_s is None else f"{options.end_s} s"
                 raise InputError(
-                    f"{reader.name} has no frame between {options.start_s} and {options.end_s} s; nothing "
-                    f"was written"
+                    f"{reader.name} has no frame from {options.start_s or 0} s to {end}; nothing was written"
                 )
             report.frames = job.frames
             report.repeated_s = [t for segment in job.segments for t in segment.repeated_s]
