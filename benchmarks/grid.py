@@ -5,80 +5,59 @@
     python -m benchmarks.grid DEV --engine yonos_trt/models/lite-x4 --sets kodak,bsd100_x4
 
 A latent of factor f is decoded to blocks of f x f px, and a decoder that is not trained against it leaves a
-faint pattern of that period in textures, which PSNR and LPIPS hardly see. Here it is the power of luma at
-the frequencies k / period beside the power at their neighbours, per axis, averaged over Hann-windowed
-patches: near 0 dB for a photograph, and some decibels where the pattern can be seen.
+faint pattern of that period in textures, which PSNR and LPIPS hardly see. Here it is `grid_excess` of the
+decoder's loss against grids, averaged over a picture's patches and given in dB: a photograph has about 0.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any, Final
 
 import click
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from yonos_train.grid_loss import grid_excess
+from yonos_train.metrics import as_tensor
 
 from benchmarks.machine import command_line, describe_model, header
 
 __all__ = ["grid_db"]
 
 PATCH_PX: Final = 128
-# A Hann window spreads a line over its bin and the two beside it; the neighbours begin after those.
-_LINE_BINS: Final = 1
-_NEIGHBOUR_BINS: Final = (3, 7)
-_LUMA: Final = np.array((0.299, 0.587, 0.114))  # BT.601
 
 
 def grid_db(picture: NDArray[Any], period_px: int) -> float:
-    """Return the grid's power over its surroundings in dB, the larger of both axes and all multiples.
+    """Return the power at the grid's frequencies over that around them in dB.
+
+    It is the mean over half-overlapping patches of 128 px and over the frequencies, each counted alike.
 
     Parameters
     ----------
     picture
-        (H, W, 3), any number type; both sides at least 128 px.
+        (H, W, 3) uint8; both sides at least 128 px.
     period_px
-        The pattern's period, a divisor of 128 above 1.
+        The pattern's period, a divisor of 128 from 2 to 8.
 
     Raises
     ------
     ValueError
-        The picture is too small, or the period does not divide 128.
+        The picture is too small, or the period does not divide 128 or is too long for it.
     """
-    if period_px < 2 or PATCH_PX % period_px:
-        raise ValueError(f"period_px: got {period_px}, expected a divisor of {PATCH_PX} above 1")
     if picture.ndim != 3 or picture.shape[2] != 3 or min(picture.shape[:2]) < PATCH_PX:
         raise ValueError(
             f"picture: got shape {picture.shape}, expected (H, W, 3) of at least {PATCH_PX} px a side"
         )
-    luma = picture.astype(np.float64) @ _LUMA
-    window = np.hanning(PATCH_PX + 1)[:-1]
-    step = PATCH_PX // 2
-    rows = np.zeros(PATCH_PX // 2 + 1)
-    columns = np.zeros_like(rows)
-    for top in range(0, luma.shape[0] - PATCH_PX + 1, step):
-        for left in range(0, luma.shape[1] - PATCH_PX + 1, step):
-            patch = luma[top : top + PATCH_PX, left : left + PATCH_PX]
-            patch = (patch - patch.mean()) * np.outer(window, window)
-            power = np.abs(np.fft.rfft(patch, axis=0)) ** 2
-            rows += power.mean(1) / (power.sum() + 1e-9)  # every patch counts alike
-            power = np.abs(np.fft.rfft(patch, axis=1)) ** 2
-            columns += power.mean(0) / (power.sum() + 1e-9)
-    return max(
-        _line_db(spectrum, multiple * PATCH_PX // period_px)
-        for spectrum in (rows, columns)
-        for multiple in range(1, period_px // 2 + 1)
-    )
-
-
-def _line_db(spectrum: NDArray[np.float64], at: int) -> float:
-    """Return the power at bin ``at`` over that of its neighbours on both sides (of one at the last bin)."""
-    nearest, farthest = _NEIGHBOUR_BINS
-    bins = [at + side * k for side in (-1, 1) for k in range(nearest, farthest + 1)]
-    around = [spectrum[k] for k in bins if 0 <= k < len(spectrum)]
-    line = spectrum[max(0, at - _LINE_BINS) : at + _LINE_BINS + 1].max()
-    return float(10 * np.log10((line + 1e-12) / (np.exp(np.mean(np.log(np.array(around) + 1e-12))))))
+    if period_px < 2:
+        raise ValueError(f"period_px: got {period_px}, expected at least 2")
+    corners = itertools.product(*(range(0, n - PATCH_PX + 1, PATCH_PX // 2) for n in picture.shape[:2]))
+    patches = [as_tensor(picture[top : top + PATCH_PX, left : left + PATCH_PX]) for top, left in corners]
+    excess = torch.stack([grid_excess(patch, period_px).mean() for patch in patches])  # patches count alike
+    return float(excess.mean()) * 10 / math.log(10)
 
 
 @click.command()
