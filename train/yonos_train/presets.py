@@ -124,11 +124,6 @@ _PERCEPTUAL = {
     "disc_start": 1000,
 }
 _FROM_TUNED = {**_PERCEPTUAL, "disc_start": 0}  # decoders that start from the x4 one
-# Last strokes: against the grid at x4; at x2, where bicubic is good already, more weight on VGG's LPIPS.
-_FINE: dict[int, dict[str, float]] = {
-    2: {**_FROM_TUNED, "lpips_alex": 0.15, "lpips_vgg": 0.6, "vgg_share": 0.5, "grid": 0.05},
-    4: {**_FROM_TUNED, "grid": 0.05},
-}
 
 
 def _lite(steps: dict[str, int]) -> tuple[StageConfig, ...]:
@@ -153,19 +148,6 @@ def _lite(steps: dict[str, int]) -> tuple[StageConfig, ...]:
             )
             for scale in (2, 8)
         ),
-        *(
-            StageConfig(
-                f"fine-x{scale}",
-                "decoder",
-                scale,
-                init=f"decoder-x{scale}",
-                steps=steps[f"fine-x{scale}"],
-                batch=8,
-                lr=2e-4,
-                loss=dict(loss),
-            )
-            for scale, loss in _FINE.items()
-        ),
     )
 
 
@@ -179,8 +161,6 @@ _LITE_STEPS: dict[str, int] = {
     "decoder-x4": 3500,
     "decoder-x2": 2000,
     "decoder-x8": 1500,
-    "fine-x2": 800,
-    "fine-x4": 500,
 }
 
 _SD: dict[str, Any] = {"batch": 4, "accumulate": 16, "crop_px": 512, "lr": 5e-5, "warmup_steps": 500}

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from .autoencoder_stage import AutoencoderStage
 from .data import Batch, generator
 from .encoder_stage import EncoderStage
-from .grid_loss import grid_loss
 from .losses import Network, gradient_l1
 from .model import Bundle
 from .objectives import STUDENT, Latents, make_objective
@@ -79,8 +78,7 @@ class DiffusionStage(Conditioned):
 
 
 class DecoderStage(Conditioned):
-    """Fine-tune the decoder on one-step latents: L1 + gradient L1 + LPIPS (mixed networks) + hinge PatchGAN,
-    and on request a loss against grids.
+    """Fine-tune the decoder on one-step latents: L1 + gradient L1 + LPIPS (mixed networks) + hinge PatchGAN.
 
     The GAN term starts at ``disc_start`` (a step number) with the LDM autoencoder's
     adaptive weight
@@ -111,7 +109,6 @@ class DecoderStage(Conditioned):
         self.vgg_share = float(loss.get("vgg_share", 1.0))
         self.w_gan, self.disc_start = float(loss.get("gan", 0.0)), int(loss.get("disc_start", 0))
         self.shift_px = int(loss.get("shift", 4))
-        self.w_grid, self.block_px = float(loss.get("grid", 0.0)), bundle.config.latent_factor
         self._shared: tuple[object, Tensor] | None = None
         self.groups = {"decoder": {"decoder": self.decoder}}
         if self.w_gan > 0:
@@ -153,10 +150,6 @@ class DecoderStage(Conditioned):
         l1, grad = (y - x_h).abs().mean(), gradient_l1(y, x_h)
         total = self.w_l1 * l1 + self.w_grad * grad
         logs = {"l1": l1.item(), "gradient": grad.item()}
-        if self.w_grid > 0:
-            grid = grid_loss(y, x_h, self.block_px)
-            total = total + self.w_grid * grid
-            logs["grid"] = grid.item()
         seen, truth = shifted(self.shift_px, rng, y, x_h)
         for net in (name for name, weight in self.w_lpips.items() if weight > 0):
             count = len(y) if net == "alex" else max(1, round(self.vgg_share * len(y)))
