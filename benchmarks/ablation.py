@@ -117,11 +117,13 @@ def train(runs: Mapping[str, Run]) -> None:
 
 def copy_autoencoder(source: Path, target: Path) -> None:
     """Copy a finished autoencoder stage's networks where there are none yet."""
-    for name in ("encoder.safetensors", "decoder.safetensors"):
+    names = ("encoder.safetensors", "decoder.safetensors")
+    for name in names:
         if not (source / name).is_file():
             raise FileNotFoundError(
                 f"autoencoder: {source} has no {name}; give the autoencoder folder of a run that finished it"
             )
+    for name in names:
         if not (target / name).is_file():
             target.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, target / name)

@@ -100,11 +100,13 @@ def main(folder: Path, engine: Path, sets: str, limit: int, out: Path | None) ->
     manifest = load_manifest(engine)
     scale, period_px = manifest.model.scale, manifest.model.latent_factor
     rows: list[dict[str, Any]] = []
+    small: list[str] = []
     names = [name for name in sets.split(",") if name]
     with SR(engine) as sr:
         for pair in pairs_of(folder, scale, "bicubic", sets=names, limit=limit):
             lr, hr = pair.load()
             if min(hr.shape[:2]) < PATCH_PX:
+                small.append(f"{pair.set}/{pair.name}")
                 continue
             size = (hr.shape[1], hr.shape[0])
             shown = {
@@ -116,6 +118,10 @@ def main(folder: Path, engine: Path, sets: str, limit: int, out: Path | None) ->
                 {"set": pair.set, "name": pair.name}
                 | {key: round(grid_db(np.asarray(value), period_px), 2) for key, value in shown.items()}
             )
+    if small:
+        click.echo(f"left out, smaller than {PATCH_PX} px: {', '.join(small)}", err=True)
+    if not rows:
+        raise click.ClickException(f"{folder} has no picture of at least {PATCH_PX} px a side")
     keys = ("original", "bicubic", "upscaled")
     click.echo(f"grid of period {period_px} px, dB: mean and largest over {len(rows)} pictures")
     for key in keys:

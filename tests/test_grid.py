@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from helpers import make_engine_dir
+from PIL import Image
 
-from benchmarks.grid import grid_db
+pytest.importorskip("torch")  # pairs of pictures are the trainer's
+
+from benchmarks.grid import grid_db, main
 
 
 def texture(seed: int, side: int = 320) -> np.ndarray:
@@ -59,3 +67,20 @@ def test_a_pattern_in_a_quiet_half_is_not_drowned_by_a_busy_one() -> None:
 def test_what_cannot_be_measured_is_refused(shape: tuple[int, ...], period: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         grid_db(np.zeros(shape, np.uint8), period)
+
+
+def test_command_measures_what_is_large_enough_and_names_the_rest(tmp_path: Path) -> None:
+    engine = make_engine_dir(tmp_path / "engine")
+    pictures = tmp_path / "dev" / "one" / "HR"
+    pictures.mkdir(parents=True)
+    Image.fromarray(texture(1, 160)[:64]).save(pictures / "small.png")
+    arguments = [str(tmp_path / "dev"), "--engine", str(engine), "--out", str(tmp_path / "grid.json")]
+    nothing = CliRunner().invoke(main, arguments)
+    assert nothing.exit_code == 1
+    assert "no picture of at least 128 px" in nothing.output
+    assert not (tmp_path / "grid.json").exists()
+    Image.fromarray(texture(2, 160)).save(pictures / "large.png")
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    assert "one/small" in done.output
+    assert [row["name"] for row in json.loads((tmp_path / "grid.json").read_text())["rows"]] == ["large"]

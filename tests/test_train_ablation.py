@@ -95,3 +95,7 @@ def test_a_folder_without_an_autoencoder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no encoder\.safetensors; give the autoencoder folder"):
         copy_autoencoder(tmp_path, tmp_path / "target")
     assert not (tmp_path / "target").exists()
+    (tmp_path / "encoder.safetensors").touch()  # half of one is none, and nothing is copied
+    with pytest.raises(FileNotFoundError, match=r"has no decoder\.safetensors"):
+        copy_autoencoder(tmp_path, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
