@@ -151,8 +151,8 @@ def _lite(steps: dict[str, int]) -> tuple[StageConfig, ...]:
     )
 
 
-# As the shipped models were trained. Steps, not minutes: the learning rate then does not follow the clock, and
-# a busy machine trains as much as an idle one.
+# As the shipped models were trained. Steps, not minutes: the learning rate then does not follow the clock,
+# and a busy machine trains as much as an idle one.
 _LITE_STEPS: dict[str, int] = {
     "autoencoder": 4500,
     "x2": 2500,
