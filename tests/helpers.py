@@ -245,3 +245,29 @@ def edit_manifest(directory: Path, change: Callable[[dict[str, Any]], None]) -> 
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document))
+
+
+def in_own_process(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test that sends itself SIGINT in a pytest of its own.
+
+    Python takes SIGINT on the thread's alternate stack where there is one. After hundreds of other tests some
+    library has left one in the process, and now and then the whole run ended with a segmentation fault there.
+    """
+    import functools
+    import os
+    import subprocess
+    import sys
+
+    @functools.wraps(test)
+    def outer(*args: Any, **kwargs: Any) -> None:
+        if os.environ.get("YONOS_OWN_PROCESS"):
+            return test(*args, **kwargs)
+        name = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", name]
+        root = Path(__file__).resolve().parents[1]
+        environment = os.environ | {"YONOS_OWN_PROCESS": "1"}
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "1 passed" in done.stdout, done.stdout
+
+    return outer

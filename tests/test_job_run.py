@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import make_engine_dir, picture
+from helpers import in_own_process, make_engine_dir, picture
 from PIL import Image
 
 from yonos_trt.errors import EngineIntegrityError, InputError, MissingExtraError, OutOfMemoryError
@@ -328,6 +328,7 @@ def test_outcome_of_mixed_failures_is_1() -> None:
 
 
 @pytest.mark.parametrize("stage", ["write", "upscale"])
+@in_own_process
 def test_interruption_stops_the_networks_at_the_next_tile(tmp_path: Path, stage: str) -> None:
     working, stopped = threading.Event(), threading.Event()
 
@@ -477,6 +478,7 @@ def test_what_cannot_be_written_is_refused_before_the_networks_run(engine_dir: P
     assert events[:2] == ["start", "fail"]  # no step between
 
 
+@in_own_process
 def test_ctrl_c_while_a_file_is_written_leaves_none_of_it(
     engine_dir: Path, real: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
