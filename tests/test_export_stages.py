@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,6 @@ from yonos_export.onnx_from_torch import (  # noqa: E402
 from yonos_export.source import fp32_graphs, open_source  # noqa: E402
 from yonos_export.stages import StageSet, stages_from_bundle  # noqa: E402
 from yonos_export.verify import functions_from_onnx, functions_from_torch  # noqa: E402
-from yonos_train.schedule import Schedule, ddim  # noqa: E402
 
 from yonos_trt.errors import BuildError, ConfigError  # noqa: E402
 from yonos_trt.manifest import STAGE_TENSORS  # noqa: E402
@@ -206,20 +204,6 @@ def test_step_of_a_schedule_that_keeps_signal_adds_alpha_times_noise() -> None:
         v = bundle.unet(torch.cat([noise, z_l], 1), torch.ones(1))
         expected = stages.info.alpha_1 * noise - stages.info.sigma_1 * v
     np.testing.assert_allclose(functions_from_torch(stages)["step"](feed), expected.numpy(), atol=1e-6)
-
-
-@pytest.mark.parametrize("schedule", [Schedule(), sd_schedule()])
-def test_step_that_ends_early_leaves_the_samplers_noise(schedule: Schedule) -> None:
-    bundle = small_bundle(schedule=schedule)
-    bundle.config = dataclasses.replace(bundle.config, end=0.2)
-    feed = random_feed({"noise": (1, 4, 8, 8), "z_l": (1, 4, 8, 8)})
-    noise, z_l = (torch.from_numpy(feed[n]) for n in ("noise", "z_l"))
-    with torch.no_grad():
-        z_0 = ddim(bundle.unet, bundle.schedule, z_l, noise)
-        expected = ddim(bundle.unet, bundle.schedule, z_l, noise, end=0.2)
-    got = functions_from_torch(stages_from_bundle(bundle))["step"](feed)
-    np.testing.assert_allclose(got, expected.numpy(), atol=1e-6)
-    assert np.abs(got - z_0.numpy()).max() > 0.01
 
 
 @pytest.mark.parametrize("stage", ["step", "encoder"])

@@ -361,23 +361,3 @@ def test_discriminator_and_decoder_share_one_output_a_step(pictures):
     stage.loss("discriminator", crops.batch(4, 2), generator(2), 4)
     stage.loss("decoder", crops.batch(4, 2), generator(3), 5)
     assert len(calls) == 6
-
-
-def test_a_decoder_that_reads_noise_says_so_in_its_bundle(pictures, tmp_path):
-    def with_end(stage):
-        return dataclasses.replace(stage, end=0.2) if stage.name == "decoder-x2" else stage
-
-    config = dataclasses.replace(SMOKE, stages=tuple(with_end(s) for s in SMOKE.stages if s.scale in (0, 2)))
-    run = Run(config, tmp_path, data=str(pictures), weights={})
-    run.run()
-    bundle = load_bundle(tmp_path / "bundles" / "smoke-x2")
-    assert bundle.config.end == 0.2
-    assert bundle.config.training["stages"]["decoder-x2"]["end"] == 0.2
-    batch = Crops(ImageFolder(pictures, smallest_px=64), CropConfig(64), seed=3).batch(0, 2)
-    z_end, _ = run.build(config.stages[-1]).one_step(batch, generator(1))
-    plain = dataclasses.replace(config.stages[-1], end=0.0)
-    z_0, _ = run.build(plain).one_step(batch, generator(1))
-    noise = (z_end - bundle.schedule.alpha(0.2) * z_0) / bundle.schedule.sigma(0.2)
-    assert 0.9 < noise.std() < 1.1
-    with pytest.raises(ValueError, match=r"end got 0\.2, expected"):
-        dataclasses.replace(config.stages[0], end=0.2)

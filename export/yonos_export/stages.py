@@ -48,35 +48,23 @@ class EncoderStage(nn.Module):
 class StepStage(nn.Module):
     """``(noise, z_l) -> z_0 = alpha_1 noise - sigma_1 v(concat(noise, z_l), t)``, all ``(N, C, h, w)``.
 
-    A model whose sampling ends before t = 0 (`end`, its alpha and sigma) gets
-    ``alpha_end z_0 + sigma_end (sigma_1 noise + alpha_1 v)`` instead, which is still one DDIM step.
-
     t is a constant of shape ``(1,)``: the network broadcasts it over the batch, so that its embedding and
     every modulation computed from it is a constant of the graph whatever N is.
     """
 
-    def __init__(
-        self,
-        unet: nn.Module,
-        *,
-        alpha_1: float,
-        sigma_1: float,
-        timestep: float,
-        end: tuple[float, float] = (1.0, 0.0),
-    ) -> None:
+    def __init__(self, unet: nn.Module, *, alpha_1: float, sigma_1: float, timestep: float) -> None:
         super().__init__()
         self.unet = unet
-        alpha_end, sigma_end = end
-        self.noise_factor = alpha_end * alpha_1 + sigma_end * sigma_1
-        self.v_factor = sigma_end * alpha_1 - alpha_end * sigma_1
+        self.alpha_1 = alpha_1
+        self.sigma_1 = sigma_1
         self.t: Tensor
         self.register_buffer("t", torch.tensor([timestep], dtype=torch.float32), persistent=False)
 
     def forward(self, noise: Tensor, z_l: Tensor) -> Tensor:
         v: Tensor = self.unet(torch.cat([noise, z_l], dim=1), self.t)
-        z_0 = v * self.v_factor
-        # The lite schedule begins in pure noise: alpha_1 = 0, and noise may enter through the network alone.
-        return z_0 if self.noise_factor == 0.0 else z_0 + self.noise_factor * noise
+        z_0 = v * -self.sigma_1
+        # The lite schedule ends in pure noise: alpha_1 = 0, and the noise enters through the network alone.
+        return z_0 if self.alpha_1 == 0.0 else z_0 + self.alpha_1 * noise
 
 
 class DecoderStage(nn.Module):
@@ -144,11 +132,8 @@ def stages_from_bundle(bundle: Bundle) -> StageSet:
         licence=dict(config.licence),
         card=config.card,
     )
-    end = (1.0, 0.0)  # the clean latent, also where the schedule leaves some noise at t = 0
-    if config.end > 0:
-        end = bundle.schedule.alpha(config.end), bundle.schedule.sigma(config.end)
     return make_stages(
-        bundle.encoder, bundle.unet, bundle.decoder, info, end=end, weights_sha256=weights_sha256(bundle)
+        bundle.encoder, bundle.unet, bundle.decoder, info, weights_sha256=weights_sha256(bundle)
     )
 
 
@@ -158,12 +143,11 @@ def make_stages(
     decoder: nn.Module,
     info: ModelInfo,
     *,
-    end: tuple[float, float] = (1.0, 0.0),
     weights_sha256: str | None = None,
 ) -> StageSet:
-    """Wrap three networks; `unet` is called with ``(concat(z_t, z_l), t)``, `end` is (alpha, sigma)."""
+    """Wrap three networks; `unet` is called with ``(concat(z_t, z_l), t)``."""
     digest = weights_sha256 or hash_tensors({"encoder": encoder, "unet": unet, "decoder": decoder})
-    step = StepStage(unet, alpha_1=info.alpha_1, sigma_1=info.sigma_1, timestep=info.timestep, end=end)
+    step = StepStage(unet, alpha_1=info.alpha_1, sigma_1=info.sigma_1, timestep=info.timestep)
     stages = StageSet(EncoderStage(encoder), step, DecoderStage(decoder), info, digest)
     for name in STAGES:
         stages.module(name).eval().float().requires_grad_(False)

@@ -49,10 +49,6 @@ class BundleConfig:
         Noise schedule's name and parameters.
     timestep
         t of the single step, in [0, 1].
-    end
-        t at which sampling stops, in [0, timestep). Above 0 the decoder reads
-        ``alpha_end z_0 + sigma_end eps``: from the noise that is left it can make texture that does not
-        repeat with its own blocks.
     encoder_input
         ``"upsampled"``: the encoder reads the bicubic canvas; ``"lr"``: it reads the LR picture.
     tile_px, overlap_px, smallest_tile_px, largest_tile_px
@@ -66,7 +62,6 @@ class BundleConfig:
     architecture: LiteConfig = field(default_factory=LiteConfig)
     schedule: Schedule = field(default_factory=Schedule)
     timestep: float = 1.0
-    end: float = 0.0
     encoder_input: str = "upsampled"
     tile_px: int = 512
     overlap_px: int = 64

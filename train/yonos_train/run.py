@@ -138,8 +138,6 @@ class Run:
         for stage in self.config.stages:
             if not self.is_done(stage) or stage.scale not in (0, scale):
                 continue
-            if stage.kind == "decoder":
-                bundle.config = dataclasses.replace(bundle.config, end=stage.end)
             for name in _RESULTS[stage.kind]:
                 if name != "encoder" or lr == (stage.kind == "encoder"):
                     self._load(stage.name, name, getattr(bundle, name))
@@ -235,7 +233,6 @@ class Run:
                 "batch": stage.batch * stage.accumulate,
                 "crop_px": stage.crop_px,
                 **({"degradation": stage.degradation} if stage.scale else {}),
-                **({"end": stage.end} if stage.end else {}),
                 **({"loss": stage.loss} if stage.loss else {}),
             }
         return {"pictures": len(self.images), "seed": self.config.loop.seed, "stages": stages}

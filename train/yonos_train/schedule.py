@@ -113,7 +113,6 @@ def ddim(
     *,
     steps: int = 1,
     start: float = 1.0,
-    end: float = 0.0,
 ) -> Tensor:
     """Sample deterministically (DDIM) from ``noise`` at t = 1 to t = 0 in equal time steps.
 
@@ -127,23 +126,16 @@ def ddim(
         Number of U-Net calls, >= 1. One step is the product's ``z_0 = alpha_1 z_1 - sigma_1 v``.
     start
         Time that the noise is said to be at; below 1 only for networks trained so (a bundle's ``timestep``).
-    end
-        Time to stop at (a bundle's ``end``); what is left of the noise then stays in the result.
 
     Returns
     -------
     Tensor
-        ``z_0``, or ``z_end``, ``(N, C, h, w)``.
+        ``z_0 (N, C, h, w)``.
     """
     if steps < 1:
         raise ValueError(f"steps: got {steps}, expected >= 1")
-    if not 0 <= end < start:
-        raise ValueError(f"end: got {end}, expected from 0 to below start = {start}")
     z = noise
     for index in range(steps):
-        t, u = (
-            torch.full((len(z),), start - (start - end) * k / steps, device=z.device)
-            for k in (index, index + 1)
-        )
+        t, u = (torch.full((len(z),), start * (1 - k / steps), device=z.device) for k in (index, index + 1))
         z = ddim_step(unet, schedule, z_l, z, t, u)
     return z

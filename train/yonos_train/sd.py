@@ -49,7 +49,6 @@ class SdConfig:
     base_prediction: Prediction = "v_prediction"
     encoder_input: str = "upsampled"
     timestep: float = 1.0
-    end: float = 0.0
     tile_px: int = 512
     overlap_px: int = 64
     smallest_tile_px: int = 256

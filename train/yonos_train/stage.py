@@ -48,8 +48,6 @@ class StageConfig:
         Name for :mod:`yonos_train.degrade`.
     objective
         Name in :mod:`yonos_train.objectives` (diffusion stages; None: by whether there is a teacher).
-    end
-        Decoder stages: time at which the one step stops; see the bundle's ``end``.
     loss
         Loss weights and switches of the stage.
     """
@@ -72,7 +70,6 @@ class StageConfig:
     ema: float = 0.999
     degradation: Kind = "mixed"
     objective: str | None = None
-    end: float = 0.0
     loss: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -89,10 +86,6 @@ class StageConfig:
         for name in ("batch", "accumulate", "crop_px", "lr", "clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"stage {self.name}: {name} got {getattr(self, name)}, expected > 0")
-        if not 0 <= self.end < 1 or (self.end and self.kind != "decoder"):
-            raise ValueError(
-                f"stage {self.name}: end got {self.end}, expected from 0 to below 1, and 0 but for decoders"
-            )
         if self.repeat < 0:
             raise ValueError(f"stage {self.name}: repeat got {self.repeat}, expected >= 0")
 

@@ -122,7 +122,7 @@ class DecoderStage(Conditioned):
         x_l, _ = self.lr_images(batch)
         z_l = self.latent(x_l, batch.x_h)
         noise = torch.randn(z_l.shape, generator=rng).to(z_l)
-        return ddim(self.unet, self.schedule, z_l, noise, end=self.config.end).float(), x_l
+        return ddim(self.unet, self.schedule, z_l, noise).float(), x_l
 
     def _output(self, batch: Batch, rng: torch.Generator) -> Tensor:
         z_0, _ = self.one_step(batch, rng)

@@ -59,7 +59,7 @@ class BundleUpscaler:
         z_l = self.bundle.encoder(x_l)
         noise = torch.randn(z_l.shape, generator=torch.Generator().manual_seed(self.seed)).to(z_l)
         unet, schedule, start = self.bundle.unet, self.bundle.schedule, config.timestep
-        z_0 = ddim(unet, schedule, z_l, noise, steps=self.steps, start=start, end=config.end)
+        z_0 = ddim(unet, schedule, z_l, noise, steps=self.steps, start=start)
         return _picture(self.bundle.decoder(z_0)[:, :, : lr.shape[0] * s, : lr.shape[1] * s])
 
 
