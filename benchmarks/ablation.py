@@ -24,38 +24,18 @@ from typing import Any, Final
 import click
 from safetensors.torch import load_file
 from yonos_train.evaluate import Pair, Upscaler, crop_pairs, evaluate
-from yonos_train.metrics import HIGHER_IS_BETTER, Metrics
+from yonos_train.metrics import Metrics
 from yonos_train.model import Bundle, new_bundle
 from yonos_train.presets import PRESETS, RunConfig
 from yonos_train.run import Run
 from yonos_train.stages import StageConfig
 from yonos_train.upscalers import BicubicUpscaler, BundleUpscaler
 
+from benchmarks.ablation_report import CELLS, markdown, orders, plot_steps
 from benchmarks.machine import command_line, header
 
 log = logging.getLogger(__name__)
 
-CELLS: Final = (
-    ("original decoder", "without"),
-    ("original decoder", "with"),
-    ("tuned decoder", "without"),
-    ("tuned decoder", "with"),
-)
-# YONOS-SR, Table 4, in the order of CELLS.
-PAPER: Final[dict[int, dict[str, tuple[float, float, float, float]]]] = {
-    4: {
-        "fid": (27.93, 21.63, 16.77, 12.25),
-        "lpips": (0.227, 0.210, 0.162, 0.145),
-        "psnr_y": (24.25, 25.06, 24.21, 25.19),
-    },
-    8: {
-        "fid": (102.92, 56.84, 41.54, 21.48),
-        "lpips": (0.541, 0.378, 0.305, 0.217),
-        "psnr_y": (21.08, 23.20, 21.53, 23.14),
-    },
-}
-# (worse, better) pairs of cells whose order is compared with the paper's: by distillation, then by decoder.
-ORDERS: Final = ((0, 1), (2, 3), (0, 2), (1, 3))
 STEPS: Final = (1, 2, 4, 8, 16, 32, 64)
 TAD: Final[dict[str, dict[str, Any]]] = {
     "tad-reg": {"objective": "tad_sr", "loss": {"reg": 1.0, "hfsd": 0.0, "gan": 0.0}},
@@ -150,8 +130,14 @@ def table4(runs: Mapping[str, Run], pairs: Mapping[int, Sequence[Pair]], metrics
         for decoder, run in CELLS:
             bundle = assemble(runs[run], scale, f"x{scale}", tuned=decoder.startswith("tuned"))
             upscalers[f"{decoder}, {run}"] = BundleUpscaler(bundle)
-        cells = _overall(evaluate(upscalers, own, metrics).means)
-        result[f"x{scale}"] = {"cells": cells, "orders": _orders(cells, scale, metrics.names)}
+        report = evaluate(upscalers, own, metrics)
+        values = {
+            method: {
+                name: [row[name] for row in report.rows if row["method"] == method] for name in metrics.names
+            }
+            for method in upscalers
+        }
+        result[f"x{scale}"] = {"cells": _overall(report.means), "orders": orders(values, scale)}
     return result
 
 
@@ -162,33 +148,6 @@ def _overall(means: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         for row in means
         if row["set"] == last
     }
-
-
-def _orders(cells: dict[str, dict[str, float]], scale: int, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Compare the order of pairs of cells with the paper's, metric by metric."""
-    labels = [f"{decoder}, {run}" for decoder, run in CELLS]
-    rows = []
-    for name in names:
-        paper = PAPER[scale].get(
-            "psnr_y" if name == "psnr_y" else "lpips" if name.startswith("lpips") else name
-        )
-        if paper is None:
-            continue
-        sign = 1 if name in HIGHER_IS_BETTER else -1
-        for a, b in ORDERS:
-            ours = sign * (cells[labels[b]][name] - cells[labels[a]][name])
-            theirs = sign * (paper[b] - paper[a])
-            rows.append(
-                {
-                    "metric": name,
-                    "from": labels[a],
-                    "to": labels[b],
-                    "gain": ours,
-                    "paper_gain": theirs,
-                    "agrees": (ours > 0) == (theirs > 0),
-                }
-            )
-    return rows
 
 
 def figure3(runs: Mapping[str, Run], pairs: Sequence[Pair], metrics: Metrics) -> dict[str, Any]:
@@ -210,38 +169,7 @@ def tad_rows(run: Run, pairs: Sequence[Pair], metrics: Metrics) -> dict[str, dic
 
 
 # ----------------------------------------------------------------------------------------------------------
-# Reporting
-
-
-def markdown(report: Mapping[str, Any]) -> str:
-    """Return the report's tables."""
-    lines = ["# Ablation at small scale", "", f"`{' '.join(report['command'])}`", ""]
-    machine = report["machine"]
-    lines += [f"{machine['processor']}, {machine['cores']} cores, {report['created'][:10]}.", ""]
-    for scale, part in report["table4"].items():
-        lines += [f"## {scale}: decoder and scale distillation", "", *_table(part["cells"]), ""]
-        lines += ["| metric | from | to | gain | paper's gain | same order |", "|---|---|---|---|---|---|"]
-        lines += [
-            f"| {r['metric']} | {r['from']} | {r['to']} | {r['gain']:+.4f} | {r['paper_gain']:+.4f} | "
-            f"{'yes' if r['agrees'] else 'no'} |"
-            for r in part["orders"]
-        ]
-        lines.append("")
-    lines += ["## Quality against DDIM steps, x4, original decoder", ""]
-    for name, curve in report["figure3"].items():
-        lines += [f"{name} scale distillation:", "", *_table(curve), ""]
-    lines += ["## TAD-SR part by part, x4, original decoder, one step", "", *_table(report["tad_sr"])]
-    return "\n".join(lines) + "\n"
-
-
-def _table(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
-    names = [key for key in next(iter(rows.values())) if key not in ("pictures", "seconds")]
-    head = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    digits = {"psnr_y": 2}
-    return head + [
-        f"| {label} | " + " | ".join(f"{row[n]:.{digits.get(n, 4)}f}" for n in names) + " |"
-        for label, row in rows.items()
-    ]
+# The whole
 
 
 def ablation(
@@ -265,7 +193,7 @@ def ablation(
     limit: int = 0,
     autoencoder: Path | None = None,
 ) -> dict[str, Any]:
-    """Train, measure and write ``ablation.json`` and ``ablation.md`` into ``folder``.
+    """Train, measure and write ``ablation.json``, ``ablation.md`` and ``steps.png`` into ``folder``.
 
     ``autoencoder`` is the folder of a finished autoencoder stage to use instead of training one.
     """
@@ -287,6 +215,7 @@ def ablation(
         "unit_steps": unit_steps,
         "autoencoder": "given" if autoencoder is not None else f"{2 * unit_steps} steps",
         "degradation": degradation,
+        "sets": sorted({pair.set for pair in pairs[4]}),
         "pairs": {f"x{scale}": len(own) for scale, own in pairs.items()},
         "table4": table4(runs, pairs, metrics),
         "figure3": figure3(runs, pairs[4], metrics),
@@ -294,6 +223,7 @@ def ablation(
     }
     (folder / "ablation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (folder / "ablation.md").write_text(markdown(report), encoding="utf-8")
+    plot_steps(report["figure3"], folder / "steps.png")
     return report
 
 

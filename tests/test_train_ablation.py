@@ -15,7 +15,10 @@ pytest.importorskip("safetensors")
 from PIL import Image
 from yonos_train.presets import PRESETS
 
-from benchmarks.ablation import PAPER, TAD, _orders, ablation, configs, copy_autoencoder
+from benchmarks.ablation import TAD, ablation, configs, copy_autoencoder
+from benchmarks.ablation_report import PAPER, orders
+
+LABELS = [f"{decoder} decoder, {run}" for decoder in ("original", "tuned") for run in ("without", "with")]
 
 
 def test_both_runs_spend_the_same_unet_budget_per_scale() -> None:
@@ -33,21 +36,43 @@ def test_both_runs_spend_the_same_unet_budget_per_scale() -> None:
 
 def test_paper_prefers_distillation_in_every_comparison() -> None:
     """The comparison code, fed with the paper's own cells, agrees with the paper everywhere."""
-    labels = [f"{decoder} decoder, {run}" for decoder in ("original", "tuned") for run in ("without", "with")]
     for scale, table in PAPER.items():
         cells = {
-            label: {"psnr_y": table["psnr_y"][k], "lpips_alex": table["lpips"][k], "fid": table["fid"][k]}
-            for k, label in enumerate(labels)
+            label: {
+                "psnr_y": [table["psnr_y"][k]],
+                "lpips_alex": [table["lpips"][k]],
+                "fid": [table["fid"][k]],
+            }
+            for k, label in enumerate(LABELS)
         }
-        rows = _orders(cells, scale, ("psnr_y", "lpips_alex", "fid"))
+        rows = orders(cells, scale)
         assert len(rows) == 12
-        assert all(row["agrees"] for row in rows)
+        assert all(row["agrees"] == "yes" for row in rows)
         by_distillation = [
             row for row in rows if row["from"].endswith("without") and row["to"].endswith(", with")
         ]
         assert all(row["paper_gain"] > 0 for row in by_distillation)
-        swapped = {label: cells[labels[(k + 1) % 4]] for k, label in enumerate(labels)}
-        assert not all(row["agrees"] for row in _orders(swapped, scale, ("psnr_y", "lpips_alex", "fid")))
+        swapped = {label: cells[LABELS[(k + 1) % 4]] for k, label in enumerate(LABELS)}
+        assert any(row["agrees"] == "no" for row in orders(swapped, scale))
+
+
+def test_an_order_within_the_noise_of_the_pictures_is_undecided() -> None:
+    """Five pictures, PSNR: distillation gains 1 dB on each with the original decoder, with the tuned one
+    1 dB on average but between -8 and +9."""
+    hard = np.array([20.0, 22.0, 25.0, 28.0, 31.0])
+    gains = {LABELS[0]: 0 * hard, LABELS[1]: 1 + 0.1 * (hard - hard.mean()) / hard, LABELS[2]: 0 * hard,
+             LABELS[3]: np.array([9.0, -8.0, 1.0, 9.0, -6.0])}  # fmt: skip
+    values = {label: {"psnr_y": list(hard + gain)} for label, gain in gains.items()}
+    rows = {(row["from"], row["to"]): row for row in orders(values, 4)}
+    sure, unsure = rows[LABELS[0], LABELS[1]], rows[LABELS[2], LABELS[3]]
+    assert sure["agrees"] == "yes"
+    assert 0.8 < sure["low"] < sure["gain"] < sure["high"] < 1.2
+    assert unsure["agrees"] == "undecided"
+    assert unsure["gain"] == pytest.approx(1.0)
+    assert unsure["low"] < 0 < unsure["high"]
+    # mean of five with t(4 degrees, 97.5 %) = 2.776 standard errors
+    error = gains[LABELS[3]].std(ddof=1) / 5**0.5
+    assert unsure["high"] - unsure["gain"] == pytest.approx(2.7764 * error, rel=1e-4)
 
 
 def test_ablation_writes_every_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +102,9 @@ def test_ablation_writes_every_table(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert set(report["tad_sr"]) == {"x4", *TAD}
     text = (tmp_path / "run" / "ablation.md").read_text()
     assert text.count("| tuned decoder, with |") >= 2
+    assert report["sets"] == ["one"]
+    with Image.open(tmp_path / "run" / "steps.png") as plot:
+        assert plot.size == (504, 384)
     shared = [tmp_path / "run" / name / "autoencoder" / "decoder.safetensors" for name in ("with", "without")]
     assert shared[0].read_bytes() == shared[1].read_bytes()
     assert report["autoencoder"] == "2 steps"
