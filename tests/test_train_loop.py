@@ -165,10 +165,13 @@ def test_smoke_preset_runs_every_stage_and_leaves_bundles(pictures, tmp_path):
     result = CliRunner().invoke(main, args)
     assert result.exit_code == 0, result.output
     for scale in (2, 4, 8):
-        bundle = load_bundle(run / "bundles" / f"smoke-x{scale}")
-        assert bundle.config.scale == scale
-        z = bundle.encoder(torch.rand(1, 3, 32, 32))
-        assert torch.isfinite(bundle.decoder(z)).all()
+        for name, side_px in ((f"smoke-x{scale}", 32), (f"smoke-x{scale}-lr", 32 // scale)):
+            bundle = load_bundle(run / "bundles" / name)
+            assert bundle.config.scale == scale
+            assert bundle.config.encoder_input == ("lr" if name.endswith("-lr") else "upsampled")
+            out = bundle.decoder(bundle.encoder(torch.rand(1, 3, side_px, side_px)))
+            assert out.shape == (1, 3, 32, 32)
+            assert torch.isfinite(out).all()
     facts = load_bundle(run / "bundles" / "smoke-x4").config.training
     assert facts["pictures"] == 3
     assert list(facts["stages"]) == ["autoencoder", "x2", "x4", "decoder-x4"]  # what x4 rests on, not x8
@@ -268,7 +271,8 @@ def test_a_run_folder_of_another_architecture_is_refused(pictures, tmp_path):
 
 
 def test_adaptive_gan_weight_gives_the_gradient_of_the_weighted_sum(pictures):
-    from yonos_train.losses import adaptive_weight, gradient_l1, hinge_generator
+    from yonos_train.adversarial import adaptive_weight, hinge_generator
+    from yonos_train.losses import gradient_l1
     from yonos_train.stages import DecoderStage, shifted
 
     torch.manual_seed(0)

@@ -14,16 +14,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
 from safetensors.torch import save_file
-from yonos_train.losses import (
-    Dists,
-    Lpips,
-    PatchDiscriminator,
-    WeightsError,
-    adaptive_weight,
-    gradient_l1,
-    hinge_discriminator,
-    hinge_generator,
-)
+from yonos_train.adversarial import PatchDiscriminator, adaptive_weight, hinge_discriminator, hinge_generator
+from yonos_train.losses import Dists, Lpips, WeightsError, gradient_l1
 
 ALEX = ((64, 3, 11), (192, 64, 5), (384, 192, 3), (256, 384, 3), (256, 256, 3))
 VGG_OUT = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)

@@ -90,7 +90,8 @@ class DecoderStage(Conditioned):
     """
 
     def __init__(self, config: StageConfig, bundle: Bundle, *, weights: dict[str, str]) -> None:
-        from .losses import Lpips, PatchDiscriminator
+        from .adversarial import PatchDiscriminator
+        from .losses import Lpips
 
         self.config, self.encoder, self.unet, self.decoder = (
             config,
@@ -130,7 +131,7 @@ class DecoderStage(Conditioned):
         return y
 
     def loss(self, group: str, batch: Batch, rng: torch.Generator, step: int) -> tuple[Tensor, Logs]:
-        from .losses import gradient_ratio, hinge_discriminator, hinge_generator
+        from .adversarial import gradient_ratio, hinge_discriminator, hinge_generator
 
         x_h = batch.x_h
         if group == "discriminator":
