@@ -176,7 +176,9 @@ def test_the_sdk_upscales_with_the_exported_lr_bundle_as_torch_does(run_folder: 
 
 
 def test_an_encoder_stage_takes_no_init() -> None:
-    with pytest.raises(ValueError, match=r"init got 'x4'.*starts from the autoencoder's encoder"):
+    with pytest.raises(
+        ValueError, match=r"init got 'x4'.*encoder stages start from the networks they distil"
+    ):
         dataclasses.replace(ENCODER, init="x4")
 
 

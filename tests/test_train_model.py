@@ -79,6 +79,9 @@ def test_bundle_refuses_what_it_cannot_load(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(wrong))
     with pytest.raises(ValueError, match="do not fit the architecture"):
         load_bundle(tmp_path)
+    (tmp_path / "unet.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"unet\.safetensors: cannot be read"):
+        load_bundle(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(dict(text, format=99)))
     with pytest.raises(ValueError, match="format: got 99"):
         load_bundle(tmp_path)

@@ -203,8 +203,13 @@ def test_sd_preset_needs_a_base_and_has_no_lite_stages() -> None:
     assert "--base" in result.output
     result = CliRunner().invoke(main, ["--preset", "sd", "--base", "somewhere", "--dry-run"])
     assert json.loads(result.output)["base"] == "somewhere"
-    assert {stage.kind for stage in PRESETS["sd"].stages} == {"diffusion", "decoder"}
-    with pytest.raises(ValueError, match="trains lite networks"):
+    assert {stage.kind for stage in PRESETS["sd"].stages} == {
+        "diffusion",
+        "decoder",
+        "encoder",
+        "small_decoder",
+    }
+    with pytest.raises(ValueError, match="has its autoencoder"):
         RunConfig(base="somewhere", stages=(StageConfig("a", "autoencoder", steps=1),))
 
 

@@ -2,10 +2,12 @@
 
 ::
 
-    FOLDER/unet/        UNet2DConditionModel, 2 C input channels, v-prediction FOLDER/vae/
-    AutoencoderKL FOLDER/scheduler/   scheduler_config.json: where alpha_1 and sigma_1 come from
-    FOLDER/context.safetensors   tensor "context" (1, L, D): the one prompt embedding the U-Net was trained
-    with FOLDER/yonos.json   name, scale, timestep, tiles, training, licence, card (all optional)
+    FOLDER/unet/                 UNet2DConditionModel, 2 C input channels, v-prediction
+    FOLDER/vae/                  AutoencoderKL
+    FOLDER/small/                small encoder, decoder or both in the autoencoder's place (optional)
+    FOLDER/scheduler/            scheduler_config.json: where alpha_1 and sigma_1 come from
+    FOLDER/context.safetensors   the prompt embedding of its training, tensor "context" (1, L, D)
+    FOLDER/yonos.json            name, scale, timestep, tiles, training, licence, card (all optional)
 
 What depends on time step and prompt alone is computed here, once: the time embedding with its projection in
 every residual block, and keys and values of every cross-attention. The latent's scaling factor and the mode
@@ -207,13 +209,26 @@ def load_diffusers_stages(folder: Path) -> StageSet:
         )
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder} cannot be loaded as a diffusers folder: {error}") from error
-    return stages_from_diffusers(unet, vae, scheduler, _read_context(folder), facts, name=folder.name)
+    small = _read_small(folder, vae, int(facts.get("scale", 4)))
+    context = _read_context(folder)
+    return stages_from_diffusers(unet, vae, scheduler, context, facts, name=folder.name, small=small)
 
 
 def stages_from_diffusers(
-    unet: Any, vae: Any, scheduler: Any, context: Tensor, facts: dict[str, Any], *, name: str = "sd"
+    unet: Any,
+    vae: Any,
+    scheduler: Any,
+    context: Tensor,
+    facts: dict[str, Any],
+    *,
+    name: str = "sd",
+    small: dict[str, nn.Module] | None = None,
 ) -> StageSet:
-    """Fold and wrap the three networks. Their layers are taken over: a copy would double the memory."""
+    """Fold and wrap the three networks. Their layers are taken over: a copy would double the memory.
+
+    `small` holds networks that take the autoencoder's place: an `encoder` that reads LR tiles, a `decoder`.
+    """
+    small = small or {}
     channels = int(vae.config.latent_channels)
     if unet.config.in_channels != 2 * channels or unet.config.out_channels != channels:
         raise ConfigError(
@@ -229,7 +244,7 @@ def stages_from_diffusers(
         raise ConfigError(
             f"context: width {context.shape[-1]}, expected the U-Net's {unet.config.cross_attention_dim}"
         )
-    digest = hash_tensors({"unet": unet, "vae": vae})
+    digest = hash_tensors({"unet": unet, "vae": vae, **small})
     timestep = float(facts.get("timestep", scheduler.config.num_train_timesteps - 1))
     alpha2 = float(scheduler.alphas_cumprod[round(timestep)])
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -250,13 +265,25 @@ def stages_from_diffusers(
         largest_px=int(facts.get("largest_tile_px", max(1024 // multiple, 1) * multiple)),
         multiple_px=multiple,
         overlap_px=int(facts.get("overlap_px", default // 8)),
+        encoder_input="lr" if "encoder" in small else "upsampled",
         training=dict(facts.get("training", {})),
         licence=dict(facts.get("licence", {})),
         card=str(facts.get("card", "")),
     )
-    return make_stages(
-        KLEncoder(vae), ConstantUNet(unet, context, timestep), KLDecoder(vae), info, weights_sha256=digest
-    )
+    encoder, decoder = small.get("encoder") or KLEncoder(vae), small.get("decoder") or KLDecoder(vae)
+    return make_stages(encoder, ConstantUNet(unet, context, timestep), decoder, info, weights_sha256=digest)
+
+
+def _read_small(folder: Path, vae: Any, scale: int) -> dict[str, nn.Module]:
+    """Return the small networks that ``yonos-train`` put beside the autoencoder, by part."""
+    from yonos_train.sd import SdFolderError
+    from yonos_train.small import read_small
+
+    channels, factor = int(vae.config.latent_channels), 2 ** (len(vae.config.block_out_channels) - 1)
+    try:
+        return read_small(folder, scale=scale, latent_channels=channels, latent_factor=factor)[0]
+    except SdFolderError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _load_part(kind: Any, folder: Path, part: str) -> Any:

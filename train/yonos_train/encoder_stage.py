@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from .data import Batch
-from .model import Bundle, Encoder, set_latent_stats
+from .model import Bundle
 from .schedule import ddim
+from .small import make_small
 from .stage import Conditioned, Logs, StageConfig, resize_like
 
 
@@ -15,21 +16,16 @@ class EncoderStage(Conditioned):
     """Distil an encoder that reads the LR picture itself: ``E_lr(x_l) ~ E(resize_like(x_l))``, and through
     the U-Net.
 
-    It starts from the canvas encoder's blocks, which work on the same latent grid; only its first convolution
-    is new. The other networks stay as they are.
+    In the lite profile it starts from the canvas encoder's blocks, which work on the same latent grid, and
+    only its first convolution is new. Beside a diffusers autoencoder all of it is (sizes: ``network``). The
+    other networks stay as they are.
     """
 
     def __init__(self, config: StageConfig, bundle: Bundle) -> None:
         super().__init__(config, bundle)
         for module in (self.encoder, self.unet, self.decoder):
             module.requires_grad_(False).eval()
-        self.lr_encoder = Encoder(bundle.config.architecture, lr_scale=config.scale)
-        for part in ("blocks", "conv_out"):
-            known = self.encoder.get_submodule(part).state_dict()
-            self.lr_encoder.get_submodule(part).load_state_dict(known)
-        set_latent_stats(
-            self.lr_encoder, self.lr_encoder, self.encoder.get_buffer("mean"), self.encoder.get_buffer("std")
-        )
+        self.lr_encoder = make_small("encoder", bundle, config.network)
         self.w_step = float(config.loss.get("step", 1.0))
         self.groups = {"encoder": {"encoder": self.lr_encoder}}
 
@@ -37,10 +33,13 @@ class EncoderStage(Conditioned):
         with torch.no_grad():
             x_l, _ = self.lr_images(batch)
             target = self.latent(x_l, batch.x_h)
-            noise = torch.randn(target.shape, generator=rng).to(target)
-            target_0 = ddim(self.unet, self.schedule, target, noise).float()
         z_l = self.lr_encoder(x_l).float()
         latent = (z_l - target).square().mean()
+        if self.w_step <= 0:
+            return latent, {"latent": latent.item()}
+        noise = torch.randn(target.shape, generator=rng).to(target)
+        with torch.no_grad():
+            target_0 = ddim(self.unet, self.schedule, target, noise).float()
         after = (ddim(self.unet, self.schedule, z_l, noise).float() - target_0).square().mean()
         return latent + self.w_step * after, {"latent": latent.item(), "step": after.item()}
 

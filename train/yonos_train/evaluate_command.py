@@ -5,8 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from .model import Bundle
 
 
 def _named(pairs: tuple[str, ...], option: str) -> dict[str, str]:
@@ -27,6 +31,18 @@ def _steps(text: str) -> list[int]:
     if not steps or min(steps) < 1:
         raise click.BadParameter(f"got {text!r}, expected numbers >= 1, e.g. 1,2,4", param_hint="--steps")
     return steps
+
+
+def _open(folder: str, scale: int) -> Bundle:
+    """Load a lite bundle, or the diffusers folder of an ``sd`` run."""
+    from .model import load_bundle
+
+    path = Path(folder)
+    if not (path / "unet").is_dir():
+        return load_bundle(path)
+    from .sd_folder import load_sd
+
+    return load_sd(path, scale)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -91,7 +107,6 @@ def evaluate_command(
 
     from .evaluate import Upscaler, crop_pairs, evaluate, whole_pairs
     from .metrics import Metrics
-    from .model import load_bundle
     from .upscalers import BicubicUpscaler, BundleUpscaler
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -116,7 +131,7 @@ def evaluate_command(
         metrics = Metrics(metric_names.split(","), files, device=device)
         upscalers: dict[str, Upscaler] = {} if no_bicubic else {"bicubic": BicubicUpscaler(scale)}
         for name, folder in bundles.items():
-            bundle = load_bundle(folder)
+            bundle = _open(folder, scale)
             if bundle.config.scale != scale:
                 raise ValueError(f"{folder}: model for x{bundle.config.scale}, expected x{scale}")
             for count in counts:

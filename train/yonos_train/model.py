@@ -147,6 +147,7 @@ def load_bundle(folder: str | os.PathLike[str]) -> Bundle:
     ValueError
         ``config.json`` is of another format, or the weights do not fit the architecture.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = Path(folder)
@@ -165,6 +166,8 @@ def load_bundle(folder: str | os.PathLike[str]) -> Bundle:
         module: nn.Module = getattr(bundle, name)
         try:
             module.load_state_dict(load_file(file))
+        except SafetensorError as error:
+            raise ValueError(f"{file}: cannot be read: {error}") from error
         except RuntimeError as error:
             raise ValueError(
                 f"{file}: weights do not fit the architecture in config.json: {error}"

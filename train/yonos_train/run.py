@@ -5,7 +5,8 @@
 <run>/<stage>/{metrics.jsonl, samples/, curves.png}
 <run>/<stage>/<module>.safetensors         the stage's result (EMA weights); its presence means: done
 <run>/bundles/<name>-x<scale>/             what yonos-export takes, after a decoder stage
-<run>/bundles/<name>-x<scale>-lr/          the same with an encoder for LR pictures, after an encoder stage
+<run>/bundles/<name>-x<scale>-lr/          the same with an encoder for LR pictures, after an encoder stage;
+                                           ``-small`` with a small decoder, ``-lr-small`` with both
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from .data import Crops, ImageFolder
 from .loop import Trainer
 from .model import Bundle, new_bundle, save_bundle
 from .presets import RunConfig
+from .small import PARTS, SIZES, make_small, save_small, with_small
 from .stages import (
     AutoencoderStage,
     DecoderStage,
     DiffusionStage,
     EncoderStage,
+    SmallDecoderStage,
     Stage,
     StageConfig,
     frozen_copy,
@@ -119,29 +122,36 @@ class Run:
             return new_bundle(run.bundle_config(scale))
         from .sd_folder import load_sd
 
-        bundle = load_sd(run.base, scale, name=f"{run.name}-x{scale}", learn_context=run.learn_context)
+        bundle = load_sd(
+            run.base, scale, small=False, name=f"{run.name}-x{scale}", learn_context=run.learn_context
+        )
         facts = {key: getattr(run, key) for key in ("training", "licence", "card") if getattr(run, key)}
         bundle.config = dataclasses.replace(bundle.config, **facts)
         return bundle
 
-    def bundle(self, scale: int, *, lr: bool = False) -> Bundle:
-        """Return the networks for ``scale`` as far as finished stages have them (later stages' results win).
-
-        ``lr`` asks for the variant whose encoder reads LR pictures: the encoder stage's, else a random one.
-        """
+    def bundle(self, scale: int) -> Bundle:
+        """Return the networks for ``scale`` as far as finished stages have them; later results win."""
         bundle = self.fresh(scale)
-        if lr:
-            bundle.config = dataclasses.replace(
-                bundle.config, name=f"{bundle.config.name}-lr", encoder_input="lr"
-            )
-            bundle.encoder = new_bundle(bundle.config).encoder
         for stage in self.config.stages:
-            if not self.is_done(stage) or stage.scale not in (0, scale):
-                continue
-            for name in _RESULTS[stage.kind]:
-                if name != "encoder" or lr == (stage.kind == "encoder"):
+            if self.is_done(stage) and stage.scale in (0, scale) and stage.kind not in SIZES:
+                for name in _RESULTS[stage.kind]:
                     self._load(stage.name, name, getattr(bundle, name))
         return bundle
+
+    def small_bundle(self, scale: int) -> Bundle:
+        """Return :meth:`bundle` with the finished small networks in their places."""
+        bundle = self.bundle(scale)
+        for kind, stage in self._small_stages(scale).items():
+            small = make_small(kind, bundle, stage.network)
+            self._load(stage.name, PARTS[kind], small)
+            bundle = with_small(kind, bundle, small, stage.network)
+        return bundle
+
+    def _small_stages(self, scale: int) -> dict[str, StageConfig]:
+        """Return the last finished stage of each kind that trains small networks."""
+        done = [stage for stage in self.config.stages if stage.scale == scale and self.is_done(stage)]
+        last = {stage.kind: stage for stage in done}
+        return {kind: last[kind] for kind in SIZES if kind in last}
 
     def build(self, config: StageConfig) -> Stage:
         """Make the stage's modules from the earlier stages' results."""
@@ -159,6 +169,8 @@ class Run:
             return DiffusionStage(config, bundle, teacher=teacher, teacher_scale=scale)
         if config.kind == "decoder":
             return DecoderStage(config, bundle, weights=self.weights)
+        if config.kind == "small_decoder":
+            return SmallDecoderStage(config, bundle, weights=self.weights)
         return EncoderStage(config, bundle)
 
     def run_stage(self, config: StageConfig) -> dict[str, float]:
@@ -186,45 +198,45 @@ class Run:
                 os.replace(part, self.result(config.name, name))
             if config.kind == "decoder":
                 self.write_bundle(config.scale)
-            if config.kind in ("decoder", "encoder") and self.has_lr_encoder(config.scale):
-                self.write_bundle(config.scale, lr=True)
+            if config.kind in ("decoder", *SIZES) and self._small_stages(config.scale):
+                self.write_bundle(config.scale, small=True)
         trainer.accelerator.wait_for_everyone()
         return metrics
 
-    def has_lr_encoder(self, scale: int) -> bool:
-        """Return whether an encoder stage for ``scale`` is done."""
-        stages = (stage for stage in self.config.stages if (stage.kind, stage.scale) == ("encoder", scale))
-        return any(self.is_done(stage) for stage in stages)
-
-    def write_bundle(self, scale: int, *, lr: bool = False) -> Path:
-        """Write ``bundles/<name>-x<scale>``, or with ``lr`` the variant ``...-lr``."""
-        bundle = self.bundle(scale, lr=lr)
-        facts = {**bundle.config.training, **self.training_facts(scale, lr=lr)}
-        bundle.config = dataclasses.replace(bundle.config, training=facts)
-        target = self.folder / "bundles" / bundle.config.name
+    def write_bundle(self, scale: int, *, small: bool = False) -> Path:
+        """Write ``bundles/<name>-x<scale>``, or the variant with the finished small networks."""
+        bundle = self.bundle(scale)
+        variant = self.small_bundle(scale) if small else bundle
+        facts = {**bundle.config.training, **self.training_facts(scale, small=small)}
+        variant.config = dataclasses.replace(variant.config, training=facts)
+        target = self.folder / "bundles" / variant.config.name
         if self.config.base is None:
-            return save_bundle(bundle, target)
+            return save_bundle(variant, target)
         from .sd_folder import save_sd
 
-        return save_sd(bundle, self.config.base, target)
+        bundle.config = variant.config  # the folder holds the whole autoencoder, and small networks beside it
+        saved = save_sd(bundle, self.config.base, target)
+        if small:
+            save_small(variant, saved)
+        return saved
 
-    def lineage(self, scale: int, *, lr: bool = False) -> list[StageConfig]:
+    def lineage(self, scale: int, *, small: bool = False) -> list[StageConfig]:
         """Return the finished stages that the bundle for ``scale`` rests on, in order."""
         named = {stage.name: stage for stage in self.config.stages}
         wanted = {
             stage.name
             for stage in self.config.stages
-            if stage.scale in (0, scale) and (lr or stage.kind != "encoder")
+            if stage.scale in (0, scale) and (small or stage.kind not in SIZES)
         }
         for stage in reversed(self.config.stages):
             if stage.name in wanted:
                 wanted |= {name for name in (stage.init, stage.teacher) if name is not None}
         return [named[name] for name in named if name in wanted and self.is_done(named[name])]
 
-    def training_facts(self, scale: int, *, lr: bool = False) -> dict[str, Any]:
+    def training_facts(self, scale: int, *, small: bool = False) -> dict[str, Any]:
         """Return what the manifest says of the training: pictures, and per stage steps, minutes, settings."""
         stages = {}
-        for stage in self.lineage(scale, lr=lr):
+        for stage in self.lineage(scale, small=small):
             step, elapsed_s = Checkpoints(self.folder / stage.name).progress()
             stages[stage.name] = {
                 "kind": stage.kind,
@@ -234,6 +246,7 @@ class Run:
                 "crop_px": stage.crop_px,
                 **({"degradation": stage.degradation} if stage.scale else {}),
                 **({"loss": stage.loss} if stage.loss else {}),
+                **({"network": stage.network} if stage.network else {}),
             }
         return {"pictures": len(self.images), "seed": self.config.loop.seed, "stages": stages}
 
@@ -258,4 +271,5 @@ _RESULTS: dict[str, tuple[str, ...]] = {
     "diffusion": ("unet",),
     "decoder": ("decoder",),
     "encoder": ("encoder",),
+    "small_decoder": ("decoder",),
 }

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .networks import LiteConfig
 from .schedule import Schedule
 
 Prediction = Literal["epsilon", "v_prediction"]
@@ -38,6 +39,8 @@ class SdConfig:
         What the loaded checkpoint predicted; what is trained and saved always predicts v.
     training, licence, card
         Free-form facts for the manifest.
+    small
+        Sizes of the small networks that take the autoencoder's place, where there are any.
     """
 
     name: str
@@ -56,6 +59,7 @@ class SdConfig:
     training: dict[str, Any] = field(default_factory=dict)
     licence: dict[str, Any] = field(default_factory=dict)
     card: str = ""
+    small: LiteConfig | None = None
 
     @property
     def multiple_px(self) -> int:

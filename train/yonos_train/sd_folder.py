@@ -2,6 +2,7 @@
 
     FOLDER/unet, FOLDER/vae, FOLDER/scheduler   as diffusers writes them; safetensors, full or half precision
     FOLDER/context.safetensors                  tensor "context" (1, L, D); or text_encoder/ and tokenizer/
+    FOLDER/small                                small networks in the autoencoder's place (``small``), or none
 
 A checkpoint that predicts noise becomes a v-predicting student, with the same weights as its start; the first
 stage trains it. Nothing is downloaded.
@@ -9,10 +10,10 @@ stage trains it. Nothing is downloaded.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from .model import Bundle
 from .schedule import Schedule
 from .sd import Prediction, SdConfig, SdDecoder, SdEncoder, SdFolderError, SdUNet, grow_input
+from .small import read_small
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ def load_sd(
     *,
     name: str | None = None,
     learn_context: bool = False,
+    small: bool = True,
     keep_epsilon: bool = False,
     gradient_checkpointing: bool = False,
 ) -> Bundle:
@@ -50,6 +53,8 @@ def load_sd(
         Model name; None takes the folder's.
     learn_context
         Train the context; it starts from the folder's, or from zeros (1, 77, D) where there is none.
+    small
+        Put the small networks beside the autoencoder, where there are any, into its place.
     keep_epsilon
         Leave a noise-predicting network as it is and convert its output (a teacher); otherwise it becomes a
         v-predicting student that starts from the same weights.
@@ -98,6 +103,15 @@ def load_sd(
     wrapped = SdUNet(unet, context, schedule, prediction=prediction, learn_context=learn_context)
     bundle = Bundle(SdEncoder(vae).eval(), wrapped.eval(), SdDecoder(vae).eval(), cast(Any, config))
     bundle.encoder.requires_grad_(False)
+    if not small:
+        return bundle
+    modules, sizes = read_small(
+        path, scale=scale, latent_channels=channels, latent_factor=config.latent_factor
+    )
+    if modules:
+        reads = "lr" if "encoder" in modules else config.encoder_input
+        config = dataclasses.replace(config, small=sizes, encoder_input=reads)
+        bundle = dataclasses.replace(bundle, config=cast(Any, config), **modules)
     return bundle
 
 
@@ -132,7 +146,7 @@ def save_sd(bundle: Bundle, base: str | os.PathLike[str], target: str | os.PathL
     (path / "scheduler").mkdir(exist_ok=True)
     _write(path / "scheduler" / "scheduler_config.json", json.dumps(scheduler, indent=2) + "\n")
     save_file({"context": unet.context.detach().cpu().contiguous()}, path / CONTEXT_FILE)
-    facts = {key: value for key, value in asdict(config).items() if key in _KEPT_FACTS}
+    facts = {key: value for key, value in dataclasses.asdict(config).items() if key in _KEPT_FACTS}
     facts["timestep"] = round(config.timestep * (bundle.schedule.num_timesteps - 1))
     _write(path / FACTS_FILE, json.dumps(facts, indent=2) + "\n")
     return path

@@ -13,9 +13,10 @@ from .data import Batch
 from .degrade import Degradation, Kind, degrade, degrade_pair
 from .model import Bundle
 from .schedule import Schedule
+from .small import SIZES
 
 Logs = dict[str, float]
-KINDS = ("autoencoder", "diffusion", "decoder", "encoder")
+KINDS = ("autoencoder", "diffusion", "decoder", "encoder", "small_decoder")
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,12 @@ class StageConfig:
     ----------
     name, kind
         Folder name in the run, and which class of :mod:`yonos_train.stages` does it (``autoencoder``,
-        ``diffusion``, ``decoder``, ``encoder``).
+        ``diffusion``, ``decoder``, ``encoder``, ``small_decoder``).
     scale
         Upscaling factor s (0 for the autoencoder).
     init
         Name of the earlier stage whose trained module this one starts from (``None``: fresh, or the
-        autoencoder's; always so for ``encoder``).
+        autoencoder's; always so for ``encoder`` and ``small_decoder``).
     teacher
         Name of the earlier stage that is the frozen teacher (scale distillation).
     steps, minutes
@@ -50,6 +51,10 @@ class StageConfig:
         Name in :mod:`yonos_train.objectives` (diffusion stages; None: by whether there is a teacher).
     loss
         Loss weights and switches of the stage.
+    network
+        Sizes of the network that an ``encoder`` or ``small_decoder`` stage trains, where they differ from the
+        lite profile's: ``encoder_width``, ``encoder_blocks``; ``decoder_width``, ``decoder_blocks``,
+        ``decoder_fine_width``, ``decoder_fine_blocks``.
     """
 
     name: str
@@ -71,17 +76,21 @@ class StageConfig:
     degradation: Kind = "mixed"
     objective: str | None = None
     loss: dict[str, Any] = field(default_factory=dict)
+    network: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"stage {self.name}: kind got {self.kind!r}, expected one of {', '.join(KINDS)}")
         if self.steps is None and self.minutes is None:
             raise ValueError(f"stage {self.name}: neither steps nor minutes given; give at least one")
-        if self.kind == "encoder" and self.init is not None:
+        if self.kind in SIZES and self.init is not None:
             raise ValueError(
-                f"stage {self.name}: init got {self.init!r}, expected none; an encoder stage starts from the "
-                "autoencoder's encoder"
+                f"stage {self.name}: init got {self.init!r}, expected none; {self.kind} stages start from "
+                "the networks they distil"
             )
+        if unknown := sorted(set(self.network) - set(SIZES.get(self.kind, ()))):
+            allowed = ", ".join(SIZES.get(self.kind, ())) or "nothing for this kind of stage"
+            raise ValueError(f"stage {self.name}: network got {', '.join(unknown)}, expected {allowed}")
         Degradation(self.degradation)  # refuses unknown names
         for name in ("batch", "accumulate", "crop_px", "lr", "clip"):
             if getattr(self, name) <= 0:

@@ -1,0 +1,163 @@
+"""The stages that train decoders on one-step latents: fine-tuning, and the distillation of a small one."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from .data import Batch
+from .losses import Network, gradient_l1
+from .model import Bundle
+from .schedule import ddim
+from .small import make_small
+from .stage import Conditioned, Logs, StageConfig, resize_like
+
+NETWORKS: tuple[Network, ...] = ("alex", "vgg")
+Pictures = tuple[Tensor, Tensor]  # the decoder's, and the truth
+
+
+class DecoderStage(Conditioned):
+    """Fine-tune the decoder on one-step latents: L1 + gradient L1 + LPIPS (mixed networks) + hinge PatchGAN.
+
+    The GAN term starts at ``disc_start`` (a step number) with the LDM autoencoder's
+    adaptive weight
+    ``||grad rec|| / ||grad gan||`` at the decoder's last layer. Encoder and U-Net stay as they are.
+
+    LPIPS (AlexNet) and the discriminator sample with strides, a decoder writes blocks of f px, and crops
+    start on block borders: seen always at the same phase, a pattern of period f costs little and grows. So
+    both see the pictures from a random offset below ``shift`` px (default 4, AlexNet's stride; 1: none).
+    """
+
+    def __init__(self, config: StageConfig, bundle: Bundle, *, weights: dict[str, str]) -> None:
+        from .adversarial import PatchDiscriminator
+        from .losses import Lpips
+
+        self.config, self.encoder, self.unet, self.decoder = (
+            config,
+            bundle.encoder,
+            bundle.unet,
+            bundle.decoder,
+        )
+        self.schedule = bundle.schedule
+        loss = config.loss
+        self.w_grad = float(loss.get("gradient", 0.3))
+        self.w_l1 = float(loss.get("l1", 1.0))
+        self.w_lpips: dict[Network, float] = {net: float(loss.get(f"lpips_{net}", 0.0)) for net in NETWORKS}
+        self.lpips = nn.ModuleDict(
+            {n: Lpips(n, required(weights, f"lpips_{n}")) for n, w in self.w_lpips.items() if w > 0}
+        )
+        self.vgg_share = float(loss.get("vgg_share", 1.0))
+        self.w_gan, self.disc_start = float(loss.get("gan", 0.0)), int(loss.get("disc_start", 0))
+        self.shift_px = int(loss.get("shift", 4))
+        self._shared: tuple[object, Pictures] | None = None
+        self.groups = {"decoder": {"decoder": self.decoder}}
+        if self.w_gan > 0:
+            self.discriminator = PatchDiscriminator(width=int(loss.get("disc_width", 32)))
+            self.groups = {"discriminator": {"discriminator": self.discriminator}, **self.groups}
+        for module in (self.encoder, self.unet):
+            module.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def one_step(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        x_l, _ = self.lr_images(batch)
+        z_l = self.latent(x_l, batch.x_h)
+        noise = torch.randn(z_l.shape, generator=rng).to(z_l)
+        return ddim(self.unet, self.schedule, z_l, noise).float(), x_l
+
+    def truth(self, batch: Batch, z_0: Tensor) -> Tensor:
+        """Return what the decoder should make of ``z_0``, ``(N, 3, H, W)``."""
+        return batch.x_h
+
+    def _pictures(self, batch: Batch, rng: torch.Generator) -> Pictures:
+        z_0, _ = self.one_step(batch, rng)
+        return self.decoder(z_0).float(), self.truth(batch, z_0)
+
+    def loss(self, group: str, batch: Batch, rng: torch.Generator, step: int) -> tuple[Tensor, Logs]:
+        from .adversarial import gradient_ratio, hinge_discriminator, hinge_generator
+
+        if group == "discriminator":
+            if step < self.disc_start:
+                return sum((p.sum() * 0 for p in self.discriminator.parameters()), torch.zeros(())), {}
+            y, truth = self._pictures(batch, rng)
+            self._shared = ((step, batch.seeds), (y, truth))
+            real, fake = shifted(self.shift_px, rng, truth, y.detach())
+            d = hinge_discriminator(self.discriminator(real).float(), self.discriminator(fake).float())
+            return d, {"disc": d.item()}
+        # The discriminator's step, which comes first, made this batch's pictures with the same decoder.
+        shared, self._shared = self._shared, None
+        if shared is not None and shared[0] == (step, batch.seeds):
+            y, truth = shared[1]
+        else:
+            y, truth = self._pictures(batch, rng)
+        l1, grad = (y - truth).abs().mean(), gradient_l1(y, truth)
+        total = self.w_l1 * l1 + self.w_grad * grad
+        logs = {"l1": l1.item(), "gradient": grad.item()}
+        seen, true = shifted(self.shift_px, rng, y, truth)
+        for net in (name for name, weight in self.w_lpips.items() if weight > 0):
+            count = len(y) if net == "alex" else max(1, round(self.vgg_share * len(y)))
+            distance = self.lpips[net](seen[:count], true[:count]).float().mean()
+            total = total + self.w_lpips[net] * distance
+            logs[f"lpips_{net}"] = distance.item()
+        logs["psnr_db"] = -10 * ((y.detach().clamp(-1, 1) - truth).square().mean() / 4).log10().item()
+        if self.w_gan <= 0 or step < self.disc_start:
+            return total, logs
+        # Adaptive weight. Both losses reach the decoder through y alone: their gradients at y are taken once,
+        # carried to the last layer for the weight, and handed on as one linear loss with the same gradient.
+        gan = hinge_generator(self.discriminator(seen).float())
+        at_y = [torch.autograd.grad(loss, y)[0] for loss in (total, gan)]
+        last = last_layer(self.decoder)
+        weight = gradient_ratio(*(torch.autograd.grad(y, last, g, retain_graph=True)[0] for g in at_y))
+        linear = (y * (at_y[0] + self.w_gan * weight * at_y[1])).sum()
+        logs.update(gan=gan.item(), gan_weight=float(weight))
+        return linear - linear.detach() + total.detach() + self.w_gan * weight * gan.detach(), logs
+
+    def samples(self, batch: Batch, rng: torch.Generator) -> list[Tensor]:
+        z_0, x_l = self.one_step(batch, rng)
+        return [resize_like(x_l, batch.x_h), self.decoder(z_0).float(), batch.x_h]
+
+
+class SmallDecoderStage(DecoderStage):
+    """Distil a small decoder (sizes: ``network``) on one-step latents: ``D_small(z_0) ~ D(z_0)``.
+
+    The losses are the decoder stage's, with the large decoder's picture as the truth; that decoder and the
+    other networks stay as they are.
+    """
+
+    def __init__(self, config: StageConfig, bundle: Bundle, *, weights: dict[str, str]) -> None:
+        small = make_small("small_decoder", bundle, config.network)
+        super().__init__(config, dataclasses.replace(bundle, decoder=small), weights=weights)
+        self.teacher = bundle.decoder.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def truth(self, batch: Batch, z_0: Tensor) -> Tensor:
+        y: Tensor = self.teacher(z_0).float()
+        return y.clamp(-1, 1)
+
+
+def shifted(below_px: int, rng: torch.Generator, *pictures: Tensor) -> list[Tensor]:
+    """Return ``pictures`` ``(N, 3, H, W)`` from one random offset in [0, below_px) a side on, all of
+    ``H - below_px + 1`` rows and as many columns less, channels last."""
+    top, left = torch.randint(below_px, (2,), generator=rng).tolist()
+    height, width = (side - below_px + 1 for side in pictures[0].shape[-2:])
+    return [
+        x[..., top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+        for x in pictures
+    ]
+
+
+def required(weights: dict[str, str], name: str) -> str:
+    """Return the path of a perceptual network's weights, or refuse: a loss is never dropped silently."""
+    if not weights.get(name):
+        raise ValueError(
+            f"{name}: the stage's loss uses this network but no weights file was given; "
+            f"pass --weights {name}=FILE, or set the loss weight {name} to 0"
+        )
+    return weights[name]
+
+
+def last_layer(decoder: nn.Module) -> Tensor:
+    """Return the weight of a decoder's last convolution, lite or diffusers'."""
+    inner = decoder.get_submodule("decoder") if hasattr(decoder, "decoder") else decoder
+    return inner.get_submodule("conv_out").get_parameter("weight")
