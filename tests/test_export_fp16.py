@@ -256,7 +256,7 @@ def loud(tmp_path_factory: pytest.TempPathFactory) -> GraphFile:
     torch = pytest.importorskip("torch")
     pytest.importorskip("diffusers")
     from export_models import small_sd_parts
-    from yonos_export.diffusers_stages import KLDecoder, KLEncoder
+    from yonos_export.diffusers_networks import KLDecoder, KLEncoder
     from yonos_export.model_info import ModelInfo
     from yonos_export.onnx_from_torch import graph_from_stage
     from yonos_export.stages import make_stages
