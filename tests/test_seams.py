@@ -20,6 +20,7 @@ from yonos_trt.tiling import TilePlan
 
 _log = logging.getLogger(__name__)  # figures: pytest tests/test_seams.py --log-cli-level=INFO
 
+DEMO_PHOTO = Path(__file__).parent.parent / "examples" / "chelsea.png"
 TILE_PX = 256
 LARGEST_RATIO = 1.02
 FOLDERS = ("kodak", "bsd100_x4")
@@ -119,6 +120,27 @@ def test_flat_and_smooth_pictures_have_no_step_at_a_border(sr: SR, draw: Any, re
     record_property("largest_step", step)
     _log.info("%s: largest step at a border %.3f / 255", draw.__name__, step)
     assert step <= 1.0
+
+
+@pytest.mark.parametrize("name", ["lite-x2", "lite-x4", "lite-x8"])
+def test_small_tiles_and_one_large_tile_agree_to_55_db(name: str, record_property: Any) -> None:
+    """The networks have no normalisation, so a tile depends only on what lies in its receptive field."""
+    with Image.open(DEMO_PHOTO) as opened:
+        photo = opened.convert("RGB")
+    side = 800 // int(name[-1])
+    lr = np.asarray(photo.resize((side, side), Image.Resampling.BICUBIC))
+    results = []
+    for tile_px in (TILE_PX, 1024):
+        with SR(shipped_model(name), tile_px=tile_px, color_fix="none") as sr:
+            tiles = sr.plan(*lr.shape[:2]).tiles
+            results.append(sr.upscale(lr).astype(np.float64))
+        assert (tiles.tiles == 1) == (tile_px == 1024)
+    tiled, whole = results
+    psnr_db = 10 * np.log10(255**2 / np.square(tiled - whole).mean())
+    record_property("psnr_db", psnr_db)
+    _log.info("%s: tiles of %d px against one: %.1f dB", name, TILE_PX, psnr_db)
+    assert whole.std() > 10
+    assert psnr_db >= 55
 
 
 # ---------------------------------------------------------------------------------------------------------
