@@ -192,7 +192,7 @@ class Trainer:
                 metrics.add(self._one_step(rate))
                 self.step += 1
                 now = time.monotonic()
-                self.elapsed_s, tick = self.elapsed_s + now - tick, now
+                self.elapsed_s, tick = self._mean(self.elapsed_s + now - tick), now
                 if self.step % loop.log_steps == 0:
                     last = self._log(metrics, rate, bar)
                 bar.update(1)
@@ -241,7 +241,7 @@ class Trainer:
                 rng = generator(self.loop.seed, cfg.name, group, index, acc.process_index)
                 with self.autocast():
                     loss, more = self.stage.loss(group, self.batch(index), rng, self.step)
-                value = loss.item()
+                value = self._mean(loss.item())
                 if not math.isfinite(value):
                     raise TrainingError(self._diverged(f"loss of {group} is {value}"))
                 acc.backward(loss / cfg.accumulate)
@@ -258,6 +258,12 @@ class Trainer:
             for name, module in self.stage.groups[group].items():
                 self.emas[group][name].update(module, self.step)
         return logs
+
+    def _mean(self, value: float) -> float:
+        """Return the mean over all processes: they then end, or fail, at the same step."""
+        if self.accelerator.num_processes == 1:
+            return value
+        return float(self.accelerator.reduce(torch.tensor(value, device=self.device), reduction="mean"))
 
     def _diverged(self, what: str) -> str:
         good = self.checkpoints.paths()

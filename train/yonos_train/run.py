@@ -85,7 +85,7 @@ class Run:
                         f"use another run folder"
                     )
         self.folder.mkdir(parents=True, exist_ok=True)
-        part = known.with_suffix(".part")
+        part = known.with_suffix(f".{os.getpid()}.part")  # every process of a run writes it
         part.write_text(config.to_json(), encoding="utf-8")
         os.replace(part, known)
 
