@@ -272,8 +272,8 @@ def test_a_run_folder_of_another_architecture_is_refused(pictures, tmp_path):
 
 def test_adaptive_gan_weight_gives_the_gradient_of_the_weighted_sum(pictures):
     from yonos_train.adversarial import adaptive_weight, hinge_generator
+    from yonos_train.decoder_stage import DecoderStage, shifted
     from yonos_train.losses import gradient_l1
-    from yonos_train.stages import DecoderStage, shifted
 
     torch.manual_seed(0)
     bundle = new_bundle(BundleConfig("tiny", 2, SMOKE.architecture))
@@ -303,7 +303,7 @@ def test_adaptive_gan_weight_gives_the_gradient_of_the_weighted_sum(pictures):
 
 
 def test_perceptual_losses_see_every_phase_of_the_decoders_blocks():
-    from yonos_train.stages import shifted
+    from yonos_train.decoder_stage import shifted
 
     x = torch.arange(2 * 3 * 12 * 16, dtype=torch.float32).reshape(2, 3, 12, 16)
     corners = set()
@@ -321,8 +321,8 @@ def test_perceptual_losses_see_every_phase_of_the_decoders_blocks():
 @pytest.mark.data
 def test_a_pattern_of_alexnets_stride_costs_alike_wherever_it_lies(data_dir):
     """Seen at one phase, AlexNet's strided first layer rates one pattern differently by where it starts."""
+    from yonos_train.decoder_stage import shifted
     from yonos_train.losses import Lpips
-    from yonos_train.stages import shifted
 
     path = data_dir / "weights" / "lpips_alex.safetensors"
     pictures = sorted((data_dir / "train" / "images").glob("*"))
