@@ -184,12 +184,15 @@ def test_sdk_and_evaluation_agree_on_the_exported_small_networks(run_folder: Pat
     import yonos_trt
     from yonos_trt import noise
 
-    folder = run_folder / "bundles" / "tiny-x4-lr-small"
+    folder = shutil.copytree(run_folder / "bundles" / "tiny-x4-lr-small", tmp_path / "model")
+    facts = json.loads((folder / "yonos.json").read_text())
+    facts.update(smallest_tile_px=64, tile_px=64, largest_tile_px=128, overlap_px=16)
+    (folder / "yonos.json").write_text(json.dumps(facts))
     assert export(ExportConfig(folder, tmp_path / "engines")) is not None
-    lr = np.random.default_rng(2).integers(0, 255, (64, 64, 3), np.uint8)  # one tile of 256 px
+    lr = np.random.default_rng(2).integers(0, 255, (16, 16, 3), np.uint8)  # one tile
     with yonos_trt.SR(tmp_path / "engines", color_fix="none", seed=5) as sr:
         ours = sr.upscale(lr)
-    assert ours.shape == (256, 256, 3)
+    assert ours.shape == (64, 64, 3)
     (tmp_path / "dev" / "set" / "HR").mkdir(parents=True)
     Image.fromarray(ours).save(tmp_path / "dev" / "set" / "HR" / "a.png")
     words = ["eval", "--data", str(tmp_path / "dev"), "--scale", "4", "--metrics", "psnr_y", "--no-bicubic"]
