@@ -17,7 +17,7 @@ import dataclasses
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +36,7 @@ from benchmarks.machine import command_line, header
 
 log = logging.getLogger(__name__)
 
+PARTS: Final = ("table4", "figure3", "tad_sr")
 STEPS: Final = (1, 2, 4, 8, 16, 32, 64)
 TAD: Final[dict[str, dict[str, Any]]] = {
     "tad-reg": {"objective": "tad_sr", "loss": {"reg": 1.0, "hfsd": 0.0, "gan": 0.0}},
@@ -50,9 +51,17 @@ TAD: Final[dict[str, dict[str, Any]]] = {
 
 
 def configs(
-    base: RunConfig, unit_steps: int, degradation: str, batch: int, crop_px: int, *, perceptual: bool = True
+    base: RunConfig,
+    unit_steps: int,
+    degradation: str,
+    batch: int,
+    crop_px: int,
+    *,
+    perceptual: bool = True,
+    one_probability: float = 0.5,
+    parts: Sequence[str] = PARTS,
 ) -> dict[str, RunConfig]:
-    """Return the two runs; stage names say what they train."""
+    """Return the two runs with the stages that ``parts`` need; stage names say what they train."""
     common: dict[str, Any] = {"batch": batch, "crop_px": crop_px, "degradation": degradation}
 
     def stage(name: str, kind: str, scale: int, units: int, **more: Any) -> StageConfig:
@@ -69,18 +78,21 @@ def configs(
         stage(name, "diffusion", 4, 1, init="x4", teacher="x4", **{"lr": 2e-4, **more})
         for name, more in TAD.items()
     ]
-    with_distillation = (
+    times = {"loss": {"one_probability": one_probability}}
+    chain = [
         autoencoder,
-        stage("x2", "diffusion", 2, 1),
-        stage("x4", "diffusion", 4, 1, init="x2", teacher="x2"),
-        stage("x8", "diffusion", 8, 1, init="x4", teacher="x4"),
-        *decoders,
-        *tad,
-    )
-    without = (autoencoder, stage("x4", "diffusion", 4, 2), stage("x8", "diffusion", 8, 3), *decoders)
+        stage("x2", "diffusion", 2, 1, **times),
+        stage("x4", "diffusion", 4, 1, init="x2", teacher="x2", **times),
+    ]
+    without = [autoencoder, stage("x4", "diffusion", 4, 2, **times)]
+    if "table4" in parts:
+        chain += [stage("x8", "diffusion", 8, 1, init="x4", teacher="x4", **times), *decoders]
+        without += [stage("x8", "diffusion", 8, 3, **times), *decoders]
+    if "tad_sr" in parts:
+        chain += tad
     return {
-        "with": dataclasses.replace(base, name="ablation-with", stages=with_distillation),
-        "without": dataclasses.replace(base, name="ablation-without", stages=without),
+        "with": dataclasses.replace(base, name="ablation-with", stages=tuple(chain)),
+        "without": dataclasses.replace(base, name="ablation-without", stages=tuple(without)),
     }
 
 
@@ -192,14 +204,28 @@ def ablation(
     command: Sequence[str] = (),
     limit: int = 0,
     autoencoder: Path | None = None,
+    one_probability: float = 0.5,
+    parts: Sequence[str] = PARTS,
 ) -> dict[str, Any]:
     """Train, measure and write ``ablation.json``, ``ablation.md`` and ``steps.png`` into ``folder``.
 
-    ``autoencoder`` is the folder of a finished autoencoder stage to use instead of training one.
+    ``autoencoder`` is the folder of a finished autoencoder stage to use instead of training one,
+    ``one_probability`` the share of training samples at t = 1 (0: uniform times, as in the paper).
     """
+    if not parts or set(parts) - set(PARTS):
+        raise ValueError(f"parts: got {', '.join(parts) or 'none'}, expected some of {', '.join(PARTS)}")
     if autoencoder is not None:
         copy_autoencoder(autoencoder, folder / "with" / "autoencoder")
-    made = configs(base, unit_steps, degradation, batch, crop_px, perceptual=perceptual)
+    made = configs(
+        base,
+        unit_steps,
+        degradation,
+        batch,
+        crop_px,
+        perceptual=perceptual,
+        one_probability=one_probability,
+        parts=parts,
+    )
     runs = {
         name: Run(config, folder / name, data=data, weights=dict(weights), limit=limit)
         for name, config in made.items()
@@ -210,20 +236,25 @@ def ablation(
         scale: crop_pairs(dev, scale, crops=crops, hr_px=hr_px, sets=sets, degradation=degradation)
         for scale in (4, 8)
     }
+    measure: dict[str, Callable[[], dict[str, Any]]] = {
+        "table4": lambda: table4(runs, pairs, metrics),
+        "figure3": lambda: figure3(runs, pairs[4], metrics),
+        "tad_sr": lambda: tad_rows(runs["with"], pairs[4], metrics),
+    }
     report = {
         **header("ablation", command, peaks=False),
         "unit_steps": unit_steps,
         "autoencoder": "given" if autoencoder is not None else f"{2 * unit_steps} steps",
         "degradation": degradation,
+        "one_probability": one_probability,
         "sets": sorted({pair.set for pair in pairs[4]}),
         "pairs": {f"x{scale}": len(own) for scale, own in pairs.items()},
-        "table4": table4(runs, pairs, metrics),
-        "figure3": figure3(runs, pairs[4], metrics),
-        "tad_sr": tad_rows(runs["with"], pairs[4], metrics),
+        **{part: measure[part]() for part in PARTS if part in parts},
     }
     (folder / "ablation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (folder / "ablation.md").write_text(markdown(report), encoding="utf-8")
-    plot_steps(report["figure3"], folder / "steps.png")
+    if "figure3" in report:
+        plot_steps(report["figure3"], folder / "steps.png")
     return report
 
 
@@ -247,6 +278,10 @@ def ablation(
     help="A finished autoencoder stage's folder, instead of training one.",
 )
 @click.option("--limit", default=0, show_default=True, help="First N training pictures (0: all).")
+@click.option(
+    "--one-probability", default=0.5, show_default=True, help="Share of samples at t = 1 (the paper: 0)."
+)
+@click.option("--parts", default=",".join(PARTS), show_default=True, help="What to train for and measure.")
 @click.option("--device", default="cpu", show_default=True, help="Where models are measured.")
 def main(
     data: str,
@@ -265,6 +300,8 @@ def main(
     limit: int,
     device: str,
     autoencoder: Path | None,
+    one_probability: float,
+    parts: str,
 ) -> None:
     """Run the ablation and print its tables."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -286,6 +323,8 @@ def main(
         command=command_line("benchmarks.ablation"),
         limit=limit,
         autoencoder=autoencoder,
+        one_probability=one_probability,
+        parts=[part for part in parts.split(",") if part],
     )
     click.echo(markdown(report))
 

@@ -119,6 +119,19 @@ def test_ablation_writes_every_table(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not list(taken.parent.glob("checkpoint-*"))
 
 
+def test_only_the_stages_that_the_asked_parts_need_are_trained() -> None:
+    made = configs(PRESETS["smoke"], 100, "average", 2, 64, one_probability=0.0, parts=("figure3",))
+    names = {run: [stage.name for stage in config.stages] for run, config in made.items()}
+    assert names == {"with": ["autoencoder", "x2", "x4"], "without": ["autoencoder", "x4"]}
+    assert all(
+        stage.loss == {"one_probability": 0.0} for config in made.values() for stage in config.stages[1:]
+    )
+    with pytest.raises(ValueError, match="parts: got table5, expected some of table4, figure3, tad_sr"):
+        ablation(
+            PRESETS["smoke"], data="", dev="", folder=Path(), weights={}, unit_steps=1, parts=("table5",)
+        )
+
+
 def test_a_folder_without_an_autoencoder_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"has no encoder\.safetensors; give the autoencoder folder"):
         copy_autoencoder(tmp_path, tmp_path / "target")
