@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from yonos_trt import manifest as m
 
@@ -271,3 +272,12 @@ def in_own_process(test: Callable[..., None]) -> Callable[..., None]:
         assert "1 passed" in done.stdout, done.stdout
 
     return outer
+
+
+def write_training_pictures(folder: Path, count: int) -> Path:
+    """Write `count` smooth random pictures of 120 x 100 px, large enough for crops of 64 px."""
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 10, 3), np.uint8))
+        coarse.resize((100, 120), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+    return folder

@@ -11,13 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
+from helpers import write_training_pictures
 from two_processes_config import CONFIG, STAGE, crops_of
 from yonos_train.data import generator
 from yonos_train.ema import Ema
@@ -27,12 +26,7 @@ from yonos_train.run import Run
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for index in range(3):
-        coarse = Image.fromarray(rng.integers(0, 256, (12, 10, 3), np.uint8))
-        coarse.resize((100, 120), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
-    return folder
+    return write_training_pictures(tmp_path_factory.mktemp("pictures"), 3)
 
 
 @pytest.fixture(scope="module")

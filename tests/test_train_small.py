@@ -20,6 +20,7 @@ pytest.importorskip("diffusers")
 
 from click.testing import CliRunner
 from export_models import small_sd_folder
+from helpers import write_training_pictures
 from torch import nn
 from yonos_train.cli import main
 from yonos_train.data import Batch, generator
@@ -31,7 +32,8 @@ from yonos_train.schedule import ddim
 from yonos_train.sd import SdDecoder, SdEncoder, SdFolderError
 from yonos_train.sd_folder import load_sd
 from yonos_train.small import save_small, with_small
-from yonos_train.stages import EncoderStage, SmallDecoderStage, StageConfig
+from yonos_train.stage import Logs
+from yonos_train.stages import EncoderStage, SmallDecoderStage, Stage, StageConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -48,12 +50,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for index in range(2):
-        noise = Image.fromarray(rng.integers(0, 256, (12, 10, 3), np.uint8))
-        noise.resize((100, 120), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
-    return folder
+    return write_training_pictures(tmp_path_factory.mktemp("pictures"), 2)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +78,20 @@ def batch() -> Batch:
     return Batch(nn.functional.interpolate(coarse, size=64, mode="bicubic").clamp(-1, 1), (1, 2))
 
 
+def fit(stage: Stage, group: str, *, steps: int) -> tuple[Logs, Logs]:
+    """Train `group` on one batch; return what the first and the last step logged."""
+    parameters = [p for module in stage.groups[group].values() for p in module.parameters()]
+    optimiser = torch.optim.Adam(parameters, lr=1e-2)
+    seen = []
+    for _ in range(steps):
+        loss, logs = stage.loss(group, batch(), generator(1), 0)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        seen.append(logs)
+    return seen[0], seen[-1]
+
+
 def bundles(profile: str, base: Path) -> Bundle:
     if profile == "sd":
         return load_sd(base, 4)
@@ -104,15 +115,8 @@ def test_the_small_decoder_alone_learns_what_the_large_one_makes(profile: str, b
         truth = bundle.decoder(z_0).clamp(-1, 1)
         _, logs = stage.loss("decoder", batch(), generator(1), 0)
         assert logs["l1"] == pytest.approx((stage.decoder(z_0) - truth).abs().mean().item(), rel=1e-4)
-    optimiser = torch.optim.Adam(stage.decoder.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(40):
-        loss, logs = stage.loss("decoder", batch(), generator(1), 0)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(logs["l1"])
-    assert losses[-1] < 0.75 * losses[0]
+    first, last = fit(stage, "decoder", steps=40)
+    assert last["l1"] < 0.75 * first["l1"]
     now = [p for m in (bundle.encoder, bundle.unet, bundle.decoder) for p in m.parameters()]
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(frozen, now, strict=True))
 
@@ -122,16 +126,9 @@ def test_an_lr_encoder_learns_a_diffusers_autoencoders_latents(scale: int, base:
     bundle = load_sd(base, scale)
     config = StageConfig("e", "encoder", scale, network={"encoder_width": 24}, loss={"step": 0.0}, **FEW)
     stage = EncoderStage(config, bundle)
-    optimiser = torch.optim.Adam(stage.lr_encoder.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(60):
-        loss, logs = stage.loss("encoder", batch(), generator(1), 0)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        losses.append(logs["latent"])
-    assert list(logs) == ["latent"]  # without the weight the U-Net is not run
-    assert losses[-1] < 0.3 * losses[0]
+    first, last = fit(stage, "encoder", steps=60)
+    assert list(last) == ["latent"]  # without the weight the U-Net is not run
+    assert last["latent"] < 0.3 * first["latent"]
 
 
 def test_an_sd_run_leaves_the_whole_folder_and_one_with_small_networks(run_folder: Path) -> None:

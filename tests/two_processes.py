@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from two_processes_config import CONFIG, STAGE, crops_of
 from yonos_train.loop import Trainer, TrainingError
 from yonos_train.run import Run
-
-sys.path.insert(0, str(Path(__file__).parent))
-from two_processes_config import CONFIG, STAGE, crops_of
 
 
 def train(run: Run, folder: Path, stage_config: Any, *, fail: bool = False) -> dict[str, Any]:

@@ -263,7 +263,8 @@ class Trainer:
         """Return the mean over all processes: they then end, or fail, at the same step."""
         if self.accelerator.num_processes == 1:
             return value
-        return float(self.accelerator.reduce(torch.tensor(value, device=self.device), reduction="mean"))
+        own = torch.tensor(value, dtype=torch.float64, device=self.device)  # seconds add up for days
+        return float(self.accelerator.reduce(own, reduction="mean"))
 
     def _diverged(self, what: str) -> str:
         good = self.checkpoints.paths()

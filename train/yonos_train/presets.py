@@ -190,7 +190,7 @@ _SD_STAGES = (
         )
         for s in (2, 4, 8)
     ),
-    # In the autoencoder's place: it takes more of the time than the one U-Net call. Sizes of about taesd's.
+    # In the autoencoder's place: its arithmetic is four times that of the one U-Net call (docs/training.md).
     *(
         StageConfig(f"encoder-x{s}", "encoder", s, steps=20_000, network={"encoder_blocks": 6}, **_SD)
         for s in (2, 4, 8)
