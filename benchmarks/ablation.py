@@ -258,6 +258,13 @@ def ablation(
     return report
 
 
+def _parts(_context: click.Context, _option: click.Parameter, value: str) -> list[str]:
+    parts = [part for part in value.split(",") if part]
+    if not parts or set(parts) - set(PARTS):
+        raise click.BadParameter(f"got {value or 'none'!r}, expected some of {', '.join(PARTS)}")
+    return parts
+
+
 @click.command()
 @click.option("--data", required=True, help="Training pictures.")
 @click.option("--dev", required=True, help="Sets to measure on, <set>/HR.")
@@ -266,7 +273,9 @@ def ablation(
 @click.option("--unit-steps", default=2000, show_default=True, help="Steps of one unit.")
 @click.option("--degradation", default="average", show_default=True)
 @click.option("--no-perceptual", is_flag=True, help="Fine-tune decoders without LPIPS.")
-@click.option("--preset", default="lite", show_default=True, help="Networks: lite or smoke.")
+@click.option(
+    "--preset", default="lite", show_default=True, type=click.Choice(("lite", "smoke")), help="Networks."
+)
 @click.option("--batch", default=16, show_default=True)
 @click.option("--crop-px", default=128, show_default=True)
 @click.option("--crops", default=2, show_default=True, help="Measured crops a picture.")
@@ -281,7 +290,13 @@ def ablation(
 @click.option(
     "--one-probability", default=0.5, show_default=True, help="Share of samples at t = 1 (the paper: 0)."
 )
-@click.option("--parts", default=",".join(PARTS), show_default=True, help="What to train for and measure.")
+@click.option(
+    "--parts",
+    default=",".join(PARTS),
+    show_default=True,
+    callback=_parts,
+    help="What to train for and measure.",
+)
 @click.option("--device", default="cpu", show_default=True, help="Where models are measured.")
 def main(
     data: str,
@@ -301,7 +316,7 @@ def main(
     device: str,
     autoencoder: Path | None,
     one_probability: float,
-    parts: str,
+    parts: list[str],
 ) -> None:
     """Run the ablation and print its tables."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -324,7 +339,7 @@ def main(
         limit=limit,
         autoencoder=autoencoder,
         one_probability=one_probability,
-        parts=[part for part in parts.split(",") if part],
+        parts=parts,
     )
     click.echo(markdown(report))
 

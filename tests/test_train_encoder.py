@@ -100,6 +100,21 @@ def test_a_decoder_stage_after_an_encoder_stage_renews_both_bundles(pictures: Pa
         assert all(torch.equal(value, trained[key]) for key, value in bundle.decoder.state_dict().items())
 
 
+def test_a_decoder_stage_sets_the_filter_for_every_bundle_of_its_scale(
+    pictures: Path, tmp_path: Path
+) -> None:
+    filtered = dataclasses.replace(DECODER, network={"decoder_anti_imaging": True})
+    again = dataclasses.replace(filtered, name="decoder-x8", scale=8, init="decoder-x4", network={})
+    run = Run(config(AUTOENCODER, X4, filtered, ENCODER, again), tmp_path, data=str(pictures), weights={})
+    run.run()
+    for name, expected in (("smoke-x4", True), ("smoke-x4-lr", True), ("smoke-x8", False)):
+        bundle = load_bundle(tmp_path / "bundles" / name)
+        assert bundle.config.architecture.decoder_anti_imaging is expected
+        assert bundle.decoder.anti_imaging is expected
+    stages = load_bundle(tmp_path / "bundles" / "smoke-x4").config.training["stages"]
+    assert stages["decoder-x4"]["network"] == {"decoder_anti_imaging": True}
+
+
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_only_the_lr_encoder_learns_and_it_learns_its_target(pictures: Path, scale: int) -> None:
     torch.manual_seed(0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,9 @@ from yonos_train.model import (  # noqa: E402
     save_bundle,
     set_latent_stats,
     weights_sha256,
+    with_decoder,
 )
+from yonos_train.networks import anti_image  # noqa: E402
 from yonos_train.schedule import Schedule, add_noise, ddim, eps_from_v, v_target, x0_from_v  # noqa: E402
 
 TINY = LiteConfig(4, 4, 8, 1, 8, 1, 8, 1, (8, 16), 1, 16)
@@ -57,6 +61,48 @@ def test_a_pixel_depends_on_nothing_outside_the_receptive_field():
     a, b = run(x), run(changed)
     assert torch.equal(a[..., :128], b[..., :128])  # no statistics over the picture
     assert not torch.equal(a[..., 250:], b[..., 250:])
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_with_the_anti_imaging_filter_a_flat_latent_makes_a_flat_picture(factor):
+    sizes = dataclasses.replace(TINY, latent_factor=factor)
+    bundle = randomise(new_bundle(BundleConfig("tiny", 4, sizes)))
+    filtered = with_decoder(bundle, {"decoder_anti_imaging": True})
+    assert filtered.config.architecture == dataclasses.replace(sizes, decoder_anti_imaging=True)
+    assert all(
+        torch.equal(value, bundle.decoder.state_dict()[key])
+        for key, value in filtered.decoder.state_dict().items()
+    )
+    z = torch.randn(1, 4, 1, 1).expand(1, 4, 40, 40).contiguous()
+    inside = slice(12 * factor, 28 * factor)  # beyond the reach of the convolutions' zero borders
+    plain, flat = (x.decoder(z)[..., inside, inside] for x in (bundle, filtered))
+    assert plain.std((2, 3)).min() > 1e-3
+    assert flat.std((2, 3)).max() < 1e-5 * flat.abs().max()
+
+
+def test_the_anti_imaging_filter_has_the_response_it_states():
+    assert torch.allclose(anti_image(torch.full((1, 2, 9, 7), 0.3)), torch.tensor(0.3))  # borders as well
+    n = 64
+    rows = torch.arange(n, dtype=torch.float64)
+    for k in (0, 4, 8, 16, 24, 30, 32):  # cycles in n samples; n / 2: the Nyquist frequency
+        omega = 2 * math.pi * k / n
+        wave = torch.cos(omega * rows)[None, None, :, None].expand(1, 1, n, 5)
+        gain = (3 - math.cos(omega)) * (1 + math.cos(omega)) / 4
+        inside = slice(2, -2)
+        assert torch.allclose(anti_image(wave)[..., inside, :], gain * wave[..., inside, :], atol=1e-12)
+        assert torch.allclose(anti_image(wave.mT)[..., inside], gain * wave.mT[..., inside], atol=1e-12)
+
+
+def test_a_decoder_takes_only_changes_that_its_weights_fit():
+    bundle = new_bundle(BundleConfig("tiny", 4, TINY))
+    assert with_decoder(bundle, {}) is bundle
+    with pytest.raises(ValueError, match="weights do not fit the changes"):
+        with_decoder(bundle, {"decoder_width": 12})
+    other = dataclasses.replace(bundle, decoder=torch.nn.Identity())
+    with pytest.raises(ValueError, match="Identity, expected none"):
+        with_decoder(other, {"decoder_anti_imaging": True})
+    with pytest.raises(ValueError, match="latent_factor 8, expected 2 or 4"):
+        LiteConfig(latent_factor=8, decoder_anti_imaging=True)
 
 
 def test_bundle_survives_the_folder(tmp_path):

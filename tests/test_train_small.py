@@ -250,8 +250,10 @@ def test_sizes_that_a_stage_cannot_set_are_named() -> None:
         ValueError, match=r"network got latent_channels, expected decoder_width, decoder_blocks"
     ):
         StageConfig("s", "small_decoder", 4, steps=1, network={"latent_channels": 8})
-    with pytest.raises(ValueError, match=r"network got encoder_width, expected nothing for this kind"):
+    with pytest.raises(ValueError, match=r"network got encoder_width, expected decoder_anti_imaging"):
         StageConfig("d", "decoder", 4, steps=1, network={"encoder_width": 8})
+    with pytest.raises(ValueError, match=r"network got unet_blocks, expected nothing for this kind"):
+        StageConfig("u", "diffusion", 4, steps=1, network={"unet_blocks": 1})
     lpips = dataclasses.replace(SMALL, loss={"lpips_vgg": 1.0})
     bundle = new_bundle(BundleConfig("tiny", 4, SMOKE.architecture))
     with pytest.raises(ValueError, match=r"lpips_vgg: the stage's loss uses this network but no weights"):

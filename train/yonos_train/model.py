@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ __all__ = [
     "save_bundle",
     "set_latent_stats",
     "weights_sha256",
+    "with_decoder",
 ]
 
 BUNDLE_FORMAT = 1
@@ -117,6 +119,31 @@ def new_bundle(config: BundleConfig) -> Bundle:
     arch = config.architecture
     lr_scale = config.scale if config.encoder_input == "lr" else None
     return Bundle(Encoder(arch, lr_scale=lr_scale).eval(), UNet(arch).eval(), Decoder(arch).eval(), config)
+
+
+def with_decoder(bundle: Bundle, network: Mapping[str, Any]) -> Bundle:
+    """Return the bundle with the changes ``network`` made to its decoder, which keeps its weights.
+
+    Raises
+    ------
+    ValueError
+        The bundle's decoder is not the lite profile's, or the weights do not fit the changed one.
+    """
+    if not network:
+        return bundle
+    if not isinstance(bundle.decoder, Decoder):
+        raise ValueError(
+            f"decoder: got changes {dict(network)} for a {type(bundle.decoder).__name__}, expected none; "
+            f"only the lite profile's decoder has them"
+        )
+    sizes = dataclasses.replace(bundle.config.architecture, **network)
+    decoder = Decoder(sizes).eval()
+    try:
+        decoder.load_state_dict(bundle.decoder.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"decoder: weights do not fit the changes {dict(network)}: {error}") from error
+    config = dataclasses.replace(bundle.config, architecture=sizes)
+    return dataclasses.replace(bundle, decoder=decoder, config=config)
 
 
 def save_bundle(bundle: Bundle, folder: str | os.PathLike[str]) -> Path:

@@ -42,6 +42,9 @@ class LiteConfig:
         The same for the decoder's coarse part (latent grid).
     decoder_fine_width, decoder_fine_blocks
         Channels and blocks of its fine part, at ``latent_factor / 2`` times the latent grid.
+    decoder_anti_imaging
+        Whether the decoder filters what each of its pixel-shuffles writes (:func:`anti_image`): where the
+        latent is flat, its picture then is flat, too. Adds no weights. For ``latent_factor`` 2 and 4.
     unet_widths, unet_blocks
         Channels per level (each level halves the grid) and residual blocks per level and direction.
     time_dim
@@ -59,6 +62,7 @@ class LiteConfig:
     unet_widths: tuple[int, ...] = (64, 96, 128)
     unet_blocks: int = 2
     time_dim: int = 128
+    decoder_anti_imaging: bool = False
 
     def __post_init__(self) -> None:
         if self.latent_factor < 2 or self.latent_factor % 2:
@@ -66,6 +70,11 @@ class LiteConfig:
         for name in ("latent_channels", "encoder_width", "decoder_width", "decoder_fine_width", "time_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected a positive number")
+        if self.decoder_anti_imaging and self.latent_factor > 4:
+            raise ValueError(
+                f"decoder_anti_imaging: got latent_factor {self.latent_factor}, expected 2 or 4; the filter "
+                f"is made for pixel-shuffles by 2"
+            )
         if not self.unet_widths:
             raise ValueError("unet_widths: got no level, expected at least one width")
 
@@ -156,12 +165,32 @@ class Encoder(nn.Module):
         return out
 
 
+# The symmetric filter of five taps whose frequency response is 1 at 0, flat there to third order, and 0 at
+# the Nyquist frequency (maximally flat): H(w) = (3 - cos w)(1 + cos w) / 4.
+_TAPS = (-1 / 16, 4 / 16, 10 / 16, 4 / 16, -1 / 16)
+
+
+def anti_image(x: Tensor) -> Tensor:
+    """Filter ``x (N, C, H, W)`` after a pixel-shuffle by 2: a pattern of period 2 along an axis vanishes.
+
+    A pixel-shuffle writes every value of its 2 x 2 blocks from weights of its own, so even a constant map
+    can come out as a checkerboard or as stripes. Those are the only patterns that it makes from a constant,
+    and this filter (anti-imaging, in the language of interpolation) has its zeros exactly there; what it
+    takes from the frequencies below, the convolution before it learns to give more of. Borders are
+    replicated: a constant stays constant up to them.
+    """
+    taps = torch.tensor(_TAPS, dtype=x.dtype, device=x.device)
+    kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 5, 5)
+    return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="replicate"), kernel, groups=x.shape[1])
+
+
 class Decoder(nn.Module):
     """Latent ``(N, C, h, w)`` -> image ``(N, 3, f h, f w)``, about [-1, 1], not clamped."""
 
     def __init__(self, config: LiteConfig) -> None:
         super().__init__()
         width, fine = config.decoder_width, config.decoder_fine_width
+        self.anti_imaging = config.decoder_anti_imaging
         self.up1 = config.latent_factor // 2
         self.conv_in = conv(config.latent_channels, width)
         self.blocks = nn.ModuleList(ResBlock(width) for _ in range(config.decoder_blocks))
@@ -180,9 +209,11 @@ class Decoder(nn.Module):
         h = self.conv_up(F.leaky_relu(h, SLOPE))
         if self.up1 > 1:
             h = F.pixel_shuffle(h, self.up1)
+            h = anti_image(h) if self.anti_imaging else h
         for block in self.fine_blocks:
             h = block(h)
-        return F.pixel_shuffle(self.conv_out(F.leaky_relu(h, SLOPE)), 2)
+        x = F.pixel_shuffle(self.conv_out(F.leaky_relu(h, SLOPE)), 2)
+        return anti_image(x) if self.anti_imaging else x
 
 
 def set_latent_stats(encoder: nn.Module, decoder: nn.Module, mean: Tensor, std: Tensor) -> None:

@@ -22,7 +22,7 @@ from torch import nn
 from .checkpoints import Checkpoints
 from .data import Crops, ImageFolder
 from .loop import Trainer
-from .model import Bundle, new_bundle, save_bundle
+from .model import Bundle, new_bundle, save_bundle, weights_sha256, with_decoder
 from .presets import RunConfig
 from .small import PARTS, SIZES, make_small, save_small, with_small
 from .stages import (
@@ -134,6 +134,8 @@ class Run:
         bundle = self.fresh(scale)
         for stage in self.config.stages:
             if self.is_done(stage) and stage.scale in (0, scale) and stage.kind not in SIZES:
+                if stage.kind == "decoder":
+                    bundle = with_decoder(bundle, stage.network)
                 for name in _RESULTS[stage.kind]:
                     self._load(stage.name, name, getattr(bundle, name))
         return bundle
@@ -168,7 +170,7 @@ class Run:
                 teacher = frozen_copy(self._load(config.teacher, "unet", self.fresh(config.scale).unet))
             return DiffusionStage(config, bundle, teacher=teacher, teacher_scale=scale)
         if config.kind == "decoder":
-            return DecoderStage(config, bundle, weights=self.weights)
+            return DecoderStage(config, with_decoder(bundle, config.network), weights=self.weights)
         if config.kind == "small_decoder":
             return SmallDecoderStage(config, bundle, weights=self.weights)
         return EncoderStage(config, bundle)
@@ -211,7 +213,9 @@ class Run:
         variant.config = dataclasses.replace(variant.config, training=facts)
         target = self.folder / "bundles" / variant.config.name
         if self.config.base is None:
-            return save_bundle(variant, target)
+            saved = save_bundle(variant, target)
+            log.info("%s: weights_sha256 %s", target.name, weights_sha256(variant))
+            return saved
         from .sd_folder import save_sd
 
         bundle.config = variant.config  # the folder holds the whole autoencoder, and small networks beside it

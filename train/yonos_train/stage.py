@@ -52,9 +52,9 @@ class StageConfig:
     loss
         Loss weights and switches of the stage.
     network
-        Sizes of the network that an ``encoder`` or ``small_decoder`` stage trains, where they differ from the
-        lite profile's: ``encoder_width``, ``encoder_blocks``; ``decoder_width``, ``decoder_blocks``,
-        ``decoder_fine_width``, ``decoder_fine_blocks``.
+        What differs from the run's architecture in the network that the stage trains. ``encoder``:
+        ``encoder_width``, ``encoder_blocks``; ``small_decoder``: ``decoder_width``, ``decoder_blocks``,
+        ``decoder_fine_width``, ``decoder_fine_blocks``; ``decoder``, lite profile: ``decoder_anti_imaging``.
     """
 
     name: str
@@ -76,7 +76,7 @@ class StageConfig:
     degradation: Kind = "mixed"
     objective: str | None = None
     loss: dict[str, Any] = field(default_factory=dict)
-    network: dict[str, int] = field(default_factory=dict)
+    network: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -88,8 +88,9 @@ class StageConfig:
                 f"stage {self.name}: init got {self.init!r}, expected none; {self.kind} stages start from "
                 "the networks they distil"
             )
-        if unknown := sorted(set(self.network) - set(SIZES.get(self.kind, ()))):
-            allowed = ", ".join(SIZES.get(self.kind, ())) or "nothing for this kind of stage"
+        may_set = {**SIZES, "decoder": ("decoder_anti_imaging",)}.get(self.kind, ())
+        if unknown := sorted(set(self.network) - set(may_set)):
+            allowed = ", ".join(may_set) or "nothing for this kind of stage"
             raise ValueError(f"stage {self.name}: network got {', '.join(unknown)}, expected {allowed}")
         Degradation(self.degradation)  # refuses unknown names
         for name in ("batch", "accumulate", "crop_px", "lr", "clip"):
