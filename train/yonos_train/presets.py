@@ -147,6 +147,18 @@ def _lite(steps: dict[str, int]) -> tuple[StageConfig, ...]:
             loss=dict(_ADVERSARIAL),
             network=dict(_ANTI_IMAGING),
         ),
+        # Once more with a new discriminator: against an old one the decoder keeps the patterns it got through.
+        StageConfig(
+            "decoder-x4-final",
+            "decoder",
+            4,
+            init="decoder-x4",
+            steps=steps["decoder-x4-final"],
+            batch=8,
+            lr=4e-4,
+            loss=dict(_FROM_TUNED),
+            network=dict(_ANTI_IMAGING),
+        ),
         # At x2 nearly everything is in the latents: a decoder that starts from the x4 one, which has learnt
         # to invent, stays worse in every metric than one from the autoencoder's. No discriminator.
         StageConfig(
@@ -181,6 +193,7 @@ _LITE_STEPS: dict[str, int] = {
     "x4-final": 5000,
     "x8-final": 3000,
     "decoder-x4": 3500,
+    "decoder-x4-final": 600,
     "decoder-x2": 2000,
     "decoder-x8": 1500,
     "encoder-x2": 1000,
