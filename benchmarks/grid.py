@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from benchmarks.machine import command_line, describe_model, header
 
-__all__ = ["grid_db"]
+__all__ = ["grid_db", "grid_spectrum_db"]
 
 PATCH_PX: Final = 128
 _LUMA: Final = np.array((0.299, 0.587, 0.114))  # BT.601
@@ -36,7 +36,15 @@ _FLOOR: Final = 1e-2  # of power in grey levels squared, far below the rounding 
 def grid_db(picture: NDArray[Any], period_px: int) -> float:
     """Return the power at the grid's frequencies over that around them in dB.
 
-    It is the mean over half-overlapping patches of 128 px and over the frequencies, each counted alike.
+    It is the mean of :func:`grid_spectrum_db` over the frequencies, each counted alike.
+    """
+    return float(np.nanmean(grid_spectrum_db(picture, period_px)))
+
+
+def grid_spectrum_db(picture: NDArray[Any], period_px: int) -> NDArray[np.float64]:
+    """Return the power at each of the grid's frequencies over that around it in dB.
+
+    It is the mean over half-overlapping patches of 128 px.
 
     Parameters
     ----------
@@ -44,6 +52,12 @@ def grid_db(picture: NDArray[Any], period_px: int) -> float:
         (H, W, 3) uint8; both sides at least 128 px.
     period_px
         The pattern's period: 2, 4 or 8.
+
+    Returns
+    -------
+    ndarray
+        (P, P) float64 for period P: ``k / P`` cycles per px down and ``l / P`` across at ``[k, l]``; not a
+        number at ``[0, 0]``.
 
     Raises
     ------
@@ -70,7 +84,8 @@ def grid_db(picture: NDArray[Any], period_px: int) -> float:
     point, ring = (
         _mean_power(power, points, around[chosen]) for chosen in (distance <= _POINT, distance >= near)
     )
-    return float(10 * np.log10((point + _FLOOR) / (ring + _FLOOR)).mean())
+    found = 10 * np.log10((point + _FLOOR) / (ring + _FLOOR)).mean(0)
+    return np.append(np.nan, found).reshape(period_px, period_px)
 
 
 def _mean_power(
@@ -89,8 +104,9 @@ def _mean_power(
 )
 @click.option("--sets", default="", help="Comma-separated sets of FOLDER.")
 @click.option("--limit", default=0, show_default=True, help="First N pictures of a set (0: all).")
+@click.option("--frequencies", is_flag=True, help="Print the mean at every frequency, too.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file to write.")
-def main(folder: Path, engine: Path, sets: str, limit: int, out: Path | None) -> None:
+def main(folder: Path, engine: Path, sets: str, limit: int, frequencies: bool, out: Path | None) -> None:
     """Print the grid of original, bicubic and upscaled pictures."""
     from PIL import Image
 
@@ -101,6 +117,7 @@ def main(folder: Path, engine: Path, sets: str, limit: int, out: Path | None) ->
     scale, period_px = manifest.model.scale, manifest.model.latent_factor
     rows: list[dict[str, Any]] = []
     small: list[str] = []
+    spectra: dict[str, list[NDArray[np.float64]]] = {"original": [], "bicubic": [], "upscaled": []}
     names = [name for name in sets.split(",") if name]
     with SR(engine) as sr:
         for pair in pairs_of(folder, scale, "bicubic", sets=names, limit=limit):
@@ -114,19 +131,24 @@ def main(folder: Path, engine: Path, sets: str, limit: int, out: Path | None) ->
                 "bicubic": np.asarray(Image.fromarray(lr).resize(size, Image.Resampling.BICUBIC)),
                 "upscaled": sr.upscale(lr),
             }
-            rows.append(
-                {"set": pair.set, "name": pair.name}
-                | {key: round(grid_db(np.asarray(value), period_px), 2) for key, value in shown.items()}
-            )
+            for key, value in shown.items():
+                spectra[key].append(grid_spectrum_db(np.asarray(value), period_px))
+            means = {key: round(float(np.nanmean(found[-1])), 2) for key, found in spectra.items()}
+            rows.append({"set": pair.set, "name": pair.name} | means)
     if small:
         click.echo(f"left out, smaller than {PATCH_PX} px: {', '.join(small)}", err=True)
     if not rows:
         raise click.ClickException(f"{folder} has no picture of at least {PATCH_PX} px a side")
-    keys = ("original", "bicubic", "upscaled")
     click.echo(f"grid of period {period_px} px, dB: mean and largest over {len(rows)} pictures")
-    for key in keys:
+    for key in spectra:
         values = [row[key] for row in rows]
         click.echo(f"{key:>10} {np.mean(values):6.2f} {np.max(values):6.2f}")
+    for key, found in spectra.items() if frequencies else ():
+        click.echo(
+            f"{key}: k / {period_px} cycles per px down, l / {period_px} across; the rest mirrors these"
+        )
+        for line in np.mean(found, 0)[: period_px // 2 + 1]:
+            click.echo(" ".join(f"{value:6.1f}" for value in line))
     if out is not None:
         document = {
             **header("grid", command_line("benchmarks.grid"), peaks=False),

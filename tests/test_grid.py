@@ -13,7 +13,8 @@ from PIL import Image
 
 pytest.importorskip("torch")  # pairs of pictures are the trainer's
 
-from benchmarks.grid import grid_db, main
+from benchmarks.grid import grid_db, grid_spectrum_db, main
+from yonos_trt.manifest import load_manifest
 
 
 def texture(seed: int, side: int = 320) -> np.ndarray:
@@ -38,6 +39,20 @@ def test_a_pattern_is_found_at_its_period_only(period: int) -> None:
     assert grid_db(plain, period) < 1.0
     assert grid_db(dotted(plain, 48, period), period) > 3.0
     assert grid_db(dotted(plain, 48, 3), period) < 1.0
+
+
+def test_stripes_are_found_at_their_own_frequency() -> None:
+    striped = texture(1).astype(int)
+    striped[::2] += 8
+    found = grid_spectrum_db(striped.clip(0, 255).astype(np.uint8), 4)
+    assert found.shape == (4, 4)
+    assert np.isnan(found[0, 0])
+    assert np.unravel_index(np.nanargmax(found), found.shape) == (
+        2,
+        0,
+    )  # 1 / 2 cycle per px down, none across
+    others = np.delete(found.ravel(), [0, 8])
+    assert found[2, 0] > 10 + others.max()
 
 
 def test_stronger_patterns_measure_stronger() -> None:
@@ -80,7 +95,15 @@ def test_command_measures_what_is_large_enough_and_names_the_rest(tmp_path: Path
     assert "no picture of at least 128 px" in nothing.output
     assert not (tmp_path / "grid.json").exists()
     Image.fromarray(texture(2, 160)).save(pictures / "large.png")
-    done = CliRunner().invoke(main, arguments)
+    done = CliRunner().invoke(main, [*arguments, "--frequencies"])
     assert done.exit_code == 0, done.output
     assert "one/small" in done.output
+    period = load_manifest(engine).model.latent_factor
+    for key in ("original", "bicubic", "upscaled"):
+        _, table = done.output.split(f"{key}: k / {period} cycles per px down")
+        lines = table.splitlines()[1 : period // 2 + 2]
+        assert np.shape([[float(word) for word in line.split()] for line in lines]) == (
+            period // 2 + 1,
+            period,
+        )
     assert [row["name"] for row in json.loads((tmp_path / "grid.json").read_text())["rows"]] == ["large"]

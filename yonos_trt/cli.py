@@ -229,7 +229,7 @@ class _terminable:
 def info(engine_dir: Path | None, as_json: bool, verify: bool) -> None:
     """Describe an engine directory and check its files.
 
-    The default is the shipped x4 model.
+    ENGINE_DIR may be the name of a shipped model, such as lite-x2. The default is the shipped x4 model.
     """
     from yonos_trt.manifest import load_manifest
     from yonos_trt.sr import SR

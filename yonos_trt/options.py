@@ -56,7 +56,7 @@ model = click.option(
     "engine_dir",
     type=click.Path(path_type=Path),
     metavar="ENGINE_DIR",
-    help="Engine directory; default: the shipped lite model.",
+    help="Engine directory, or a shipped model's name, such as lite-x2; default: the shipped lite model.",
 )
 scale = click.option("-s", "--scale", type=int, help="Enlargement; picks the shipped model.  [default: 4]")
 

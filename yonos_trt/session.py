@@ -79,7 +79,9 @@ class Session:
         self._wanted = {"tile_px": tile_px, "overlap_px": overlap_px, "batch": batch}
         self._color_fix = color_fix
         self._seed = seed
-        self.engine_dir = Path(engine_dir) if engine_dir is not None else _shipped(scale or _DEFAULT_SCALE)
+        self.engine_dir = (
+            _shipped(scale or _DEFAULT_SCALE) if engine_dir is None else _named(Path(engine_dir))
+        )
         self.manifest: EngineManifest = load_manifest(self.engine_dir, verify=False)
         if scale not in (None, self.scale):
             raise ConfigError(
@@ -240,6 +242,11 @@ class Session:
                     error, next_plan.tiles.tile_h_px, next_plan.tiles.tile_w_px, next_plan.tiles.batch,
                 )  # fmt: skip
                 planned = next_plan
+
+
+def _named(path: Path) -> Path:
+    """Return what a user named: a path, or else a model of the wheel of that name."""
+    return path if path.exists() else shipped_models().get(str(path), path)
 
 
 def _shipped(scale: int) -> Path:

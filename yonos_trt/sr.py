@@ -46,7 +46,8 @@ class SR(Session):
     Parameters
     ----------
     engine_dir
-        Engine directory, as `yonos-export` writes it; None takes a model of the wheel.
+        Engine directory, as `yonos-export` writes it, or the name of a model of the wheel, such as
+        ``"lite-x2"`` (a path of that name goes first); None takes a model of the wheel by its scale.
     scale
         Without `engine_dir`: which shipped model, ``lite-x<scale>`` (default 4). With it: refused if the
         engine directory has another scale.

@@ -147,7 +147,7 @@ def _lite(steps: dict[str, int]) -> tuple[StageConfig, ...]:
             loss=dict(_ADVERSARIAL),
             network=dict(_ANTI_IMAGING),
         ),
-        # Once more with a new discriminator: against an old one the decoder keeps the patterns it got through.
+        # With a new discriminator: against an old one the decoder keeps the patterns that it got through.
         StageConfig(
             "decoder-x4-final",
             "decoder",
