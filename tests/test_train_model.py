@@ -93,6 +93,12 @@ def test_the_anti_imaging_filter_has_the_response_it_states():
         assert torch.allclose(anti_image(wave.mT)[..., inside], gain * wave.mT[..., inside], atol=1e-12)
 
 
+def test_the_anti_imaging_filter_compiled_is_the_same():
+    x = torch.rand(1, 3, 12, 10)
+    compiled = torch.compile(anti_image, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), anti_image(x))
+
+
 def test_a_decoder_takes_only_changes_that_its_weights_fit():
     bundle = new_bundle(BundleConfig("tiny", 4, TINY))
     assert with_decoder(bundle, {}) is bundle

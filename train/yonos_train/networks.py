@@ -181,9 +181,11 @@ def anti_image(x: Tensor) -> Tensor:
     """
     taps = torch.tensor(_TAPS, dtype=x.dtype, device=x.device)
     kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 5, 5)
-    # As F.pad(mode="replicate"), which torch 2.13 cannot compile beside a convolution on a CPU.
-    x = torch.cat((x[:, :, :1], x[:, :, :1], x, x[:, :, -1:], x[:, :, -1:]), 2)
-    x = torch.cat((x[..., :1], x[..., :1], x, x[..., -1:], x[..., -1:]), 3)
+    if torch.compiler.is_compiling():  # torch 2.13 cannot compile the other form for a CPU
+        x = torch.cat((x[:, :, :1], x[:, :, :1], x, x[:, :, -1:], x[:, :, -1:]), 2)
+        x = torch.cat((x[..., :1], x[..., :1], x, x[..., -1:], x[..., -1:]), 3)
+    else:  # what the shipped weights were trained with: gradients round alike
+        x = F.pad(x, (2, 2, 2, 2), mode="replicate")
     return F.conv2d(x, kernel, groups=x.shape[1])
 
 
