@@ -212,8 +212,7 @@ def ablation(
     ``autoencoder`` is the folder of a finished autoencoder stage to use instead of training one,
     ``one_probability`` the share of training samples at t = 1 (0: uniform times, as in the paper).
     """
-    if not parts or set(parts) - set(PARTS):
-        raise ValueError(f"parts: got {', '.join(parts) or 'none'}, expected some of {', '.join(PARTS)}")
+    check_parts(parts)
     if autoencoder is not None:
         copy_autoencoder(autoencoder, folder / "with" / "autoencoder")
     made = configs(
@@ -258,10 +257,18 @@ def ablation(
     return report
 
 
+def check_parts(parts: Sequence[str]) -> None:
+    """Refuse names that are no parts, and none at all."""
+    if not parts or set(parts) - set(PARTS):
+        raise ValueError(f"parts: got {', '.join(parts) or 'none'}, expected some of {', '.join(PARTS)}")
+
+
 def _parts(_context: click.Context, _option: click.Parameter, value: str) -> list[str]:
     parts = [part for part in value.split(",") if part]
-    if not parts or set(parts) - set(PARTS):
-        raise click.BadParameter(f"got {value or 'none'!r}, expected some of {', '.join(PARTS)}")
+    try:
+        check_parts(parts)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
     return parts
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from helpers import psnr_db, shipped_model
 from PIL import Image
 
+from yonos_trt.cli import cli
 from yonos_trt.errors import ConfigError, EngineNotFoundError
 from yonos_trt.manifest import load_manifest
 from yonos_trt.sr import SR
@@ -65,6 +67,10 @@ def test_a_shipped_model_can_be_named_and_a_path_goes_first(
     assert SR("lite-x2").scale == 8
     with pytest.raises(EngineNotFoundError, match="'lite-x3' does not exist"):
         SR("lite-x3")
+    for command in (["info"], ["bench", "--size", "16x16", "--iterations", "1", "--duration", "0", "-m"]):
+        done = CliRunner().invoke(cli, [*command, "lite-x4"])
+        assert done.exit_code == 0, done.output
+        assert "lite-x4" in done.output
 
 
 @pytest.mark.parametrize("scale", SCALES)

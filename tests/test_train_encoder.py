@@ -115,6 +115,17 @@ def test_a_decoder_stage_sets_the_filter_for_every_bundle_of_its_scale(
     assert stages["decoder-x4"]["network"] == {"decoder_anti_imaging": True}
 
 
+def test_a_filter_that_cannot_be_is_refused_before_anything_is_trained() -> None:
+    filtered = dataclasses.replace(DECODER, network={"decoder_anti_imaging": True})
+    with pytest.raises(
+        ValueError, match="stage decoder-x4: network got decoder_anti_imaging, expected nothing"
+    ):
+        dataclasses.replace(SMOKE, base="folder", stages=(X4, filtered))
+    coarse = dataclasses.replace(SMOKE.architecture, latent_factor=8)
+    with pytest.raises(ValueError, match="latent_factor 8, expected 2 or 4"):
+        dataclasses.replace(SMOKE, architecture=coarse, stages=(AUTOENCODER, X4, filtered))
+
+
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_only_the_lr_encoder_learns_and_it_learns_its_target(pictures: Path, scale: int) -> None:
     torch.manual_seed(0)

@@ -26,7 +26,16 @@ from yonos_trt.errors import (
 )
 from yonos_trt.manifest import EngineManifest, Precision, Runtime
 
-__all__ = ["RUNTIMES", "Request", "RuntimeName", "models_dir", "open_backend", "shipped_models"]
+__all__ = [
+    "RUNTIMES",
+    "Request",
+    "RuntimeName",
+    "find_model",
+    "models_dir",
+    "open_backend",
+    "shipped_model",
+    "shipped_models",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -183,3 +192,20 @@ def models_dir() -> Path:
 def shipped_models() -> dict[str, Path]:
     """Return name -> engine directory of every model in the wheel, sorted by name."""
     return {path.parent.name: path.parent for path in sorted(models_dir().glob("*/manifest.json"))}
+
+
+def find_model(named: Path) -> Path:
+    """Return what a user named: a path, or else the model of the wheel of that name."""
+    return named if named.exists() else shipped_models().get(str(named), named)
+
+
+def shipped_model(scale: int) -> Path:
+    """Return the engine directory of the model of the wheel that enlarges by ``scale``, or refuse."""
+    path = models_dir() / f"lite-x{scale}"
+    if not (path / "manifest.json").is_file():
+        have = ", ".join(shipped_models()) or "none"
+        raise EngineNotFoundError(
+            f"no shipped model enlarges by {scale} (expected {path}; shipped: {have}); name an engine "
+            "directory: SR(engine_dir), or -m on the command line"
+        )
+    return path

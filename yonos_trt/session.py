@@ -18,12 +18,12 @@ import numpy as np
 from yonos_trt import pipeline
 from yonos_trt.backend import Array, Backend
 from yonos_trt.color import MODES
-from yonos_trt.errors import ClosedError, ConfigError, EngineNotFoundError, OutOfMemoryError
+from yonos_trt.errors import ClosedError, ConfigError, OutOfMemoryError
 from yonos_trt.host_memory import available_bytes
 from yonos_trt.manifest import EngineManifest, Precision, load_manifest
 from yonos_trt.noise import LARGEST_SEED
 from yonos_trt.planning import PicturePlan, plan_picture, smaller
-from yonos_trt.runtimes import Request, models_dir, open_backend, shipped_models
+from yonos_trt.runtimes import Request, find_model, open_backend, shipped_model
 
 __all__ = ["OnTiles", "Session"]
 
@@ -80,7 +80,7 @@ class Session:
         self._color_fix = color_fix
         self._seed = seed
         self.engine_dir = (
-            _shipped(scale or _DEFAULT_SCALE) if engine_dir is None else _named(Path(engine_dir))
+            shipped_model(scale or _DEFAULT_SCALE) if engine_dir is None else find_model(Path(engine_dir))
         )
         self.manifest: EngineManifest = load_manifest(self.engine_dir, verify=False)
         if scale not in (None, self.scale):
@@ -242,19 +242,3 @@ class Session:
                     error, next_plan.tiles.tile_h_px, next_plan.tiles.tile_w_px, next_plan.tiles.batch,
                 )  # fmt: skip
                 planned = next_plan
-
-
-def _named(path: Path) -> Path:
-    """Return what a user named: a path, or else a model of the wheel of that name."""
-    return path if path.exists() else shipped_models().get(str(path), path)
-
-
-def _shipped(scale: int) -> Path:
-    path = models_dir() / f"lite-x{scale}"
-    if not (path / "manifest.json").is_file():
-        have = ", ".join(shipped_models()) or "none"
-        raise EngineNotFoundError(
-            f"no shipped model enlarges by {scale} (expected {path}; shipped: {have}); name an engine "
-            "directory: SR(engine_dir), or -m on the command line"
-        )
-    return path

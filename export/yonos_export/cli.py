@@ -137,10 +137,9 @@ def _config(options: dict[str, Any]) -> ExportConfig:
         if options["runtime"] != "onnx":
             raise ConfigError(f"--onnx-only and --runtime {options['runtime']} contradict each other")
         options["runtime"] = "onnx"
-    if not options["source"].exists():
-        from yonos_trt.runtimes import shipped_models
+    from yonos_trt.runtimes import find_model
 
-        options["source"] = shipped_models().get(str(options["source"]), options["source"])
+    options["source"] = find_model(options["source"])
     psnr, cosine = options.pop("min_psnr"), options.pop("min_cosine")
     if psnr is not None or cosine is not None:
         default = DEFAULT_THRESHOLDS[options["precision"]]

@@ -62,6 +62,13 @@ class RunConfig:
                     f"stage {stage.name}: a run from a diffusers folder has its autoencoder; expected "
                     f"diffusion, decoder, encoder and small_decoder stages"
                 )
+            if stage.kind == "decoder" and stage.network:
+                if self.base is not None:
+                    raise ValueError(
+                        f"stage {stage.name}: network got {', '.join(stage.network)}, expected nothing; a "
+                        f"diffusers folder's decoder stays as it is"
+                    )
+                dataclasses.replace(self.architecture, **stage.network)  # refuses what does not go together
         for index, stage in enumerate(self.stages):
             for needed in (stage.init, stage.teacher):
                 if needed is not None and needed not in names[:index]:
@@ -118,6 +125,10 @@ _ANTI_IMAGING = {"decoder_anti_imaging": True}
 
 
 def _lite(steps: dict[str, int]) -> tuple[StageConfig, ...]:
+    def decoder(name: str, scale: int, loss: dict[str, Any], **more: Any) -> StageConfig:
+        settings = {"batch": 8, "lr": 4e-4, **more, "network": dict(more.get("network", {}))}
+        return StageConfig(name, "decoder", scale, steps=steps[name], loss=dict(loss), **settings)
+
     return (
         StageConfig("autoencoder", "autoencoder", steps=steps["autoencoder"], lr=1e-3),
         StageConfig("x2", "diffusion", 2, steps=steps["x2"], lr=1e-3),
@@ -137,44 +148,13 @@ def _lite(steps: dict[str, int]) -> tuple[StageConfig, ...]:
             )
             for scale in (2, 4, 8)
         ),
-        StageConfig(
-            "decoder-x4",
-            "decoder",
-            4,
-            steps=steps["decoder-x4"],
-            batch=8,
-            lr=5e-4,
-            loss=dict(_ADVERSARIAL),
-            network=dict(_ANTI_IMAGING),
-        ),
+        decoder("decoder-x4", 4, _ADVERSARIAL, lr=5e-4, network=_ANTI_IMAGING),
         # With a new discriminator: against an old one the decoder keeps the patterns that it got through.
-        StageConfig(
-            "decoder-x4-final",
-            "decoder",
-            4,
-            init="decoder-x4",
-            steps=steps["decoder-x4-final"],
-            batch=8,
-            lr=4e-4,
-            loss=dict(_FROM_TUNED),
-            network=dict(_ANTI_IMAGING),
-        ),
+        decoder("decoder-x4-final", 4, _FROM_TUNED, init="decoder-x4", network=_ANTI_IMAGING),
         # At x2 nearly everything is in the latents: a decoder that starts from the x4 one, which has learnt
         # to invent, stays worse in every metric than one from the autoencoder's. No discriminator.
-        StageConfig(
-            "decoder-x2", "decoder", 2, steps=steps["decoder-x2"], batch=8, lr=4e-4, loss=dict(_PERCEPTUAL)
-        ),
-        StageConfig(
-            "decoder-x8",
-            "decoder",
-            8,
-            init="decoder-x4",
-            steps=steps["decoder-x8"],
-            batch=8,
-            lr=4e-4,
-            loss=dict(_FROM_TUNED),
-            network=dict(_ANTI_IMAGING),
-        ),
+        decoder("decoder-x2", 2, _PERCEPTUAL),
+        decoder("decoder-x8", 8, _FROM_TUNED, init="decoder-x4", network=_ANTI_IMAGING),
         *(
             StageConfig(f"encoder-x{scale}", "encoder", scale, steps=steps[f"encoder-x{scale}"], lr=1e-3)
             for scale in (2, 4, 8)

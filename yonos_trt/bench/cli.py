@@ -11,10 +11,9 @@ import click
 
 from yonos_trt import options
 from yonos_trt.bench import CONVENTIONS, BenchConfig, measure
-from yonos_trt.errors import EngineNotFoundError
 from yonos_trt.images import atomic_path
 from yonos_trt.manifest import Precision
-from yonos_trt.runtimes import RUNTIMES, shipped_models
+from yonos_trt.runtimes import RUNTIMES, find_model, shipped_model
 
 __all__ = ["bench", "table"]
 
@@ -122,7 +121,7 @@ def bench(
     if target is not None and not target.parent.is_dir():
         raise click.BadParameter(f"the folder {target.parent} does not exist", param_hint="'--json'")
     config = BenchConfig(
-        engine_dir=engine_dir or _shipped(scale),
+        engine_dir=shipped_model(scale) if engine_dir is None else find_model(engine_dir),
         precision=cast(Precision | None, precision),
         lanes=lanes or (None,),
         tiles_px=tiles_px or (None,),
@@ -138,17 +137,6 @@ def bench(
 def _short(argument: str) -> str:
     """Leave out the folders of this machine."""
     return Path(argument).name if argument.startswith("/") else argument
-
-
-def _shipped(scale: int) -> Path:
-    models = shipped_models()
-    name = f"lite-x{scale}"
-    if name not in models:
-        raise EngineNotFoundError(
-            f"no shipped model enlarges by {scale} (shipped: {', '.join(models) or 'none'}); name an engine "
-            "directory with -m"
-        )
-    return models[name]
 
 
 # ---------------------------------------------------------------------------------------------------------
