@@ -8,11 +8,13 @@ A decoder writes blocks of f x f px, and where it invents texture from a smooth 
 itself with that period: a faint pattern that PSNR and LPIPS hardly see. Here it is the power of luma's 2-D
 spectrum at the points ``(k / f, l / f)`` over that of the ring around each, mean over points and patches, in
 dB: a photograph has about 0. (It is no loss: a pattern that changes its sign from place to place escapes it.)
+
+The second table is `benchmarks.crosshatch`'s: strokes across the original's own lines, which come from an LR
+picture's aliasing. Compare with bicubic, which only shows what the LR picture has.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any, Final
@@ -21,15 +23,17 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.crosshatch import Lines
 from benchmarks.machine import command_line, describe_model, header
+from benchmarks.spectrum import patch_power
 
 __all__ = ["grid_db", "grid_spectrum_db"]
 
 PATCH_PX: Final = 128
-_LUMA: Final = np.array((0.299, 0.587, 0.114))  # BT.601
 # In bins: a Hann window spreads a line over 3 x 3; the ring begins after those.
 _POINT: Final = 1
 _RING: Final = (3, 6)
+_SHOWN: Final = ("original", "bicubic", "upscaled")
 _FLOOR: Final = 1e-2  # of power in grey levels squared, far below the rounding noise of an 8-bit picture
 
 
@@ -64,18 +68,9 @@ def grid_spectrum_db(picture: NDArray[Any], period_px: int) -> NDArray[np.float6
     ValueError
         The picture is too small, or the period is another one.
     """
-    if picture.ndim != 3 or picture.shape[2] != 3 or min(picture.shape[:2]) < PATCH_PX:
-        raise ValueError(
-            f"picture: got shape {picture.shape}, expected (H, W, 3) of at least {PATCH_PX} px a side"
-        )
     if period_px not in (2, 4, 8):
         raise ValueError(f"period_px: got {period_px}, expected 2, 4 or 8")
-    luma = picture @ _LUMA
-    corners = itertools.product(*(range(0, n - PATCH_PX + 1, PATCH_PX // 2) for n in luma.shape))
-    patches = np.stack([luma[top : top + PATCH_PX, left : left + PATCH_PX] for top, left in corners])
-    window = np.hanning(PATCH_PX + 1)[:-1]
-    patches = (patches - patches.mean((1, 2), keepdims=True)) * np.outer(window, window)
-    power = np.abs(np.fft.fft2(patches, norm="ortho")) ** 2
+    power = patch_power(picture, PATCH_PX)
     steps = range(period_px)
     points = np.array([(k, m) for k in steps for m in steps if k or m]) * (PATCH_PX // period_px)
     near, far = _RING
@@ -100,63 +95,95 @@ def _mean_power(
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option(
-    "--engine", type=click.Path(path_type=Path, exists=True), required=True, help="Engine directory."
+    "--engine",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Engine directory, or a shipped model's name.",
 )
 @click.option("--sets", default="", help="Comma-separated sets of FOLDER.")
+@click.option(
+    "--degradation",
+    type=click.Choice(("bicubic", "average")),
+    default="bicubic",
+    show_default=True,
+    help="How LR pictures are made where none are given: average is the mean of s x s blocks, which aliases.",
+)
 @click.option("--limit", default=0, show_default=True, help="First N pictures of a set (0: all).")
 @click.option("--frequencies", is_flag=True, help="Print the mean at every frequency, too.")
 @click.option("--out", type=click.Path(path_type=Path), help="JSON file to write.")
-def main(folder: Path, engine: Path, sets: str, limit: int, frequencies: bool, out: Path | None) -> None:
-    """Print the grid of original, bicubic and upscaled pictures."""
-    from PIL import Image
-
+def main(
+    folder: Path, engine: Path, sets: str, degradation: str, limit: int, frequencies: bool, out: Path | None
+) -> None:
+    """Print the grid and the crosshatch of original, bicubic and upscaled pictures."""
     from benchmarks.quality import pairs_of
-    from yonos_trt import SR, load_manifest
+    from yonos_trt import SR
 
-    manifest = load_manifest(engine)
-    scale, period_px = manifest.model.scale, manifest.model.latent_factor
     rows: list[dict[str, Any]] = []
     small: list[str] = []
-    spectra: dict[str, list[NDArray[np.float64]]] = {"original": [], "bicubic": [], "upscaled": []}
+    spectra: dict[str, list[NDArray[np.float64]]] = {key: [] for key in _SHOWN}
     names = [name for name in sets.split(",") if name]
     with SR(engine) as sr:
-        for pair in pairs_of(folder, scale, "bicubic", sets=names, limit=limit):
+        scale, period_px = sr.scale, sr.manifest.model.latent_factor
+        for pair in pairs_of(folder, scale, degradation, sets=names, limit=limit):
             lr, hr = pair.load()
             if min(hr.shape[:2]) < PATCH_PX:
                 small.append(f"{pair.set}/{pair.name}")
                 continue
-            size = (hr.shape[1], hr.shape[0])
-            shown = {
-                "original": hr,
-                "bicubic": np.asarray(Image.fromarray(lr).resize(size, Image.Resampling.BICUBIC)),
-                "upscaled": sr.upscale(lr),
-            }
+            shown = dict(zip(_SHOWN, (hr, _bicubic(lr, hr), np.asarray(sr.upscale(lr))), strict=True))
             for key, value in shown.items():
-                spectra[key].append(grid_spectrum_db(np.asarray(value), period_px))
+                spectra[key].append(grid_spectrum_db(value, period_px))
             means = {key: round(float(np.nanmean(found[-1])), 2) for key, found in spectra.items()}
-            rows.append({"set": pair.set, "name": pair.name} | means)
+            lines = Lines(hr, scale)
+            across = {key: round(lines.crosshatch_db(value), 2) for key, value in shown.items()}
+            rows.append(
+                {"set": pair.set, "name": pair.name}
+                | means
+                | {"line_patches": lines.patches, "across_lines": across if lines.patches else None}
+            )
+        model = describe_model(sr.manifest)
     if small:
         click.echo(f"left out, smaller than {PATCH_PX} px: {', '.join(small)}", err=True)
     if not rows:
         raise click.ClickException(f"{folder} has no picture of at least {PATCH_PX} px a side")
+    _print(rows, spectra if frequencies else {}, period_px)
+    if out is not None:
+        document = {
+            **header("grid", command_line("benchmarks.grid"), peaks=False),
+            "model": model,
+            "degradation": degradation,
+            "period_px": period_px,
+            "rows": rows,
+        }
+        out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def _bicubic(lr: NDArray[Any], hr: NDArray[Any]) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(lr).resize((hr.shape[1], hr.shape[0]), Image.Resampling.BICUBIC))
+
+
+def _print(rows: list[dict[str, Any]], spectra: dict[str, list[NDArray[np.float64]]], period_px: int) -> None:
     click.echo(f"grid of period {period_px} px, dB: mean and largest over {len(rows)} pictures")
-    for key in spectra:
+    for key in _SHOWN:
         values = [row[key] for row in rows]
         click.echo(f"{key:>10} {np.mean(values):6.2f} {np.max(values):6.2f}")
-    for key, found in spectra.items() if frequencies else ():
+    lined = [row for row in rows if row["line_patches"]]
+    patches = sum(row["line_patches"] for row in lined)
+    click.echo(
+        "power across the original's lines over that along them, dB: "
+        f"{patches} patches of {len(lined)} pictures, mean over patches, and largest picture"
+    )
+    for key in _SHOWN if lined else ():
+        values = [row["across_lines"][key] for row in lined]
+        mean = np.average(values, weights=[row["line_patches"] for row in lined])
+        click.echo(f"{key:>10} {mean:6.2f} {np.max(values):6.2f}")
+    for key, found in spectra.items():
         click.echo(
             f"{key}: k / {period_px} cycles per px down, l / {period_px} across; the rest mirrors these"
         )
         for line in np.mean(found, 0)[: period_px // 2 + 1]:
             click.echo(" ".join(f"{value:6.1f}" for value in line))
-    if out is not None:
-        document = {
-            **header("grid", command_line("benchmarks.grid"), peaks=False),
-            "model": describe_model(manifest),
-            "period_px": period_px,
-            "rows": rows,
-        }
-        out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -218,6 +218,14 @@ def picture(height: int, width: int, *, dtype: Any = np.uint8, seed: int = 0, ch
     return np.asarray(np.rint(values * np.iinfo(dtype).max).astype(dtype))
 
 
+def strokes(angle_deg: float, period_px: float, side: int = 256) -> Array:
+    """Return (side, side, 3) uint8 waves; brightness changes along ``angle_deg`` (0: from left to right)."""
+    y, x = np.mgrid[:side, :side]
+    along = x * np.cos(np.deg2rad(angle_deg)) + y * np.sin(np.deg2rad(angle_deg))
+    luma = 128 + 60 * np.cos(2 * np.pi * along / period_px)
+    return np.repeat(luma.round().astype(np.uint8)[..., None], 3, axis=2)
+
+
 def psnr_db(a: Array, b: Array) -> float:
     """Return the PSNR of two pictures of one dtype; infinite where they are equal."""
     peak = 1.0 if a.dtype == np.float32 else float(np.iinfo(a.dtype).max)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import make_engine_dir
+from helpers import make_engine_dir, strokes
 from PIL import Image
 
 pytest.importorskip("torch")  # pairs of pictures are the trainer's
@@ -107,3 +107,21 @@ def test_command_measures_what_is_large_enough_and_names_the_rest(tmp_path: Path
             period,
         )
     assert [row["name"] for row in json.loads((tmp_path / "grid.json").read_text())["rows"]] == ["large"]
+
+
+def test_command_takes_a_shipped_models_name_and_makes_the_named_lr_pictures(tmp_path: Path) -> None:
+    Image.fromarray(strokes(30, 6.5)).save(tmp_path / "lines.png")
+    found = {}
+    for degradation in ("bicubic", "average"):
+        out = tmp_path / f"{degradation}.json"
+        arguments = [str(tmp_path), "--engine", "lite-x4", "--degradation", degradation, "--out", str(out)]
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == 0, done.output
+        document = json.loads(out.read_text())
+        assert document["degradation"] == degradation
+        (row,) = document["rows"]
+        assert row["line_patches"] > 20
+        assert f"{row['line_patches']} patches of 1 pictures" in done.output
+        found[degradation] = row["across_lines"]
+    assert found["average"]["original"] == found["bicubic"]["original"]
+    assert found["average"]["bicubic"] != found["bicubic"]["bicubic"]
