@@ -153,6 +153,15 @@ def test_an_sd_run_leaves_the_whole_folder_and_one_with_small_networks(run_folde
     assert all(torch.equal(v, decoder[k]) for k, v in plain.decoder.state_dict().items())
 
 
+def test_variants_of_an_sd_run_store_the_same_weights_once(run_folder: Path) -> None:
+    plain, *variants = (run_folder / "bundles" / f"tiny-x4{suffix}" for suffix in ("", "-lr", "-lr-small"))
+    for variant in variants:
+        for part in ("unet", "vae"):
+            weights = f"{part}/diffusion_pytorch_model.safetensors"
+            assert (variant / weights).samefile(plain / weights)
+        assert not (variant / "yonos.json").samefile(plain / "yonos.json")
+
+
 def test_the_exporter_takes_the_small_networks(run_folder: Path) -> None:
     exporter = pytest.importorskip("yonos_export.diffusers_stages")
     folder = run_folder / "bundles" / "tiny-x4-lr-small"

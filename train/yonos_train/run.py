@@ -12,8 +12,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,11 @@ from torch import nn
 
 from .checkpoints import Checkpoints
 from .data import Crops, ImageFolder
+from .folders import share_equal_files, whole_folder
 from .loop import Trainer
 from .model import Bundle, new_bundle, save_bundle, weights_sha256, with_decoder
 from .presets import RunConfig
-from .small import PARTS, SIZES, make_small, save_small, with_small
+from .small import PARTS, SIZES, SUFFIXES, make_small, save_small, with_small
 from .stages import (
     AutoencoderStage,
     DecoderStage,
@@ -66,13 +69,8 @@ class Run:
         weights: dict[str, str],
         limit: int = 0,
     ) -> None:
-        self.config, self.folder, self.data, self.weights, self.limit = (
-            config,
-            Path(folder),
-            data,
-            weights,
-            limit,
-        )
+        self.config, self.folder, self.data = config, Path(folder), data
+        self.weights, self.limit = weights, limit
         self._images: ImageFolder | None = None
         known = self.folder / "config.json"
         if known.is_file():
@@ -198,31 +196,54 @@ class Run:
                 part = self.result(config.name, name).with_suffix(".part")
                 save_file(tensors, part)
                 os.replace(part, self.result(config.name, name))
-            if config.kind == "decoder":
-                self.write_bundle(config.scale)
-            if config.kind in ("decoder", *SIZES) and self._small_stages(config.scale):
-                self.write_bundle(config.scale, small=True)
+            self._write_bundles(config)
         trainer.accelerator.wait_for_everyone()
         return metrics
 
+    def _write_bundles(self, stage: StageConfig, *, missing: bool = False) -> None:
+        """Write the bundles that a finished stage changes, or those of them that do not name it yet."""
+        variants = [False] if stage.kind == "decoder" else []
+        if stage.kind in ("decoder", *SIZES) and self._small_stages(stage.scale):
+            variants.append(True)
+        for small in variants:
+            folder = self._bundle_folder(stage.scale, small=small)
+            if not (missing and stage.name in self._stages_of(folder)):
+                self.write_bundle(stage.scale, small=small)
+
+    def _stages_of(self, bundle: Path) -> Container[str]:
+        """Return the stages that a written bundle names; none where it cannot be read."""
+        facts = bundle / ("config.json" if self.config.base is None else "yonos.json")
+        try:
+            stages: dict[str, Any] = json.loads(facts.read_text(encoding="utf-8"))["training"]["stages"]
+        except (OSError, ValueError, KeyError):
+            return ()
+        return stages
+
+    def _bundle_folder(self, scale: int, *, small: bool) -> Path:
+        kinds = self._small_stages(scale) if small else {}
+        suffix = "".join(SUFFIXES[kind] for kind in SUFFIXES if kind in kinds)
+        return self.folder / "bundles" / f"{self.config.name}-x{scale}{suffix}"
+
     def write_bundle(self, scale: int, *, small: bool = False) -> Path:
-        """Write ``bundles/<name>-x<scale>``, or the variant with the finished small networks."""
+        """Write ``bundles/<name>-x<scale>``, or the variant with the finished small networks, whole."""
         bundle = self.bundle(scale)
         variant = self.small_bundle(scale) if small else bundle
         facts = {**bundle.config.training, **self.training_facts(scale, small=small)}
         variant.config = dataclasses.replace(variant.config, training=facts)
         target = self.folder / "bundles" / variant.config.name
-        if self.config.base is None:
-            saved = save_bundle(variant, target)
-            log.info("%s: weights_sha256 %s", target.name, weights_sha256(variant))
-            return saved
-        from .sd_folder import save_sd
+        with whole_folder(target) as folder:
+            if self.config.base is None:
+                save_bundle(variant, folder)
+                log.info("%s: weights_sha256 %s", target.name, weights_sha256(variant))
+            else:
+                from .sd_folder import save_sd
 
-        bundle.config = variant.config  # the folder holds the whole autoencoder, and small networks beside it
-        saved = save_sd(bundle, self.config.base, target)
-        if small:
-            save_small(variant, saved)
-        return saved
+                bundle.config = variant.config  # the whole autoencoder, and small networks beside it
+                save_sd(bundle, self.config.base, folder)
+                if small:
+                    save_small(variant, folder)
+                    share_equal_files(folder, self._bundle_folder(scale, small=False))
+        return target
 
     def lineage(self, scale: int, *, small: bool = False) -> list[StageConfig]:
         """Return the finished stages that the bundle for ``scale`` rests on, in order."""
@@ -260,11 +281,15 @@ class Run:
         if unknown:
             names = ", ".join(stage.name for stage in self.config.stages)
             raise ValueError(f"stage: got {', '.join(sorted(unknown))}, expected one of {names}")
+        from accelerate import Accelerator
+
         for config in self.config.stages:
             if only and config.name not in only:
                 continue
             if self.is_done(config):
                 log.info("%s: done already", config.name)
+                if Accelerator().is_main_process:  # it may have been stopped before its bundles were written
+                    self._write_bundles(config, missing=True)
                 continue
             metrics: dict[str, Any] = self.run_stage(config)
             log.info("%s: %s", config.name, ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
