@@ -140,7 +140,7 @@ def test_only_the_lr_encoder_learns_and_it_learns_its_target(pictures: Path, sca
     losses = []
     for _ in range(25):
         loss, logs = stage.loss("encoder", batch.batch(0, 2), generator(1), 0)
-        assert loss.item() == pytest.approx(logs["latent"] + 0.5 * logs["step"], rel=1e-5)
+        assert loss.item() == pytest.approx(logs["latent"] + 0.5 * logs["after_step"], rel=1e-5)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -19,6 +19,7 @@ from yonos_train.data import CropConfig, Crops, DataError, ImageFolder, generato
 from yonos_train.loop import LoopConfig, Trainer, TrainingError, learning_rate  # noqa: E402
 from yonos_train.model import BundleConfig, load_bundle, new_bundle  # noqa: E402
 from yonos_train.presets import PRESETS, RunConfig  # noqa: E402
+from yonos_train.records import MetricsLog  # noqa: E402
 from yonos_train.run import Run  # noqa: E402
 from yonos_train.stages import AutoencoderStage, StageConfig  # noqa: E402
 
@@ -116,6 +117,14 @@ def test_metrics_samples_and_curves_are_written(pictures, tmp_path):
         assert curves.size[0] > 500
 
 
+def test_a_metric_that_would_hide_the_rows_own_is_refused(tmp_path):
+    metrics = MetricsLog(tmp_path / "metrics.jsonl")
+    metrics.add({"loss": 1.0, "step": 0.5})
+    with pytest.raises(ValueError, match="got step, a name of the row's own"):
+        metrics.row({"step": 50, "lr": 1e-3})
+    metrics.close()
+
+
 def test_batches_depend_only_on_seed_step_and_index(pictures):
     folder = ImageFolder(pictures, smallest_px=64)
     crops = Crops(folder, CropConfig(64), seed=1)
@@ -172,6 +181,9 @@ def test_smoke_preset_runs_every_stage_and_leaves_bundles(pictures, tmp_path):
             out = bundle.decoder(bundle.encoder(torch.rand(1, 3, side_px, side_px)))
             assert out.shape == (1, 3, 32, 32)
             assert torch.isfinite(out).all()
+    for rows in (p.read_text().splitlines() for p in run.glob("*/metrics.jsonl")):
+        assert json.loads(rows[-1])["step"] == 2
+    assert len(list(run.glob("*/metrics.jsonl"))) == len(SMOKE.stages)
     facts = load_bundle(run / "bundles" / "smoke-x4").config.training
     assert facts["pictures"] == 3
     assert list(facts["stages"]) == ["autoencoder", "x2", "x4", "decoder-x4"]  # what x4 rests on, not x8

@@ -41,7 +41,7 @@ class EncoderStage(Conditioned):
         with torch.no_grad():
             target_0 = ddim(self.unet, self.schedule, target, noise).float()
         after = (ddim(self.unet, self.schedule, z_l, noise).float() - target_0).square().mean()
-        return latent + self.w_step * after, {"latent": latent.item(), "step": after.item()}
+        return latent + self.w_step * after, {"latent": latent.item(), "after_step": after.item()}
 
     def samples(self, batch: Batch, rng: torch.Generator) -> list[Tensor]:
         x_l, _ = self.lr_images(batch)

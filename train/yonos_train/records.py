@@ -31,7 +31,17 @@ class MetricsLog:
                 self._sums.setdefault(key, []).append(value)
 
     def row(self, head: Mapping[str, float]) -> dict[str, float]:
-        """Write ``head`` and the averages since the last row; return the averages."""
+        """Write ``head`` and the averages since the last row; return the averages.
+
+        Raises
+        ------
+        ValueError
+            A metric has the name of one of ``head``, which it would hide.
+        """
+        if hidden := sorted(head.keys() & self._sums.keys()):
+            raise ValueError(
+                f"metrics: got {', '.join(hidden)}, a name of the row's own; expected another one"
+            )
         averages = {key: sum(values) / len(values) for key, values in self._sums.items()}
         self._sums.clear()
         if self._file is not None:
