@@ -9,14 +9,14 @@ from pathlib import Path
 import click
 
 from yonos_trt.manifest import load_manifest
-from yonos_trt.runtimes import shipped_models
+from yonos_trt.runtimes import find_model, shipped_models
 
 __all__ = ["bundle_for", "engine_or_shipped", "engines_or_shipped"]
 
 
 def engine_or_shipped(engine_dir: Path | None, scale: int) -> Path:
-    """Return the named engine directory, or the shipped model of that scale."""
-    found = engine_dir or shipped_models().get(f"lite-x{scale}")
+    """Return the engine directory or shipped model that was named, or the shipped model of that scale."""
+    found = find_model(engine_dir) if engine_dir else shipped_models().get(f"lite-x{scale}")
     if found is None:
         raise click.ClickException(f"no shipped model enlarges by {scale}; name one with --engine DIR")
     return found
@@ -24,7 +24,7 @@ def engine_or_shipped(engine_dir: Path | None, scale: int) -> Path:
 
 def engines_or_shipped(engine_dirs: Sequence[Path], scales: Sequence[int]) -> list[Path]:
     """Return what was named, in that order; every shipped model by rising scale if nothing was."""
-    named = [*engine_dirs, *(engine_or_shipped(None, scale) for scale in scales)]
+    named = [*map(find_model, engine_dirs), *(engine_or_shipped(None, scale) for scale in scales)]
     if named:
         return named
     shipped = {load_manifest(path, verify=False).model.scale: path for path in shipped_models().values()}

@@ -49,6 +49,8 @@ def test_nothing_shipped_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_ships_now_is_taken_whole() -> None:
     assert set(engines_or_shipped((), ())) == set(shipped_models().values())
+    assert engines_or_shipped((Path("lite-x2"),), ()) == [shipped_models()["lite-x2"]]
+    assert engine_or_shipped(Path("lite-x8"), 4) == shipped_models()["lite-x8"]
 
 
 def test_a_checkpoint_goes_with_the_model_of_its_scale(tmp_path: Path) -> None:
