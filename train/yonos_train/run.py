@@ -212,7 +212,9 @@ class Run:
 
     def _stages_of(self, bundle: Path) -> Container[str]:
         """Return the stages that a written bundle names; none where it cannot be read."""
-        facts = bundle / ("config.json" if self.config.base is None else "yonos.json")
+        from .sd_folder import FACTS_FILE
+
+        facts = bundle / ("config.json" if self.config.base is None else FACTS_FILE)
         try:
             stages: dict[str, Any] = json.loads(facts.read_text(encoding="utf-8"))["training"]["stages"]
         except (OSError, ValueError, KeyError):
@@ -220,6 +222,7 @@ class Run:
         return stages
 
     def _bundle_folder(self, scale: int, *, small: bool) -> Path:
+        """Return where a bundle lies; its name is the one that `with_small` gives its config."""
         kinds = self._small_stages(scale) if small else {}
         suffix = "".join(SUFFIXES[kind] for kind in SUFFIXES if kind in kinds)
         return self.folder / "bundles" / f"{self.config.name}-x{scale}{suffix}"
@@ -230,7 +233,7 @@ class Run:
         variant = self.small_bundle(scale) if small else bundle
         facts = {**bundle.config.training, **self.training_facts(scale, small=small)}
         variant.config = dataclasses.replace(variant.config, training=facts)
-        target = self.folder / "bundles" / variant.config.name
+        target = self._bundle_folder(scale, small=small)
         with whole_folder(target) as folder:
             if self.config.base is None:
                 save_bundle(variant, folder)
