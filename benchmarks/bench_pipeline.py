@@ -28,9 +28,10 @@ from PIL import Image
 from benchmarks.alternate import alternate, estimate, ratio
 from benchmarks.machine import commit, describe_model
 from benchmarks.sweep import FULL, QUICK, Point, check, drawing, exponent, measured_memory, opened
-from yonos_trt.bench.machine import describe_machine, usable_cores
+from yonos_trt.bench.machine import describe_machine
 from yonos_trt.errors import YonosError
 from yonos_trt.file_stages import FileStages
+from yonos_trt.host_cpus import usable_cpus
 from yonos_trt.job_run import run_jobs
 from yonos_trt.jobs import Job
 from yonos_trt.pipeline import Timings, upscale
@@ -73,7 +74,7 @@ def origin() -> dict[str, Any]:
 @pytest.mark.parametrize("point", FULL if ALL else QUICK, ids=str)
 def bench_picture(benchmark: Any, engine_dir: Path, origin: dict[str, Any], point: Point) -> None:
     image = drawing(point.height_lr_px, point.width_lr_px)
-    threads = usable_cores()
+    threads = usable_cpus()
     memory: dict[str, Any] = {}
     try:
         with opened(engine_dir, point, threads=threads) as sr:
@@ -116,7 +117,7 @@ def bench_cost_is_linear(benchmark: Any, engine_dir: Path, origin: dict[str, Any
     sides = (256, 512, 1024) if ALL else (192, 384)
     pictures = {side: drawing(side, side) for side in sides}
     try:
-        with opened(engine_dir, Point(runtime=runtime), threads=usable_cores()) as sr:
+        with opened(engine_dir, Point(runtime=runtime), threads=usable_cpus()) as sr:
             cpu_seconds: dict[int, list[float]] = {side: [] for side in sides}
 
             def call(side: int) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import statistics
 import tempfile
@@ -29,6 +28,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from yonos_trt.host_cpus import usable_cpus
 from yonos_trt.sr import SR
 from yonos_trt.video import VideoOptions, upscale_video
 from yonos_trt.video.format import EncoderSettings, output_format
@@ -120,7 +120,7 @@ def overlap(
     """Return the stages' seconds, the wall time of all together, and its ratio to the slowest."""
     cpu: dict[str, float] = {}
     alone = stages_alone(clip, upscale, scale, options, cpu)
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cpus()
     with tempfile.TemporaryDirectory() as folder:
         clock = _Clock()
         report = upscale_video(clip, Path(folder) / "out.mkv", upscale, scale=scale, options=options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from yonos_trt.host_cpus import usable_cpus
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -27,10 +28,9 @@ def processor() -> str:
 
 def machine() -> dict[str, Any]:
     """Return what a reader needs to judge a figure."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "processor": processor(),
-        "cores": cores,
+        "cores": usable_cpus(),
         "system": platform.system(),
         "python": platform.python_version(),
     }

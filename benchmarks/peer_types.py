@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from yonos_trt.bench.machine import usable_cores
+from yonos_trt.host_cpus import usable_cpus
 from yonos_trt.manifest import EngineManifest, load_manifest
 
 __all__ = ["NotRun", "Picture", "Setting", "Upscaler"]
@@ -42,7 +42,7 @@ class Setting:
 
     engine_dir: Path
     bundle: Path | None = None
-    threads: int = field(default_factory=usable_cores)
+    threads: int = field(default_factory=usable_cpus)
     tile_px: int | None = None
     seed: int = 0
 

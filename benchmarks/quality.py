@@ -29,7 +29,7 @@ from benchmarks.machine import command_line, describe_model, header
 from benchmarks.models import engines_or_shipped
 from benchmarks.peer_types import Setting, Upscaler
 from benchmarks.peers import SPEED_ONLY, open_peers
-from yonos_trt.bench.machine import usable_cores
+from yonos_trt.host_cpus import usable_cpus
 
 __all__ = ["measure", "pairs_of", "part_of"]
 
@@ -157,7 +157,7 @@ def main(
         metrics = Metrics(_metrics(named), weights=named)
         parts, text = [], []
         for engine_dir in engines:
-            setting = Setting(engine_dir, threads=threads or usable_cores())
+            setting = Setting(engine_dir, threads=threads or usable_cpus())
             manifest = setting.manifest  # once: the directory may be replaced while this runs
             model = manifest.model
             upscalers, missing = open_peers([p.strip() for p in peers.split(",")], setting)

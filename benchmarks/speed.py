@@ -31,7 +31,7 @@ from benchmarks.machine import command_line, describe_model, header
 from benchmarks.models import bundle_for, engines_or_shipped
 from benchmarks.peer_types import Picture, Setting, Upscaler
 from benchmarks.peers import PEERS, open_peers
-from yonos_trt.bench.machine import usable_cores
+from yonos_trt.host_cpus import usable_cpus
 
 __all__ = ["measure", "table"]
 
@@ -190,7 +190,7 @@ def main(
     names = [name.strip() for name in peers.split(",")]
     parts = []
     for engine_dir in engines_or_shipped(engine_dirs, scales):
-        setting = Setting(engine_dir, threads=threads or usable_cores(), tile_px=tile_px)
+        setting = Setting(engine_dir, threads=threads or usable_cpus(), tile_px=tile_px)
         manifest = setting.manifest
         setting = replace(setting, bundle=bundle_for(bundles, manifest.model.scale))
         try:

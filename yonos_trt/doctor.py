@@ -14,6 +14,7 @@ from typing import Any
 import yonos_trt
 from yonos_trt.backend import host_kernels
 from yonos_trt.cuda.probe import probe_driver
+from yonos_trt.host_cpus import usable_cpus
 from yonos_trt.runtimes import shipped_models
 
 __all__ = ["examine", "lines"]
@@ -29,7 +30,7 @@ def examine() -> dict[str, Any]:
         "yonos_trt": yonos_trt.__version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "cpus": {"present": os.cpu_count(), "usable": len(os.sched_getaffinity(0))},
+        "cpus": {"present": os.cpu_count(), "usable": usable_cpus()},
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "kernels": host_kernels().name,
         "onnxruntime": _onnxruntime(),

@@ -24,6 +24,7 @@ from yonos_trt.errors import (
     ManifestError,
     OutOfMemoryError,
 )
+from yonos_trt.host_cpus import usable_cpus
 from yonos_trt.manifest import (
     Artifact,
     EngineManifest,
@@ -117,7 +118,7 @@ class OrtBackend(NumpyBackend):
         kernels: str = "native",
     ) -> None:
         root = Path(engine_dir)
-        threads = threads or len(os.sched_getaffinity(0))
+        threads = threads or usable_cpus()
         super().__init__(
             manifest or load_manifest(root, verify=False), lanes=lanes, kernels=kernels, threads=threads
         )

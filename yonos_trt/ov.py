@@ -23,6 +23,7 @@ from yonos_trt.errors import (
     MissingExtraError,
     OutOfMemoryError,
 )
+from yonos_trt.host_cpus import usable_cpus
 from yonos_trt.manifest import EngineManifest, Precision, Stage, load_manifest, verify_artifact
 from yonos_trt.ort import pick_onnx
 
@@ -83,7 +84,7 @@ class OpenVinoBackend(NumpyBackend):
                 "the runtime 'openvino'", package="openvino", extra="openvino", reason=str(error)
             ) from error
         root = Path(engine_dir)
-        threads = threads or len(os.sched_getaffinity(0))
+        threads = threads or usable_cpus()
         super().__init__(
             manifest or load_manifest(root, verify=False), lanes=lanes, kernels=kernels, threads=threads
         )

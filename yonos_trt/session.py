@@ -19,6 +19,7 @@ from yonos_trt import pipeline
 from yonos_trt.backend import Array, Backend
 from yonos_trt.color import MODES
 from yonos_trt.errors import ClosedError, ConfigError, OutOfMemoryError
+from yonos_trt.host_cpus import usable_cpus
 from yonos_trt.host_memory import available_bytes
 from yonos_trt.manifest import EngineManifest, Precision, load_manifest
 from yonos_trt.noise import LARGEST_SEED
@@ -75,7 +76,7 @@ class Session:
             providers=tuple(providers),
             memory_limit_bytes=self._limit_bytes,
         )
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or usable_cpus()
         self._wanted = {"tile_px": tile_px, "overlap_px": overlap_px, "batch": batch}
         self._color_fix = color_fix
         self._seed = seed

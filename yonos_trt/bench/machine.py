@@ -11,7 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["DeviceMemory", "PeakMemory", "describe_machine", "usable_cores"]
+from yonos_trt.host_cpus import usable_cpus
+
+__all__ = ["DeviceMemory", "PeakMemory", "describe_machine"]
 
 _PACKAGES = ("yonos-trt", "numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu13", "torch")
 # Instruction sets that decide what a CPU can do for a network, as /proc/cpuinfo spells them.
@@ -24,11 +26,6 @@ _RESET_PEAK = "5"  # written to /proc/self/clear_refs: forget the high-water mar
 # The machine
 
 
-def usable_cores() -> int:
-    """Return how many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def describe_machine() -> dict[str, Any]:
     """Return processor, cores, clocks, memory, load, GPU and the versions of what computes.
 
@@ -39,7 +36,7 @@ def describe_machine() -> dict[str, Any]:
     flags = set(str(info.get("flags") or info.get("Features") or "").split())
     found: dict[str, Any] = {
         "processor": info.get("model name") or platform.processor() or platform.machine(),
-        "cores": usable_cores(),
+        "cores": usable_cpus(),
         "instructions": [flag for flag in _FLAGS if flag in flags],
         "clock_mhz": _number(info.get("cpu MHz")),
         "memory_gib": round(_memory_bytes() / 2**30, 1),

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from yonos_trt.bench.machine import usable_cores
 from yonos_trt.bench.probes import LIBRARIES, best_seconds
+from yonos_trt.host_cpus import usable_cpus
 
 __all__ = ["Peaks", "Probe", "measure_peaks"]
 
@@ -148,7 +148,7 @@ def measure_peaks(
 
 def _numpy_probe(seconds: float, size: int) -> Probe:
     """Time NumPy's product in one process per usable CPU, one thread each, at the same time."""
-    cores = usable_cores()
+    cores = usable_cpus()
     command = [sys.executable, "-c", _MATMUL, str(size), str(seconds)]
     workers = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | _ONE_THREAD)
@@ -162,7 +162,7 @@ def _library_probes(library: str, seconds: float) -> list[Probe] | str:
     """Return a library's probes, or why there are none."""
     if importlib.util.find_spec(library) is None:
         return "not installed"
-    cores = usable_cores()
+    cores = usable_cpus()
     counts = ",".join(map(str, dict.fromkeys((cores, max(1, cores // 2)))))
     command = [sys.executable, "-m", "yonos_trt.bench.probes", library, str(seconds), counts]
     path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
@@ -180,7 +180,7 @@ def _library_probes(library: str, seconds: float) -> list[Probe] | str:
 
 
 def _copy_gbytes_s(seconds: float, count: int) -> float:
-    cores = usable_cores()
+    cores = usable_cpus()
     source = np.ones(count, np.uint8)
     target = np.zeros_like(source)
     edges = [count * i // cores for i in range(cores + 1)]

@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 
 from yonos_trt.backend import Array, Backend, NumpyBackend
-from yonos_trt.bench.machine import DeviceMemory, PeakMemory, describe_machine, usable_cores
+from yonos_trt.bench.machine import DeviceMemory, PeakMemory, describe_machine
 from yonos_trt.bench.peaks import Peaks, measure_peaks
 from yonos_trt.bench.stages import NETWORKS, Samples, latency, rows, stage_table
 from yonos_trt.errors import ConfigError, EngineNotFoundError, YonosError
+from yonos_trt.host_cpus import usable_cpus
 from yonos_trt.manifest import EngineManifest, Precision, load_manifest
 from yonos_trt.pipeline import upscale_array
 from yonos_trt.planning import plan_picture
@@ -190,7 +191,7 @@ def _runtime(
                 "backend": type(backend).__name__,
                 "precision": precision,
                 "lanes": backend.lanes,
-                "threads": request.threads or usable_cores(),
+                "threads": request.threads or usable_cpus(),
                 "tile_px": tile_px or manifest.tiles.default_px,
                 "tile_size_px": [planned.tiles.tile_h_px, planned.tiles.tile_w_px],
                 "overlap_px": planned.tiles.overlap_px,
@@ -221,7 +222,7 @@ def _picture(
             plan=plan,
             seed=config.seed,
             color_fix=config.color_fix,
-            threads=config.threads or usable_cores(),
+            threads=config.threads or usable_cpus(),
             timings=samples,
         )
 
