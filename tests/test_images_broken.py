@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -15,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from yonos_trt.errors import InputError
-from yonos_trt.images import Picture, from_array, from_pil, read_image, write_image
+from yonos_trt.errors import InputError, OutOfMemoryError
+from yonos_trt.images import Picture, from_array, from_pil, read_image, read_rgb8, write_image
 
 RGB = np.random.default_rng(3).integers(0, 256, (24, 31, 3), dtype=np.uint8)
 SMALL = 1 << 16  # max_pixels in the fuzz loops: a flipped size must not cost gigabytes
@@ -267,20 +268,88 @@ def test_no_picture_is_named_for_what_it_is(tmp_path: Path, data: bytes, reason:
         read_image(path)
 
 
-def test_wrong_extension_names_the_right_one(tmp_path: Path) -> None:
-    for name, suffix in (
-        ("png", ".jpg"),
-        ("baseline.jpeg", ".png"),
-        ("lossy.webp", ".JPG"),
-        ("raw.tiff", ".txt"),
+def test_wrong_extension_is_a_warning_and_the_content_decides(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, suffix, format_ in (
+        ("png", ".jpg", "PNG"),
+        ("baseline.jpeg", ".png", "JPEG"),
+        ("lossy.webp", ".JPG", "WEBP"),
+        ("raw.tiff", ".txt", "TIFF"),
     ):
         path = tmp_path / f"x{suffix}"
         path.write_bytes(FILES[name])
-        with pytest.raises(InputError, match=r"its name says .*; rename it to \."):
-            read_image(path)
+        caplog.clear()
+        assert read_image(path).kind.format == format_
+        assert f"x{suffix}: the file is {format_}, its name says {suffix.lower()}" in caplog.text
+    caplog.clear()
     for good in ("x.PNG", "no_suffix"):
         (tmp_path / good).write_bytes(FILES["png"])
         assert read_image(tmp_path / good).kind.format == "PNG"
+    assert not caplog.text
+
+
+# -- The reader for programs that want 8-bit RGB ----------------------------------------------------------
+
+
+def test_rgb8_reader_gives_what_pillow_gives_for_ordinary_pictures(tmp_path: Path) -> None:
+    for name in ("png", "baseline.jpeg", "lossless.webp", "lzw.tiff", "gif", "bmp"):
+        expected = np.asarray(Image.open(io.BytesIO(FILES[name])).convert("RGB"))
+        path = tmp_path / "x"
+        path.write_bytes(FILES[name])
+        for source in (path, FILES[name]):
+            np.testing.assert_array_equal(read_rgb8(source), expected, strict=True)
+
+
+def test_rgb8_reader_rounds_depth_drops_alpha_and_turns_upright(tmp_path: Path) -> None:
+    deep = np.array([[0, 257, 65535, 32768]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(read_rgb8(tmp_path / "deep.png")[..., 1], [[0, 1, 255, 128]])
+    rgba = np.full((4, 4, 4), 200, np.uint8)
+    rgba[0, 0] = 0
+    Image.fromarray(rgba).save(tmp_path / "rgba.png")
+    assert (read_rgb8(tmp_path / "rgba.png") == 200).all()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(RGB).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(read_rgb8(tmp_path / "turned.png"), np.rot90(RGB, -1))
+
+
+@pytest.mark.parametrize("kind", ["EPS", "WMF", "PCX", "TGA", "PPM", "ICO", "SGI", "FLI", "PSD", "FITS"])
+def test_rgb8_reader_hands_no_other_format_to_pillow(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = io.BytesIO()
+    if kind in ("WMF", "FLI", "PSD", "FITS"):
+        head = {"WMF": b"\xd7\xcd\xc6\x9a", "FLI": bytes(4) + b"\x11\xaf", "PSD": b"8BPS\0\1",
+                "FITS": b"SIMPLE  =                    T"}[kind]  # fmt: skip
+        data.write(head + bytes(200))
+    else:
+        Image.fromarray(RGB).save(data, kind)
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a decoder outside the list was asked")
+
+    for plugin in ("EpsImagePlugin.Ghostscript", "Image.open"):
+        monkeypatch.setattr(f"PIL.{plugin}", never)
+    for name in ("x.png", "x.jpg", f"x.{kind.lower()}"):
+        (tmp_path / name).write_bytes(data.getvalue())
+        with pytest.raises(
+            InputError, match=rf"{re.escape(name)}: .*(not supported|formats that can be read)"
+        ):
+            read_rgb8(tmp_path / name)
+
+
+def test_memory_that_ran_out_is_told_as_such_not_as_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", short)
+    with pytest.raises(OutOfMemoryError, match="<bytes>: memory ran out while the picture was read"):
+        read_image(FILES["png"])
+    image = Image.open(io.BytesIO(FILES["png"]))
+    with pytest.raises(OutOfMemoryError, match="memory ran out"):
+        from_pil(image)
 
 
 def test_paths_that_cannot_be_read_are_input_errors(tmp_path: Path) -> None:

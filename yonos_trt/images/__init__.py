@@ -20,7 +20,7 @@ from yonos_trt.images.files import SUPPORTED_SUFFIXES, SaveOptions, atomic_path,
 from yonos_trt.images.header import FORMAT_SUFFIXES
 from yonos_trt.images.modes import to_pil
 from yonos_trt.images.picture import Kind, Picture, from_array, luma, to_array
-from yonos_trt.images.reading import MAX_PIXELS, from_pil, read_image
+from yonos_trt.images.reading import MAX_PIXELS, from_pil, read_image, read_rgb8
 from yonos_trt.images.rows import (
     STREAMING_SUFFIXES,
     OutputEstimate,
@@ -50,6 +50,7 @@ __all__ = [
     "luma",
     "open_row_writer",
     "read_image",
+    "read_rgb8",
     "to_array",
     "to_pil",
     "upscale_alpha",

@@ -72,6 +72,8 @@ def deep_tiff(data: bytes, header: Header, name: str) -> Picture:
         ) from error
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages.first
+        if page.size != header.height_px * header.width_px * header.channels:  # before anything is allocated
+            raise MalformedError(f"the TIFF's tags contradict each other: {page.shape} samples")
         pixels = page.asarray()
         tags = {tag.code: tag.value for tag in page.tags}
     if header.tags.get(284, (1,))[0] == 2 and pixels.ndim == 3:

@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 from yonos_trt.errors import InputError
 from yonos_trt.images.alpha import fill_hidden
 
-__all__ = ["DTYPES", "FLOAT_TOLERANCE", "MODES", "Kind", "Picture", "from_array", "luma", "to_array"]
+__all__ = [
+    "DTYPES",
+    "FLOAT_TOLERANCE",
+    "MODES",
+    "Kind",
+    "Picture",
+    "from_array",
+    "luma",
+    "to_array",
+    "to_depth",
+]
 
 Pixels = NDArray[Any]
 
@@ -174,6 +184,21 @@ def luma(rgb: Pixels) -> Pixels:
         red = wide[..., 0]
         y = red + _LUMA_G * (wide[..., 1] - red) + _LUMA_B * (wide[..., 2] - red)
         out[first : first + _BLOCK_ROWS] = y if rgb.dtype == np.float32 else np.rint(y)
+    return out
+
+
+def to_depth(pixels: Pixels, dtype: str) -> Pixels:
+    """Rescale pixels to another depth's full range, rounding half to even; the same object if it has it
+    already.
+    """
+    if pixels.dtype == dtype:
+        return pixels
+    top_in = 1.0 if pixels.dtype == np.float32 else float(np.iinfo(pixels.dtype).max)
+    top_out = 1.0 if dtype == "float32" else float(np.iinfo(dtype).max)
+    out = np.empty(pixels.shape, dtype)
+    for first in range(0, len(pixels), _BLOCK_ROWS):
+        scaled = pixels[first : first + _BLOCK_ROWS].astype(np.float64) * (top_out / top_in)
+        out[first : first + _BLOCK_ROWS] = scaled if dtype == "float32" else np.rint(scaled)
     return out
 
 

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yonos_trt.errors import InputError, MissingExtraError
+from yonos_trt.errors import InputError, MissingExtraError, OutOfMemoryError
 from yonos_trt.images.deep import deep_png, deep_tiff, pillow_keeps_tiff
 from yonos_trt.images.header import FORMAT_SUFFIXES, Header, MalformedError
 from yonos_trt.images.inspection import check_png_pixels, inspect
 from yonos_trt.images.metadata import orientation_of, upright, upright_exif, upright_xmp
 from yonos_trt.images.modes import planes_from_pil
-from yonos_trt.images.picture import Kind, Picture, picture_from_channels
+from yonos_trt.images.picture import Kind, Picture, picture_from_channels, to_depth
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
 
-__all__ = ["MAX_PIXELS", "from_pil", "read_image"]
+__all__ = ["MAX_PIXELS", "from_pil", "read_image", "read_rgb8"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def read_image(
     ----------
     source
         Path, the bytes of a file, or a PIL image (then as ``from_pil``). PNG, JPEG, WebP, TIFF, AVIF, GIF,
-        BMP; the content decides, and a name whose suffix says something else is refused.
+        BMP; the content decides, and a name whose suffix says something else is told in the log.
     max_pixels
         Refuse pictures that declare more, before anything is decoded; None for no limit.
 
@@ -58,6 +58,8 @@ def read_image(
         Not readable, not a picture, truncated, damaged, animated, too large, or a depth that cannot be kept.
     MissingExtraError
         16-bit colour without the extra ``images``.
+    OutOfMemoryError
+        The picture may be good, but does not fit into the memory.
     """
     if not isinstance(source, (str, bytes, os.PathLike)):
         return from_pil(source)
@@ -68,8 +70,10 @@ def read_image(
         if not isinstance(source, bytes):
             _check_suffix(Path(source), header)
         return _decode(data, header, name, max_pixels)
-    except (InputError, MissingExtraError):
+    except (InputError, MissingExtraError, OutOfMemoryError):
         raise
+    except MemoryError as error:
+        raise out_of_memory(name) from error
     except MalformedError as error:
         raise InputError(f"{name}: {error}") from error
     except (
@@ -79,6 +83,26 @@ def read_image(
         raise InputError(
             f"{name}: cannot be decoded, the file is damaged or unsupported: {reason}"
         ) from error
+
+
+def read_rgb8(source: str | os.PathLike[str] | bytes, *, max_pixels: int | None = MAX_PIXELS) -> Pixels:
+    """Read one still picture as 8-bit RGB for programs that look at colours only, such as training.
+
+    The same reader and the same refusals as ``read_image``: only the formats listed there, whatever Pillow
+    could open besides. Deeper pixels are rounded to 8 bits; grey becomes three equal channels; alpha is
+    dropped, colour under it having been replaced by the visible colour next to it.
+
+    Returns
+    -------
+    ndarray
+        (H, W, 3) uint8, upright, in the picture's own colour space (CMYK: sRGB); owns its memory.
+
+    Raises
+    ------
+    InputError, MissingExtraError, OutOfMemoryError
+        As ``read_image``.
+    """
+    return to_depth(read_image(source, max_pixels=max_pixels).rgb, "uint8")
 
 
 def from_pil(image: Image.Image, *, name: str | None = None) -> Picture:
@@ -107,6 +131,8 @@ def from_pil(image: Image.Image, *, name: str | None = None) -> Picture:
         return _from_loaded(image, label, format_=image.format, source="pil")
     except InputError:
         raise
+    except MemoryError as error:
+        raise out_of_memory(label) from error
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{label}: Pillow cannot load it: {reason}") from error
@@ -129,11 +155,19 @@ def _file_bytes(path: Path) -> bytes:
         raise InputError(f"{path}: cannot be read: {reason}") from error
 
 
+def out_of_memory(name: str) -> OutOfMemoryError:
+    """Say that memory ran out while ``name`` was read, which is no fault of the file."""
+    return OutOfMemoryError(
+        f"{name}: memory ran out while the picture was read",
+        hint="free some memory, raise the limit of the process, or cut the picture into parts",
+    )
+
+
 def _check_suffix(path: Path, header: Header) -> None:
     suffix, fitting = path.suffix.lower(), FORMAT_SUFFIXES[header.format]
     if suffix and suffix not in fitting:
-        raise InputError(
-            f"{path}: the file is {header.format}, its name says {suffix}; rename it to {fitting[0]}"
+        logger.warning(
+            "%s: the file is %s, its name says %s; it is read as what it is", path, header.format, suffix
         )
 
 

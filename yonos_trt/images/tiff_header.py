@@ -19,6 +19,8 @@ _TIFF_TYPES: dict[int, tuple[int, str | None]] = {
     17: (8, None), 18: (8, "Q"),
 }  # fmt: skip
 _MOST_PAGES = 4096
+# A tile may be larger than a small picture, but not by so much that memory is taken for nothing.
+_LARGEST_TILE_PX = 2048
 
 
 def tiff_header(data: bytes) -> Header:
@@ -75,6 +77,12 @@ def _page(data: bytes, tags: dict[int, tuple[int, ...]], frames: int) -> Header:
         raise MalformedError("the TIFF is damaged: it does not say where its pixels are")
     if any(at + size > len(data) or size == 0 for at, size in zip(offsets, counts, strict=True)):
         raise MalformedError("the TIFF is truncated: pixels are missing at the end of the file")
+    if any(
+        value > max(_LARGEST_TILE_PX, -(-size // 16) * 16)
+        for tag, size in ((322, width_px), (323, height_px))
+        for value in tags.get(tag, ())
+    ):
+        raise MalformedError("the TIFF is damaged: its tiles are larger than the picture")
     if len(set(bits)) != 1:
         raise MalformedError(f"the TIFF mixes {bits} bits per sample, which is not supported")
     if tags.get(259, (1,))[0] == 1 and 324 not in tags:

@@ -19,12 +19,12 @@ from yonos_trt.errors import InputError, YonosError
 from yonos_trt.images.files import FileFormat, SaveOptions, atomic_path, cannot_write, chosen, format_of
 from yonos_trt.images.metadata import exif_for_size, xmp_for_size
 from yonos_trt.images.modes import pil_pixels
-from yonos_trt.images.picture import Kind, Picture, channels_of
+from yonos_trt.images.picture import Kind, Picture, channels_of, to_depth
 from yonos_trt.images.png_rows import PngRows, keyword
 from yonos_trt.images.tiff_exif import add_exif_directories, plain_tags
 from yonos_trt.images.tiff_rows import BIG_TIFF_BYTES, TiffRows, import_tifffile
 
-__all__ = ["as_kind", "check_output", "fit_kind", "to_depth", "write_image"]
+__all__ = ["as_kind", "check_output", "fit_kind", "write_image"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,6 @@ Pixels = NDArray[Any]
 
 # A JPEG segment holds 65 533 bytes, of which XMP's own label takes 29.
 _JPEG_SEGMENT_BYTES = 65_504
-
-_BLOCK_ROWS = 64  # converted at once, so that temporaries stay small beside the picture
 
 
 def write_image(
@@ -158,21 +156,6 @@ def fit_kind(
     if kind.mode not in target.modes:  # grey into WebP and AVIF: three equal channels
         kind = replace(kind, mode={"L": "RGB", "LA": "RGBA"}[kind.mode])
     return kind
-
-
-def to_depth(pixels: Pixels, dtype: str) -> Pixels:
-    """Rescale pixels to another depth's full range, rounding half to even; the same object if it has it
-    already.
-    """
-    if pixels.dtype == dtype:
-        return pixels
-    top_in = 1.0 if pixels.dtype == np.float32 else float(np.iinfo(pixels.dtype).max)
-    top_out = 1.0 if dtype == "float32" else float(np.iinfo(dtype).max)
-    out = np.empty(pixels.shape, dtype)
-    for first in range(0, len(pixels), _BLOCK_ROWS):
-        scaled = pixels[first : first + _BLOCK_ROWS].astype(np.float64) * (top_out / top_in)
-        out[first : first + _BLOCK_ROWS] = scaled if dtype == "float32" else np.rint(scaled)
-    return out
 
 
 def as_kind(picture: Picture, kind: Kind) -> Picture:
