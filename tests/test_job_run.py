@@ -66,6 +66,7 @@ class Fake:
         self.calls: list[tuple[str, str]] = []
         self.needed, self.free = options.get("needed", 1), options.get("free", 1 << 30)
         self.fits: dict[str, bool] = {}
+        self.left_out: dict[str, tuple[str, ...]] = {}
 
     def _call(self, stage: str, name: str) -> None:
         self.calls.append((stage, name))
@@ -91,10 +92,11 @@ class Fake:
                 self._call("upscale", job.source.stem)
         return f"result {job.source.stem}"
 
-    def write(self, job: Job, result: str) -> None:
+    def write(self, job: Job, result: str) -> tuple[str, ...]:
         assert result == f"result {job.source.stem}"
         self._call("write", job.source.stem)
         job.target.write_text(result)
+        return self.left_out.get(job.source.stem, ())
 
 
 def jobs_of(folder: Path, names: str = "abc") -> list[Job]:
@@ -117,6 +119,22 @@ def test_the_next_is_read_and_the_last_is_written_while_the_networks_work(tmp_pa
     outcome = run_jobs(jobs_of(tmp_path), fake, Told())
     assert [job.source.stem for job in outcome.done] == ["a", "b", "c"]
     assert outcome.exit_code == 0
+
+
+def test_what_a_file_does_not_carry_is_in_its_event_and_in_the_outcome(tmp_path: Path) -> None:
+    told: dict[str, list[str]] = {}
+
+    class Noting(Told):
+        def finish(self, name: str, **facts: Any) -> None:
+            told[Path(name).stem] = facts["left_out"]
+
+    fake = Fake()
+    fake.left_out = {"b": ("a thumbnail", "a comment")}
+    outcome = run_jobs(jobs_of(tmp_path), fake, Noting())
+    assert told == {"a": [], "b": ["a thumbnail", "a comment"], "c": []}
+    assert [(job.source.stem, entries) for job, entries in outcome.left_out] == [
+        ("b", ("a thumbnail", "a comment"))
+    ]
 
 
 def test_at_most_one_is_ahead_and_one_behind(tmp_path: Path) -> None:

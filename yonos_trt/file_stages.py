@@ -66,10 +66,11 @@ class FileStages:
 
     def upscale(
         self, job: Job, picture: Picture, on_tiles: Callable[[int, int], None], *, fits: bool
-    ) -> Picture | None:
-        """Return the result; or write it row by row and return None."""
+    ) -> Picture | tuple[str, ...]:
+        """Return the result; or write it row by row and return what could not be carried."""
         if self._stream == "never" or (self._stream == "auto" and fits):
             return self._sr.upscale(picture, alpha=self._alpha, on_tiles=on_tiles).picture
+        left_out: list[str] = []
         try:
             self._sr.upscale_file(
                 picture,
@@ -79,16 +80,18 @@ class FileStages:
                 format=self._format,
                 options=self._options,
                 on_tiles=on_tiles,
+                on_left_out=left_out.extend,
             )
         except ConfigError as error:
             if self._stream == "always":
                 raise
             raise InputError(f"{job.source}: {error}") from error  # smaller ones may be done
-        return None
+        return tuple(left_out)
 
-    def write(self, job: Job, result: Picture | None) -> None:
-        """Write the result, if it is not there already."""
+    def write(self, job: Job, result: Picture | tuple[str, ...]) -> tuple[str, ...]:
+        """Write the result, if it is not there already; return what of the source it does not carry."""
         from yonos_trt.images import write_image
 
-        if result is not None:
-            write_image(result, job.target, format=self._format, options=self._options)
+        if isinstance(result, tuple):
+            return result
+        return write_image(result, job.target, format=self._format, options=self._options)

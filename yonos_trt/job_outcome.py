@@ -37,6 +37,8 @@ class Outcome:
     done: list[Job] = field(default_factory=list)
     skipped: list[Job] = field(default_factory=list)
     failed: list[tuple[Job, BaseException]] = field(default_factory=list)
+    left_out: list[tuple[Job, tuple[str, ...]]] = field(default_factory=list)
+    """Of files that are done: what of the source the result does not carry; files without such are absent."""
 
     @property
     def exit_code(self) -> int:

@@ -43,10 +43,11 @@ class Stages(Protocol):
         """Return the memory that may be taken; asked while no file is in flight."""
 
     def upscale(self, job: Job, picture: Any, on_tiles: Callable[[int, int], None], *, fits: bool) -> Any:
-        """Return the result; where it does not fit into memory, write it row by row and return None."""
+        """Return the result; where it does not fit into memory, write it row by row."""
 
-    def write(self, job: Job, result: Any) -> None:
-        """Write the result, all or nothing; called with what `upscale` returned."""
+    def write(self, job: Job, result: Any) -> tuple[str, ...]:
+        """Write the result, all or nothing; called with what `upscale` returned. Return what of the source
+        could not be carried."""
 
 
 def run_jobs(
@@ -187,7 +188,7 @@ class _Run:
         """Write the result and tell what became of the file."""
         if not item.skipped and item.error is None:
             self._attempt(item, self._write)
-        item.value = None
+        left_out, item.value = item.value, None
         self._room.give_back(item.index)
         job, name = item.job, str(item.job.source)
         if item.skipped:
@@ -198,16 +199,21 @@ class _Run:
             self._told.tell(item.index, lambda: self._progress.fail(name, named(name, error)))
         else:
             self.outcome.done.append(job)
+            if left_out:
+                self.outcome.left_out.append((job, left_out))
             if self._written is not None:
                 self._written(job.target)
             seconds = round(item.seconds, 3)
             self._told.tell(
-                item.index, lambda: self._progress.finish(name, target=str(job.target), seconds=seconds)
+                item.index,
+                lambda: self._progress.finish(
+                    name, target=str(job.target), seconds=seconds, left_out=list(left_out)
+                ),
             )
         self._told.next()
 
-    def _write(self, item: _Item) -> None:
-        self._stages.write(item.job, item.value)
+    def _write(self, item: _Item) -> tuple[str, ...]:
+        return self._stages.write(item.job, item.value)
 
     def _attempt(self, item: _Item, step: Callable[[_Item], Any]) -> None:
         start = time.perf_counter()

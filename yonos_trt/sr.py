@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -174,6 +174,7 @@ class SR(Session):
         format: str | None = None,
         options: SaveOptions | None = None,
         on_tiles: OnTiles | None = None,
+        on_left_out: Callable[[tuple[str, ...]], object] | None = None,
     ) -> Path:
         """Upscale a file into a file; what is at `target` is replaced when the new one is complete.
 
@@ -193,6 +194,9 @@ class SR(Session):
             Quality, and what may be lost in the target's format.
         alpha, on_tiles
             As `upscale`.
+        on_left_out
+            Called once the file is there, with what of the source it does not carry, in a few words each (an
+            empty tuple: everything is there). The same is logged as a warning.
 
         Raises
         ------
@@ -215,9 +219,12 @@ class SR(Session):
         height, width = picture.height_px * self.scale, picture.width_px * self.scale
         check_output(picture.kind, height, width, target, format=format, options=options)
         if stream == "always" or (stream == "auto" and not self._result_fits(picture, target, format)):
-            self._stream(picture, target, alpha, format, options, on_tiles)
+            left_out = self._stream(picture, target, alpha, format, options, on_tiles)
         else:
-            write_image(self._picture(picture, alpha, on_tiles), target, format=format, options=options)
+            result = self._picture(picture, alpha, on_tiles)
+            left_out = write_image(result, target, format=format, options=options)
+        if on_left_out is not None:
+            on_left_out(left_out)
         return target
 
     def upscale_batch(self, images: Iterable[Any]) -> list[Any]:
@@ -298,7 +305,7 @@ class SR(Session):
         format: str | None,
         options: SaveOptions | None,
         on_tiles: OnTiles | None,
-    ) -> None:
+    ) -> tuple[str, ...]:
         from yonos_trt.images import open_row_writer, upscale_alpha
 
         for name, value, other in (("color_fix", self._color_fix, "wavelet"), ("alpha", alpha, "bicubic")):
@@ -321,6 +328,7 @@ class SR(Session):
                 else:
                     writer.write_rows(rows, upscale_alpha(picture.alpha, self.scale, y0_px=y, y1_px=end))
                 y = end
+        return writer.left_out
 
 
 def _check_alpha(alpha: str) -> None:

@@ -23,10 +23,14 @@ class UpscaledImage:
     ----------
     picture : Picture
         Pixels, alpha, ICC profile, EXIF and so on; owns its memory.
+    left_out : tuple of str
+        What of the source could not be carried; after `save`, together with what that file's format cannot
+        hold.
     """
 
     def __init__(self, picture: Picture) -> None:
         self.picture = picture
+        self.left_out = picture.left_out
 
     def __repr__(self) -> str:
         return f"UpscaledImage({self.width_px} x {self.height_px} px, {self.picture.kind.mode})"
@@ -55,5 +59,5 @@ class UpscaledImage:
         """Write a file, by way of ``<path>.part``; options as `yonos_trt.images.write_image`."""
         from yonos_trt.images import write_image
 
-        write_image(self.picture, path, **options)
+        self.left_out = write_image(self.picture, path, **options)
         return Path(path)

@@ -5,9 +5,10 @@ file.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ __all__ = [
     "cannot_write",
     "chosen",
     "format_of",
+    "tell_left_out",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +193,12 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         part.unlink(missing_ok=True)
         raise
     _sync_folder(target.parent)
+
+
+def tell_left_out(name: str, left_out: Sequence[str]) -> None:
+    """Log one warning that names what of ``name`` its result does not carry; none if all is there."""
+    if left_out:
+        logger.warning("%s: left out: %s", name, "; ".join(left_out))
 
 
 def cannot_write(path: str | os.PathLike[str], error: Exception) -> InputError:

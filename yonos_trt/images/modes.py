@@ -157,8 +157,10 @@ def to_pil(picture: Picture) -> Image.Image:
     InputError
         16-bit or float with colour or alpha: Pillow has no such mode; use ``to_array`` or ``write_image``.
     """
+    from yonos_trt.images.files import tell_left_out
     from yonos_trt.images.metadata import exif_for_size, xmp_for_size
 
+    tell_left_out(picture.name, picture.left_out)
     image = pil_pixels(picture)
     info = image.info
     if picture.icc is not None:

@@ -124,6 +124,10 @@ class Picture:
         PNG text chunks, or ``{"comment": ...}`` of a JPEG.
     name
         The path, for messages.
+    left_out
+        What of the source could not be carried, in a few words each ("EXIF thumbnail, which shows the old
+        picture"). Whoever reads adds to it; `write_image` returns it together with what the output format
+        cannot hold.
     """
 
     rgb: Pixels
@@ -135,6 +139,7 @@ class Picture:
     dpi: tuple[float, float] | None = None
     text: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     name: str = "array"
+    left_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         rgb, alpha = self.rgb, self.alpha

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.errors import ClosedError, InputError
-from yonos_trt.images.files import SaveOptions, atomic_path, cannot_write, chosen, format_of
+from yonos_trt.images.files import SaveOptions, atomic_path, cannot_write, chosen, format_of, tell_left_out
 from yonos_trt.images.modes import cmyk_from_rgb
 from yonos_trt.images.picture import Kind, Picture
 from yonos_trt.images.png_rows import PngRows
@@ -90,6 +90,11 @@ class RowWriter:
         """Rows taken so far."""
         return self._rows
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What of the source the file does not carry, as ``write_image`` returns it."""
+        return self._like.left_out
+
     def write_rows(self, rgb: Pixels, alpha: Pixels | None = None) -> None:
         """Take the next rows.
 
@@ -156,6 +161,7 @@ class RowWriter:
             raise
         self._open = False
         self._stack.close()
+        tell_left_out(self._like.name, self.left_out)
 
 
 class _AbortError(Exception):

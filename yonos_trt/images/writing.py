@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.errors import InputError, YonosError
-from yonos_trt.images.files import FileFormat, SaveOptions, atomic_path, cannot_write, chosen, format_of
+from yonos_trt.images.files import (
+    FileFormat,
+    SaveOptions,
+    atomic_path,
+    cannot_write,
+    chosen,
+    format_of,
+    tell_left_out,
+)
 from yonos_trt.images.metadata import exif_for_size, xmp_for_size
 from yonos_trt.images.modes import pil_pixels
 from yonos_trt.images.picture import Kind, Picture, channels_of, to_depth
@@ -41,7 +49,7 @@ def write_image(
     format: str | None = None,
     options: SaveOptions | None = None,
     **choices: Any,
-) -> None:
+) -> tuple[str, ...]:
     """Write through a ``.part`` file beside ``path``, fsynced and renamed: the whole file or none.
 
     Parameters
@@ -54,6 +62,11 @@ def write_image(
         Overrides the suffix.
     options, choices
         Quality and what may be dropped, as ``SaveOptions`` or by name: ``quality=90, drop_alpha=True``.
+
+    Returns
+    -------
+    tuple of str
+        What of the source the file does not carry, in a few words each; logged as one warning as well.
 
     Raises
     ------
@@ -73,6 +86,8 @@ def write_image(
             _save_deep_tiff(picture, part, options)
         else:
             _save_with_pillow(picture, part, target, options)
+    tell_left_out(picture.name, picture.left_out)
+    return picture.left_out
 
 
 @contextlib.contextmanager
