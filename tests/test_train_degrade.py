@@ -14,7 +14,7 @@ from PIL import Image
 from yonos_train.blur import BlurRanges, bell_kernel, blur, draw_kernel, sinc_kernel
 from yonos_train.degrade import Degradation, StageRanges, degrade, degrade_pair
 
-KINDS = ["bicubic", "average", "light", "mild", "realesrgan", "mixed"]
+KINDS = ["bicubic", "average", "light", "mild", "realesrgan", "camera", "mixed"]
 
 
 def batch(n: int = 4, side: int = 48) -> torch.Tensor:
@@ -202,7 +202,9 @@ def test_noise_levels_are_as_asked() -> None:
 def test_mixed_keeps_its_shares() -> None:
     x = batch(1, 16).expand(200, -1, -1, -1)
     clean = degrade(x[:1], 2, "bicubic", [0])
-    views = degrade(x, 2, Degradation(mix=(0.5, 0.5, 0.0), light_blur=(1.0, 0.5)), list(range(200)))
+    views = degrade(
+        x, 2, Degradation(mix={"bicubic": 0.5, "light": 0.5}, light_blur=(1.0, 0.5)), list(range(200))
+    )
     assert (views == clean).flatten(1).all(1).float().mean().item() == pytest.approx(0.5, abs=0.12)
 
 
@@ -222,4 +224,80 @@ def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(N, 3, H, W\)"):
         degrade(batch(1)[0], 2, "light", [0])
     with pytest.raises(ValueError, match="mix"):
-        Degradation(mix=(0, 0, 0))
+        Degradation(mix={"light": 0.0})
+
+
+# Camera
+
+
+def test_a_mixture_by_name_is_drawn_in_its_shares_and_unknown_kinds_are_refused() -> None:
+    x = batch(1).expand(200, -1, -1, -1)
+    views = degrade(x, 2, {"bicubic": 0.25, "average": 0.75}, list(range(200)))
+    sharp = degrade(x[:1], 2, "bicubic", [0])
+    share = sum(torch.equal(view, sharp[0]) for view in views) / 200
+    assert 0.15 < share < 0.35
+    with pytest.raises(ValueError, match="expected kinds other than 'mixed'"):
+        degrade(x[:1], 2, {"fog": 1.0}, [0])
+
+
+def test_kernels_of_lens_and_motion_have_their_size() -> None:
+    from yonos_train.camera import disc_kernel, motion_kernel
+
+    disc = disc_kernel(6.0).astype(np.float64)
+    axis = np.arange(len(disc)) - len(disc) // 2
+    assert disc.sum() == pytest.approx(1, abs=1e-6)
+    assert np.sqrt((disc.sum(0) * axis**2).sum()) == pytest.approx(3.0, rel=0.06)  # R / 2 along an axis
+    line = motion_kernel(8.0, 0.0).astype(np.float64)
+    axis = np.arange(len(line)) - len(line) // 2
+    assert line.sum() == pytest.approx(1, abs=1e-6)
+    assert np.sqrt((line.sum(0) * axis**2).sum()) == pytest.approx(8 / np.sqrt(12), rel=0.06)
+    assert np.sqrt((line.sum(1) * axis**2).sum()) < 0.01  # no width
+
+
+def test_demosaiced_noise_is_correlated_between_neighbours_and_keeps_the_sensors_sites() -> None:
+    from yonos_train.camera import demosaiced
+
+    grain = np.random.default_rng(0).standard_normal((3, 128, 128)).astype(np.float32)
+    left = demosaiced(grain, 0, 0)
+    np.testing.assert_allclose(left[0, ::2, ::2], grain[0, ::2, ::2], atol=1e-6)  # red sites
+    np.testing.assert_allclose(left[1, ::2, 1::2], grain[1, ::2, 1::2], atol=1e-6)  # green ones
+    np.testing.assert_allclose(left[2, 1::2, 1::2], grain[2, 1::2, 1::2], atol=1e-6)
+    for plane, white in zip(left, grain, strict=True):
+        beside = np.corrcoef(plane[:, 1:].ravel(), plane[:, :-1].ravel())[0, 1]
+        assert beside > 0.25
+        assert abs(np.corrcoef(white[:, 1:].ravel(), white[:, :-1].ravel())[0, 1]) < 0.03
+
+
+def test_every_range_of_the_camera_changes_the_picture() -> None:
+    """Each step switched on alone differs from none; with none, the picture is the bicubic one."""
+    from yonos_train.degradation import CameraRanges
+
+    off = {"blur": 0, "motion": 0, "linear": 0, "enlarged": 0, "noise": 0, "sharpen": 0, "jpeg": 0}
+    x = batch(1)
+
+    def view(**on: object) -> torch.Tensor:
+        camera = CameraRanges(**{**off, **on})  # type: ignore[arg-type]
+        return degrade(x, 2, Degradation("camera", camera=camera), [5])
+
+    plain = view()
+    assert (plain - degrade(x, 2, "bicubic", [5])).abs().max() <= 2 / 127.5
+    for name in off:
+        assert not torch.equal(view(**{name: 1}), plain), name
+    assert not torch.equal(view(noise=1, denoise=1), view(noise=1, denoise=0))
+    assert not torch.equal(view(noise=1, mosaic=1), view(noise=1, mosaic=0))
+    assert not torch.equal(view(jpeg=1, webp=1), view(jpeg=1, webp=0))
+    assert not torch.equal(view(jpeg=1, webp=0, twice=1), view(jpeg=1, webp=0, twice=0))
+    assert not torch.equal(view(blur=1, disc=1), view(blur=1, disc=0))
+
+
+def test_a_stronger_lens_takes_more_detail() -> None:
+    from yonos_train.degradation import CameraRanges
+
+    x = batch(2, 96)
+    still = {"motion": 0, "enlarged": 0, "noise": 0, "sharpen": 0, "jpeg": 0, "blur": 1, "linear": 0}
+    detail = []
+    for sigma in (0.3, 1.0, 2.0):
+        camera = CameraRanges(**still, sigma_lr_px=(sigma, sigma))  # type: ignore[arg-type]
+        view = degrade(x, 2, Degradation("camera", camera=camera), [1, 2])
+        detail.append(float(view.diff(dim=-1).abs().mean()))
+    assert detail[0] > 1.1 * detail[1] > 1.2 * detail[2]

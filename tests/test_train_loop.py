@@ -377,3 +377,79 @@ def test_discriminator_and_decoder_share_one_output_a_step(pictures):
     stage.loss("discriminator", crops.batch(4, 2), generator(2), 4)
     stage.loss("decoder", crops.batch(4, 2), generator(3), 5)
     assert len(calls) == 6
+
+
+# One step through the picture, from a shipped model
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_a_shipped_model_read_back_gives_the_same_pictures(scale):
+    ort = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    from yonos_train.engine_weights import load_start
+
+    bundle = load_start("lite-x{scale}", scale)
+    root = Path(__file__).parents[1] / "yonos_trt" / "models" / f"lite-x{scale}"
+    sessions = {s: ort.InferenceSession(root / f"{s}.onnx") for s in ("encoder", "step", "decoder")}
+    torch.manual_seed(0)
+    x = torch.rand(1, 3, 64, 96) * 2 - 1
+    with torch.inference_mode():
+        z_l = bundle.encoder(x)
+        noise = torch.randn_like(z_l)
+        z_0 = -bundle.unet(torch.cat([noise, z_l], 1), torch.ones(1))
+        y = bundle.decoder(z_0)
+    (onnx_l,) = sessions["encoder"].run(None, {"image": x.numpy()})
+    (onnx_0,) = sessions["step"].run(None, {"noise": noise.numpy(), "z_l": onnx_l})
+    (onnx_y,) = sessions["decoder"].run(None, {"z_0": onnx_0})
+    for ours, theirs in ((z_l, onnx_l), (z_0, onnx_0), (y, onnx_y)):
+        np.testing.assert_allclose(ours.numpy(), theirs, atol=5e-5)
+
+
+def test_a_start_that_does_not_fit_is_refused(tmp_path):
+    pytest.importorskip("onnx")
+    from yonos_train.engine_weights import load_start
+
+    with pytest.raises(ValueError, match="its scale is 2, expected 4"):
+        load_start("lite-x2", 4)
+    with pytest.raises(FileNotFoundError, match="nothing-x4: got neither a bundle"):
+        load_start("nothing-x{scale}", 4)
+    with pytest.raises(ValueError, match=r"kind got 'diffusion' in a run that starts from"):
+        dataclasses.replace(SMOKE, start="lite-x2", stages=(SMOKE.stages[1],))
+
+
+def test_one_step_pixels_trains_all_three_networks_from_a_shipped_model(pictures, tmp_path):
+    pytest.importorskip("onnx")
+    from yonos_train.engine_weights import load_start
+
+    stage = StageConfig(
+        "pixels-x4",
+        "one_step_pixels",
+        4,
+        steps=2,
+        batch=2,
+        crop_px=64,
+        degradation={"bicubic": 0.5, "camera": 0.5},
+        loss={"gan": 0.1, "disc_width": 4},
+    )
+    loop = LoopConfig(precision="fp32", log_steps=1, sample_steps=0)
+    config = RunConfig(name="tuned", start="lite-x{scale}", loop=loop, stages=(stage,))
+    config = RunConfig.from_json(config.to_json())
+    Run(config, tmp_path, data=str(pictures), weights={}).run()
+    tuned, start = load_bundle(tmp_path / "bundles" / "tuned-x4"), load_start("lite-x4", 4)
+    assert tuned.config.training["start"] == {"model": "lite-x4"}
+    assert tuned.config.architecture == start.config.architecture
+    for name in ("encoder", "unet", "decoder"):
+        old, new = getattr(start, name).state_dict(), getattr(tuned, name).state_dict()
+        moved = [k for k in old if "conv1.weight" in k and not torch.equal(old[k], new[k])]
+        assert moved, name
+
+
+def test_automatic_precision_is_bfloat16_only_where_it_is_computed(monkeypatch):
+    from yonos_train.loop import fast_precision
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    assert fast_precision("cpu") == "fp32"
+    assert fast_precision("cuda") == "bf16"
+    for instructions in ("avx512_bf16", "amx_bf16"):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=instructions: {name: True})
+        assert fast_precision("cpu") == "bf16"

@@ -59,12 +59,17 @@ class DecoderStage(Conditioned):
         for module in (self.encoder, self.unet):
             module.requires_grad_(False).eval()
 
-    @torch.no_grad()
-    def one_step(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def latents(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return ``z_0`` of the one step, and ``x_l``."""
         x_l, _ = self.lr_images(batch)
         z_l = self.latent(x_l, batch.x_h)
         noise = torch.randn(z_l.shape, generator=rng).to(z_l)
         return ddim(self.unet, self.schedule, z_l, noise).float(), x_l
+
+    @torch.no_grad()
+    def one_step(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return :meth:`latents` without gradients."""
+        return self.latents(batch, rng)
 
     def truth(self, batch: Batch, z_0: Tensor) -> Tensor:
         """Return what the decoder should make of ``z_0``, ``(N, 3, H, W)``."""
@@ -116,6 +121,24 @@ class DecoderStage(Conditioned):
     def samples(self, batch: Batch, rng: torch.Generator) -> list[Tensor]:
         z_0, x_l = self.one_step(batch, rng)
         return [resize_like(x_l, batch.x_h), self.decoder(z_0).float(), batch.x_h]
+
+
+class OneStepPixelsStage(DecoderStage):
+    """Train encoder, U-Net and decoder together through the picture, at t = 1: one step without a teacher.
+
+    The losses are the decoder stage's. Where the chain of stages asks the U-Net for the mean of the possible
+    latents and leaves it to the decoder to invent, here the U-Net may choose one.
+    """
+
+    def __init__(self, config: StageConfig, bundle: Bundle, *, weights: dict[str, str]) -> None:
+        super().__init__(config, bundle, weights=weights)
+        networks = {"encoder": self.encoder, "unet": self.unet, "decoder": self.decoder}
+        del self.groups["decoder"]
+        self.groups["generator"] = networks
+
+    def _pictures(self, batch: Batch, rng: torch.Generator) -> Pictures:
+        z_0, _ = self.latents(batch, rng)
+        return self.decoder(z_0).float(), self.truth(batch, z_0)
 
 
 class SmallDecoderStage(DecoderStage):

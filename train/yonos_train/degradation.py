@@ -1,13 +1,16 @@
-"""What degradations draw from: the ranges of Real-ESRGAN's two stages, and the kinds built on them."""
+"""What degradations draw from: the ranges of Real-ESRGAN's two stages and of a camera, and the kinds built on
+them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, get_args
+from typing import Final, Literal, cast, get_args
 
 from .blur import BlurRanges
 
-Kind = Literal["bicubic", "average", "light", "mild", "realesrgan", "mixed"]
+Kind = Literal["bicubic", "average", "light", "mild", "realesrgan", "camera", "mixed"]
+Shares = Mapping[Kind, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,71 @@ _MILD_SECOND: Final = StageRanges(
 
 
 @dataclass(frozen=True, slots=True)
+class CameraRanges:
+    """What a picture from a camera, a telephone or the web went through on its way to the LR size.
+
+    Ranges are uniform unless said otherwise. Lengths are LR pixels, levels 1/255.
+
+    Attributes
+    ----------
+    blur
+        Probability of lens blur; its kernel is a Gaussian (isotropic or not) or a defocus disc.
+    sigma_lr_px
+        Standard deviation of that kernel; drawn as ``low + (high - low) * u ** blur_power``.
+    blur_power
+        1: uniform; larger: weak blur more often.
+    disc
+        Share of defocus discs among the kernels.
+    motion, motion_lr_px
+        Probability, and largest length, of a straight motion blur after it.
+    linear
+        Probability that blur and reduction happen in linear light (gamma 2.2), as in a lens.
+    enlarged, enlarged_factor
+        Probability that the picture had been enlarged before, and the range of the factor.
+    noise, shot, read
+        Probability of sensor noise; largest standard deviations of its shot part at white, its read part.
+    mosaic
+        Probability that the noise is correlated as demosaicing of a Bayer pattern leaves it.
+    denoise, denoise_strength
+        Probability that a denoiser followed, and the range of the share of noise (and detail) that it took.
+    sharpen, sharpen_amount, sharpen_lr_px
+        Probability, largest amount and radius range of an unsharp mask, which leaves halos.
+    jpeg, twice
+        Probability of lossy compression, and that it happens twice.
+    webp
+        Share of WebP in it; the rest is JPEG.
+    quality
+        Of either encoder.
+    subsampling
+        Shares of 4:4:4, 4:2:2 and 4:2:0 among the JPEGs.
+    """
+
+    blur: float = 0.9
+    sigma_lr_px: tuple[float, float] = (0.2, 2.0)
+    blur_power: float = 2.0
+    disc: float = 0.2
+    motion: float = 0.1
+    motion_lr_px: float = 2.0
+    linear: float = 0.5
+    enlarged: float = 0.1
+    enlarged_factor: tuple[float, float] = (1.2, 2.0)
+    noise: float = 0.6
+    shot: float = 8.0
+    read: float = 4.0
+    mosaic: float = 0.6
+    denoise: float = 0.5
+    denoise_strength: tuple[float, float] = (0.3, 0.9)
+    sharpen: float = 0.4
+    sharpen_amount: float = 1.0
+    sharpen_lr_px: tuple[float, float] = (0.5, 1.5)
+    jpeg: float = 0.6
+    twice: float = 0.25
+    webp: float = 0.15
+    quality: tuple[float, float] = (40.0, 95.0)
+    subsampling: tuple[float, float, float] = (0.3, 0.2, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
 class Degradation:
     """A way to make LR pictures.
 
@@ -90,14 +158,15 @@ class Degradation:
     kind
         ``bicubic``: antialiased, as MATLAB and Pillow do; ``average``: mean of s x s blocks;
         ``realesrgan``: the full two-stage model; ``mild``: the same at about half strength;
-        ``light``: bicubic with a little blur, noise and JPEG; ``mixed``: one of the three named by ``mix``
+        ``light``: bicubic with a little blur, noise and JPEG; ``camera``: what lens, sensor, denoiser,
+        sharpening and the web's encoders do (:class:`CameraRanges`); ``mixed``: one of those named by ``mix``
         for each sample.
     first, second
         The stages of ``realesrgan`` and ``mild``; None takes the preset of ``kind``.
     final_sinc
         Probability of the last sinc filter of the two-stage model.
     mix
-        Shares of bicubic, light and mild in ``mixed``.
+        Kind -> share, for ``mixed``.
     light_blur
         Probability, and largest sigma in LR pixels, of the blur of ``light``.
     light_noise
@@ -106,23 +175,37 @@ class Degradation:
         Probability of its JPEG compression.
     light_quality
         Smallest and largest JPEG quality.
+    camera
+        Ranges of ``camera``.
     """
 
     kind: Kind = "mixed"
     first: StageRanges | None = None
     second: StageRanges | None = None
     final_sinc: float = 0.8
-    mix: tuple[float, float, float] = (0.5, 0.35, 0.15)
+    mix: Shares = field(default_factory=lambda: {"bicubic": 0.5, "light": 0.35, "mild": 0.15})
     light_blur: tuple[float, float] = (0.6, 0.5)
     light_noise: tuple[float, float] = (0.4, 4.0)
     light_jpeg: float = 0.6
     light_quality: tuple[float, float] = (60.0, 95.0)
+    camera: CameraRanges = field(default_factory=CameraRanges)
+
+    @classmethod
+    def of(cls, what: Degradation | str | Mapping[str, float]) -> Degradation:
+        """Return a degradation from itself, its kind, or a mixture's shares ``{"bicubic": 0.3, ...}``."""
+        if isinstance(what, Degradation):
+            return what
+        if isinstance(what, str):
+            return cls(cast(Kind, what))
+        return cls("mixed", mix=cast(Shares, dict(what)))
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise ValueError(f"Degradation: kind must be one of {get_args(Kind)}; got {self.kind!r}.")
-        if min(self.mix) < 0 or sum(self.mix) <= 0:
-            raise ValueError(f"Degradation: mix must be three shares >= 0, not all 0; got {self.mix}.")
+        if unknown := set(self.mix) - (set(get_args(Kind)) - {"mixed"}):
+            raise ValueError(f"Degradation: mix got {sorted(unknown)}, expected kinds other than 'mixed'.")
+        if not self.mix or min(self.mix.values()) < 0 or sum(self.mix.values()) <= 0:
+            raise ValueError(f"Degradation: mix must be shares >= 0, not all 0; got {dict(self.mix)}.")
 
     def stages(self) -> tuple[StageRanges, StageRanges]:
         """Return the two stages, with the presets of ``kind`` filled in."""

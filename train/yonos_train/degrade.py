@@ -1,4 +1,4 @@
-"""LR inputs from HR pictures: bicubic, averaging, and the two-stage Real-ESRGAN model.
+"""LR inputs from HR pictures: bicubic, averaging, the two-stage Real-ESRGAN model, and a camera's.
 
 Every sample is degraded by its own random generator: the result depends on its seed and its pixels only, not
 on the batch it is in, on threads, or on the device. Output is on the 8-bit grid, as real inputs are.
@@ -10,9 +10,9 @@ on the batch it is in, on threads, or on the device. Output is on the 8-bit grid
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Final, cast
+from typing import Final
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .blur import bell_kernel, blur, draw_kernel, draw_sinc
+from .camera import photograph
 from .degradation import Degradation, Kind, StageRanges
 
 __all__ = ["Degradation", "Kind", "StageRanges", "degrade", "degrade_pair"]
@@ -31,7 +32,6 @@ Seed = int | Sequence[int]
 Random = np.random.Generator
 Size = tuple[int, int]
 
-_MIXED: Final[tuple[Kind, Kind, Kind]] = ("bicubic", "light", "mild")
 _LUMA: Final = (0.299, 0.587, 0.114)  # BT.601
 
 
@@ -39,7 +39,10 @@ _LUMA: Final = (0.299, 0.587, 0.114)  # BT.601
 # The doors
 
 
-def degrade(x_h: Tensor, scale: int, degradation: Degradation | str, seeds: Sequence[Seed]) -> Tensor:
+What = Degradation | str | Mapping[str, float]
+
+
+def degrade(x_h: Tensor, scale: int, degradation: What, seeds: Sequence[Seed]) -> Tensor:
     """Return the LR pictures of a batch.
 
     Parameters
@@ -49,7 +52,7 @@ def degrade(x_h: Tensor, scale: int, degradation: Degradation | str, seeds: Sequ
     scale
         s >= 1.
     degradation
-        A ``Degradation``, or the name of one with default ranges.
+        A ``Degradation``, the name of one with default ranges, or a mixture's shares by name.
     seeds
         One seed per sample, an integer >= 0 or a sequence of them, e.g. ``(run_seed, sample_index)``.
 
@@ -62,7 +65,7 @@ def degrade(x_h: Tensor, scale: int, degradation: Degradation | str, seeds: Sequ
 
 
 def degrade_pair(
-    x_h: Tensor, scale: int, scale_prev: int, degradation: Degradation | str, seeds: Sequence[Seed]
+    x_h: Tensor, scale: int, scale_prev: int, degradation: What, seeds: Sequence[Seed]
 ) -> tuple[Tensor, Tensor]:
     """Return the LR pictures for ``scale`` and, of the same draw, the less degraded view for ``scale_prev``.
 
@@ -73,12 +76,8 @@ def degrade_pair(
     return x_l, x_l_prev
 
 
-def _degrade(
-    x_h: Tensor, scales: tuple[int, ...], degradation: Degradation | str, seeds: Sequence[Seed]
-) -> list[Tensor]:
-    config = (
-        degradation if isinstance(degradation, Degradation) else Degradation(kind=cast(Kind, degradation))
-    )
+def _degrade(x_h: Tensor, scales: tuple[int, ...], degradation: What, seeds: Sequence[Seed]) -> list[Tensor]:
+    config = Degradation.of(degradation)
     if x_h.ndim != 4 or x_h.shape[1] != 3:
         raise ValueError(f"degrade takes (N, 3, H, W); got {tuple(x_h.shape)}.")
     if len(seeds) != x_h.shape[0]:
@@ -105,15 +104,16 @@ def _one(x: Array, scales: tuple[int, ...], config: Degradation, seed: Seed) -> 
     rng = np.random.default_rng(seed)
     kind = config.kind
     if kind == "mixed":
-        shares = np.asarray(config.mix) / sum(config.mix)
-        kind = _MIXED[int(rng.choice(3, p=shares))]
+        kinds, weights = list(config.mix), np.asarray(list(config.mix.values()))
+        kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
         config = replace(config, kind=kind)
-    if kind == "bicubic":
-        return [_shrink_array(x, scale) for scale in scales]
+    if kind in ("bicubic", "average"):
+        small = [_shrink(torch.from_numpy(x)[None], scale, average=kind == "average") for scale in scales]
+        return [view[0].numpy() for view in small]
     first, second = config.stages()
     hr_size = x.shape[1:]
     x = (x + np.float32(1)) / np.float32(2)
-    if kind != "light":
+    if kind not in ("light", "camera"):
         draw, noise = rng.spawn(2)
         x = _jpeg_maybe(_blur_resize_noise(x, hr_size, first, draw, noise), first, draw)
     draw, noise = rng.spawn(2)
@@ -123,6 +123,8 @@ def _one(x: Array, scales: tuple[int, ...], config: Degradation, seed: Seed) -> 
         draw.bit_generator.state, noise.bit_generator.state = states
         if kind == "light":
             view = _light(x, scale, config, draw, noise)
+        elif kind == "camera":
+            view = photograph(x, scale, config.camera, draw, noise)
         else:
             view = _second(
                 x, (hr_size[0] // scale, hr_size[1] // scale), second, config.final_sinc, draw, noise

@@ -39,7 +39,8 @@ class LoopConfig:
     seed
         Seed of everything.
     precision
-        ``"bf16"`` (autocast) or ``"fp32"``.
+        ``"bf16"`` (autocast), ``"fp32"``, or ``"auto"``: bf16 on a GPU and on CPUs with instructions for it
+        (AVX512-BF16, AMX); elsewhere it is emulated, several times slower than fp32.
     checkpoint_minutes, checkpoint_steps
         A checkpoint is due after this time or this many steps, whichever is first.
     sample_steps
@@ -49,15 +50,23 @@ class LoopConfig:
     """
 
     seed: int = 0
-    precision: str = "bf16"
+    precision: str = "auto"
     checkpoint_minutes: float = 3.0
     checkpoint_steps: int = 2000
     sample_steps: int = 1000
     log_steps: int = 50
 
     def __post_init__(self) -> None:
-        if self.precision not in ("bf16", "fp32"):
-            raise ValueError(f"precision: got {self.precision!r}, expected 'bf16' or 'fp32'")
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise ValueError(f"precision: got {self.precision!r}, expected 'auto', 'bf16' or 'fp32'")
+
+
+def fast_precision(device_type: str) -> str:
+    """Return what ``precision="auto"`` means on this machine: ``"bf16"`` or ``"fp32"``."""
+    if device_type != "cpu":
+        return "bf16"
+    has = torch.cpu.get_capabilities()
+    return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16") else "fp32"
 
 
 def learning_rate(config: StageConfig, step: int, progress: float) -> float:
@@ -100,6 +109,8 @@ class Trainer:
         self.stage, self.config, self.crops, self.folder, self.loop = stage, config, crops, folder, loop
         self.accelerator = accelerator or Accelerator()
         self.device = self.accelerator.device
+        self.precision = fast_precision(self.device.type) if loop.precision == "auto" else loop.precision
+        log.info("%s: computing in %s on %s", config.name, self.precision, self.device)
         self.checkpoints = Checkpoints(folder)
         self.step, self.elapsed_s = 0, 0.0
         for module in vars(stage).values():
@@ -149,7 +160,7 @@ class Trainer:
 
     def autocast(self) -> torch.autocast:
         """Return the precision's context. Not accelerate's: its precision is one for the whole process."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.loop.precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def progress(self) -> float:
         """Return the share of the budget that is used, in [0, 1]."""

@@ -13,6 +13,9 @@ from .model import BundleConfig, LiteConfig
 from .schedule import Schedule
 from .stages import StageConfig
 
+# Kinds of stages after which a bundle is complete.
+SHIPPING = ("decoder", "one_step_pixels")
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -36,6 +39,10 @@ class RunConfig:
         Local diffusers folder to start from (``sd``); None: the lite networks of ``architecture``.
     learn_context
         Train the constant prompt embedding too (``sd``).
+    start
+        Bundle, engine directory or shipped model (``"lite-x{scale}"``) whose networks the run starts from, in
+        place of random ones; ``one_step_pixels``, ``decoder`` and small-network stages only, since an engine
+        directory knows t = 1 alone.
     """
 
     name: str = "lite"
@@ -51,12 +58,20 @@ class RunConfig:
     card: str = ""
     base: str | None = None
     learn_context: bool = False
+    start: str | None = None
 
     def __post_init__(self) -> None:
         names = [stage.name for stage in self.stages]
+        if self.start is not None and self.base is not None:
+            raise ValueError(f"start got {self.start!r} and base {self.base!r}, expected one of them")
         if len(set(names)) != len(names):
             raise ValueError(f"stages: got names {names}, expected each once")
         for stage in self.stages:
+            if self.start is not None and stage.kind in ("autoencoder", "diffusion"):
+                raise ValueError(
+                    f"stage {stage.name}: kind got {stage.kind!r} in a run that starts from {self.start!r}, "
+                    f"expected one_step_pixels, decoder, encoder or small_decoder; the start knows t = 1 only"
+                )
             if self.base is not None and stage.kind == "autoencoder":
                 raise ValueError(
                     f"stage {stage.name}: a run from a diffusers folder has its autoencoder; expected "
@@ -82,7 +97,7 @@ class RunConfig:
     @property
     def scales(self) -> list[int]:
         """Scales the run makes bundles for."""
-        return sorted({stage.scale for stage in self.stages if stage.kind == "decoder"})
+        return sorted({stage.scale for stage in self.stages if stage.kind in SHIPPING})
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

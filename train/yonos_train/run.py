@@ -26,13 +26,14 @@ from .data import Crops, ImageFolder
 from .folders import share_equal_files, whole_folder
 from .loop import Trainer
 from .model import Bundle, new_bundle, save_bundle, weights_sha256, with_decoder
-from .presets import RunConfig
+from .presets import SHIPPING, RunConfig
 from .small import PARTS, SIZES, SUFFIXES, make_small, save_small, with_small
 from .stages import (
     AutoencoderStage,
     DecoderStage,
     DiffusionStage,
     EncoderStage,
+    OneStepPixelsStage,
     SmallDecoderStage,
     Stage,
     StageConfig,
@@ -114,8 +115,17 @@ class Run:
         return next(stage for stage in self.config.stages if stage.name == name)
 
     def fresh(self, scale: int) -> Bundle:
-        """Return the networks for ``scale`` as a run starts: random, or those of the ``base`` folder."""
+        """Return the networks for ``scale`` as a run starts: random, or those of ``start`` or ``base``."""
         run = self.config
+        if run.start is not None and scale:
+            from .engine_weights import load_start
+
+            bundle = load_start(run.start, scale)
+            facts = {"training": {**run.training, "start": {"model": bundle.config.name}}}
+            own = dataclasses.replace(
+                run.bundle_config(scale), architecture=bundle.config.architecture, **facts
+            )
+            return dataclasses.replace(bundle, config=own)
         if run.base is None:
             return new_bundle(run.bundle_config(scale))
         from .sd_folder import load_sd
@@ -169,6 +179,8 @@ class Run:
             return DiffusionStage(config, bundle, teacher=teacher, teacher_scale=scale)
         if config.kind == "decoder":
             return DecoderStage(config, with_decoder(bundle, config.network), weights=self.weights)
+        if config.kind == "one_step_pixels":
+            return OneStepPixelsStage(config, bundle, weights=self.weights)
         if config.kind == "small_decoder":
             return SmallDecoderStage(config, bundle, weights=self.weights)
         return EncoderStage(config, bundle)
@@ -202,8 +214,8 @@ class Run:
 
     def _write_bundles(self, stage: StageConfig, *, missing: bool = False) -> None:
         """Write the bundles that a finished stage changes, or those of them that do not name it yet."""
-        variants = [False] if stage.kind == "decoder" else []
-        if stage.kind in ("decoder", *SIZES) and self._small_stages(stage.scale):
+        variants = [False] if stage.kind in SHIPPING else []
+        if stage.kind in (*SHIPPING, *SIZES) and self._small_stages(stage.scale):
             variants.append(True)
         for small in variants:
             folder = self._bundle_folder(stage.scale, small=small)
@@ -302,6 +314,7 @@ _RESULTS: dict[str, tuple[str, ...]] = {
     "autoencoder": ("encoder", "decoder"),
     "diffusion": ("unet",),
     "decoder": ("decoder",),
+    "one_step_pixels": ("encoder", "unet", "decoder"),
     "encoder": ("encoder",),
     "small_decoder": ("decoder",),
 }

@@ -16,7 +16,7 @@ from .schedule import Schedule
 from .small import SIZES
 
 Logs = dict[str, float]
-KINDS = ("autoencoder", "diffusion", "decoder", "encoder", "small_decoder")
+KINDS = ("autoencoder", "diffusion", "decoder", "one_step_pixels", "encoder", "small_decoder")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class StageConfig:
     ----------
     name, kind
         Folder name in the run, and which class of :mod:`yonos_train.stages` does it (``autoencoder``,
-        ``diffusion``, ``decoder``, ``encoder``, ``small_decoder``).
+        ``diffusion``, ``decoder``, ``one_step_pixels``, ``encoder``, ``small_decoder``).
     scale
         Upscaling factor s (0 for the autoencoder).
     init
@@ -46,7 +46,7 @@ class StageConfig:
     lr, warmup_steps, weight_decay, clip, ema
         AdamW's learning rate (cosine to 2 % of it), linear warm-up, decay, gradient-norm clip, EMA decay.
     degradation
-        Name for :mod:`yonos_train.degrade`.
+        Name for :mod:`yonos_train.degrade`, or a mixture: ``{"bicubic": 0.2, "camera": 0.8}``.
     objective
         Name in :mod:`yonos_train.objectives` (diffusion stages; None: by whether there is a teacher).
     loss
@@ -73,7 +73,7 @@ class StageConfig:
     weight_decay: float = 1e-4
     clip: float = 1.0
     ema: float = 0.999
-    degradation: Kind = "mixed"
+    degradation: Kind | dict[str, float] = "mixed"
     objective: str | None = None
     loss: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class StageConfig:
         if unknown := sorted(set(self.network) - set(may_set)):
             allowed = ", ".join(may_set) or "nothing for this kind of stage"
             raise ValueError(f"stage {self.name}: network got {', '.join(unknown)}, expected {allowed}")
-        Degradation(self.degradation)  # refuses unknown names
+        Degradation.of(self.degradation)  # refuses unknown names
         for name in ("batch", "accumulate", "crop_px", "lr", "clip"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"stage {self.name}: {name} got {getattr(self, name)}, expected > 0")
@@ -132,7 +132,7 @@ class Conditioned(Stage):
     def lr_images(self, batch: Batch, *, previous: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Return ``x_l`` at the stage's scale and, when asked, the less degraded view at the ``previous``
         scale."""
-        kind, scale = Degradation(self.config.degradation), self.config.scale
+        kind, scale = Degradation.of(self.config.degradation), self.config.scale
         if previous is None:
             return quantise(degrade(batch.x_h, scale, kind, batch.seeds)), None
         x_l, x_prev = degrade_pair(batch.x_h, scale, previous, kind, batch.seeds)

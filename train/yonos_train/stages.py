@@ -3,6 +3,7 @@
     autoencoder     encoder + decoder   L1 + gradient L1, latent regularised
     diffusion       U-Net               raw v loss (first scale) or scale distillation from the previous scale
     decoder         decoder             one-step latents -> HR picture; encoder and U-Net frozen
+    one_step_pixels all three           LR picture -> HR picture, through the one step
     encoder         LR encoder          matches E(resize_like(x_l)) reading the LR picture itself
     small_decoder   small decoder       matches the decoder's pictures
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from .autoencoder_stage import AutoencoderStage
 from .data import Batch, generator
-from .decoder_stage import DecoderStage, SmallDecoderStage
+from .decoder_stage import DecoderStage, OneStepPixelsStage, SmallDecoderStage
 from .encoder_stage import EncoderStage
 from .model import Bundle
 from .objectives import STUDENT, Latents, make_objective
@@ -31,6 +32,7 @@ __all__ = [
     "DecoderStage",
     "DiffusionStage",
     "EncoderStage",
+    "OneStepPixelsStage",
     "SmallDecoderStage",
     "Stage",
     "StageConfig",

@@ -1,0 +1,175 @@
+"""Read a shipped model, or any engine directory of the lite profile, back into the torch networks.
+
+An exported graph holds everything at its one time step: the time embedding is folded into the convolutions
+it modulates. Read back, the networks compute the same at that time (FiLM layers zero, so that t changes
+nothing); objectives that need other times have to start from a bundle. Undone on the way: SpaceToDepth's
+channel order in the encoder's first convolution, and the sign and factor of the step in the U-Net's last one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .model import Bundle, BundleConfig, LiteConfig, load_bundle, new_bundle
+from .schedule import Schedule
+
+STAGES = {"encoder": "encoder", "step": "unet", "decoder": "decoder"}
+
+
+def load_start(what: str | os.PathLike[str], scale: int) -> Bundle:
+    """Return the networks to start training from.
+
+    Parameters
+    ----------
+    what
+        A bundle folder, an engine directory, or the name of a shipped model; ``{scale}`` in it is replaced.
+    scale
+        Upscaling factor that it must have.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such folder or model.
+    ValueError
+        Another scale, or not a model of the lite profile.
+    """
+    name = os.fspath(what).replace("{scale}", str(scale))
+    folder = Path(name)
+    if not folder.is_dir() and (shipped := _shipped(name)) is not None:
+        folder = shipped
+    if (folder / "config.json").is_file():
+        bundle = load_bundle(folder)
+    elif (folder / "manifest.json").is_file():
+        bundle = bundle_from_engine(folder)
+    else:
+        raise FileNotFoundError(
+            f"{name}: got neither a bundle (config.json), an engine directory (manifest.json) nor a shipped "
+            f"model's name; expected one of them"
+        )
+    if bundle.config.scale != scale:
+        raise ValueError(f"{name}: its scale is {bundle.config.scale}, expected {scale}")
+    return bundle
+
+
+def _shipped(name: str) -> Path | None:
+    spec = importlib.util.find_spec("yonos_trt")
+    if spec is None or not spec.submodule_search_locations or not re.fullmatch(r"[\w.-]+", name):
+        return None
+    folder = Path(next(iter(spec.submodule_search_locations))) / "models" / name
+    return folder if folder.is_dir() else None
+
+
+def bundle_from_engine(folder: str | os.PathLike[str]) -> Bundle:
+    """Return an engine directory's networks, FP32; see the module's text for what they can do.
+
+    Raises
+    ------
+    ValueError
+        The graphs are not those of the lite profile at alpha_1 = 0.
+    """
+    root = Path(folder)
+    manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
+    model, tiles = manifest["model"], manifest["tiles"]
+    graphs = {stage: _tensors(root / _onnx_file(manifest, stage, root)) for stage in STAGES}
+    try:
+        architecture = _architecture(graphs, model)
+        config = BundleConfig(
+            name=model["name"],
+            scale=model["scale"],
+            architecture=architecture,
+            schedule=Schedule(),
+            timestep=model["timestep"],
+            encoder_input=tiles.get("encoder_input", "upsampled"),
+            training=dict(model.get("training", {})),
+        )
+        if model["alpha_1"] != 0 or model["timestep"] != 1:
+            raise ValueError(f"its step starts at t = {model['timestep']}, alpha = {model['alpha_1']}")
+        bundle = new_bundle(config)
+        for stage, name in STAGES.items():
+            _fill(getattr(bundle, name), graphs[stage], name, manifest)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{root}: its graphs cannot be read back into networks of the lite profile ({error}); expected "
+            f"an engine directory that yonos-export wrote from a lite bundle"
+        ) from error
+    return bundle
+
+
+def _onnx_file(manifest: dict[str, Any], stage: str, root: Path) -> str:
+    for artifact in manifest["stages"][stage]["artifacts"]:
+        if artifact["runtime"] == "onnx" and artifact["precision"] == "fp32":
+            return str(artifact["file"])
+    raise ValueError(f"{root}: stage {stage} has no FP32 ONNX graph to read weights from")
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(os.fspath(path)).graph
+    return {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
+
+
+def _count(tensors: dict[str, Tensor], pattern: str) -> int:
+    found = [int(m[1]) for name in tensors if (m := re.match(pattern, name))]
+    return max(found, default=-1) + 1
+
+
+def _architecture(graphs: dict[str, dict[str, Tensor]], model: dict[str, Any]) -> LiteConfig:
+    encoder, unet, decoder = (graphs[stage] for stage in STAGES)
+    levels = _count(unet, r"unet\.downs\.(\d+)\.")
+    widths = [len(unet["unet.conv_in.bias"])] + [len(unet[f"unet.downs.{i}.bias"]) for i in range(levels)]
+    return LiteConfig(
+        latent_channels=model["latent_channels"],
+        latent_factor=model["latent_factor"],
+        encoder_width=len(encoder["encoder.blocks.0.conv1.bias"]),
+        encoder_blocks=_count(encoder, r"encoder\.blocks\.(\d+)\."),
+        decoder_width=len(decoder["decoder.conv_in.bias"]),
+        decoder_blocks=_count(decoder, r"decoder\.blocks\.(\d+)\."),
+        decoder_fine_width=decoder["decoder.conv_out.weight"].shape[1],
+        decoder_fine_blocks=_count(decoder, r"decoder\.fine_blocks\.(\d+)\."),
+        unet_widths=tuple(widths),
+        unet_blocks=_count(unet, r"unet\.mid_blocks\.(\d+)\."),
+        decoder_anti_imaging=any(t.ndim == 4 and t.shape[1:] == (1, 5, 5) for t in decoder.values()),
+    )
+
+
+def _fill(network: nn.Module, tensors: dict[str, Tensor], name: str, manifest: dict[str, Any]) -> None:
+    """Put the graph's tensors into the network; what was folded away keeps the value that changes nothing."""
+    found = {
+        key.removeprefix(f"{name}."): t.float() for key, t in tensors.items() if key.startswith(f"{name}.")
+    }
+    if name == "encoder" and getattr(network, "unshuffle", 1) > 1:
+        weight, cells = found["conv_in.weight"], network.unshuffle**2
+        colours = weight.shape[1] // cells
+        order = [cell * colours + c for c in range(colours) for cell in range(cells)]
+        found["conv_in.weight"] = weight[:, order]
+    if name == "unet":
+        for part in ("conv_out.weight", "conv_out.bias"):
+            found[part] = found[part] / -manifest["model"]["sigma_1"]
+    state = network.state_dict()
+    if name == "decoder":
+        per_channel = {key: t for key, t in tensors.items() if t.ndim == 4 and t.shape[0] == t.shape[2] == 1}
+        for key, t in per_channel.items():  # z * std + mean, the first two nodes of the graph
+            part = "std" if "Mul" in key else "mean"
+            found[part] = t.flatten().float()
+    folded = [key for key in state if key not in found]
+    if unknown := set(found) - set(state):
+        raise ValueError(f"{name} has tensors {sorted(unknown)[:3]} that the lite network has not")
+    wrong = [key for key in folded if not re.search(r"(^|\.)(film|time_mlp)\.|^(mean|std)$", key)]
+    if wrong:
+        raise ValueError(f"{name} lacks {wrong[:3]}")
+    for key in folded:
+        if ".film." in key:
+            found[key] = torch.zeros_like(state[key])
+        else:
+            found[key] = state[key]
+    network.load_state_dict(found)
