@@ -56,7 +56,7 @@ class UpscaledImage:
         return to_pil(self.picture)
 
     def save(self, path: str | os.PathLike[str], **options: Any) -> Path:
-        """Write a file, by way of ``<path>.part``; options as `yonos_trt.images.write_image`."""
+        """Write a file, all or nothing; options as `yonos_trt.images.write_image`."""
         from yonos_trt.images import write_image
 
         self.left_out = write_image(self.picture, path, **options)

@@ -7,13 +7,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import secrets
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from yonos_trt.errors import ConfigError, InputError
+from yonos_trt.atomic import atomic_file
+from yonos_trt.errors import ConfigError, InputError, YonosError
 
 __all__ = [
     "SUPPORTED_SUFFIXES",
@@ -161,38 +162,47 @@ def format_of(path: str | os.PathLike[str], format: str | None = None) -> FileFo
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield an empty, new ``.part`` file beside ``path``; on success it is fsynced and takes the name in one
-    step.
+    """Yield an empty, new file beside ``path`` that takes its name when the block ends: `atomic_file`.
 
-    On any error, KeyboardInterrupt included, the ``.part`` file is removed and what stood at ``path`` stays.
+    On any error, KeyboardInterrupt included, it is removed and what stood at ``path`` stays.
 
     Raises
     ------
     InputError
         The folder is missing or not writable, ``path`` is a directory, the disk is full.
     """
+    part: Path | None = None
     try:
-        target = Path(os.path.realpath(path))
-        part = target.with_name(f"{target.name[:120]}.{secrets.token_hex(4)}.part")
-        if target.is_dir():
-            raise InputError(f"{target}: is a directory, expected the name of a file to write")
-        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
+        with atomic_file(path) as part, _told_if_full(part):
+            yield part
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    except ValueError as error:  # a NUL, or half a character, in the name
+        if part is not None or isinstance(error, YonosError):
             raise
         raise cannot_write(path, error) from error
+
+
+@contextlib.contextmanager
+def _told_if_full(part: Path) -> Iterator[None]:
+    """Say "No space left on device" where an encoder met that and says "encoder error -2"."""
     try:
-        yield part
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, target)
+        yield
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise cannot_write(path, error) from error
-    except BaseException:
-        part.unlink(missing_ok=True)
+        if error.errno is None and (code := _full(part)):
+            raise OSError(code, os.strerror(code)) from error
         raise
-    _sync_folder(target.parent)
+
+
+def _full(part: Path) -> int | None:
+    """Return the system's reason why a few more pages cannot be written, or None."""
+    try:
+        with tempfile.TemporaryFile(dir=part.parent) as file:
+            file.seek(part.stat().st_size)
+            file.write(bytes(1 << 16))
+    except OSError as error:
+        return error.errno
+    return None
 
 
 def tell_left_out(name: str, left_out: Sequence[str]) -> None:
@@ -204,14 +214,4 @@ def tell_left_out(name: str, left_out: Sequence[str]) -> None:
 def cannot_write(path: str | os.PathLike[str], error: Exception) -> InputError:
     """Say why ``path`` cannot be written, in the system's words."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return InputError(f"{os.fspath(path)}: cannot be written: {reason}")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name itself survive a power cut, where the system lets a folder be opened."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    return InputError(f"{os.fspath(path)}: cannot be written: {reason or type(error).__name__}")

@@ -50,7 +50,7 @@ def write_image(
     options: SaveOptions | None = None,
     **choices: Any,
 ) -> tuple[str, ...]:
-    """Write through a ``.part`` file beside ``path``, fsynced and renamed: the whole file or none.
+    """Write through a file of another name beside ``path``, fsynced and renamed: the whole file or none.
 
     Parameters
     ----------
