@@ -121,9 +121,10 @@ class Run:
             from .engine_weights import load_start
 
             bundle = load_start(run.start, scale)
-            facts = {"training": {**run.training, "start": {"model": bundle.config.name}}}
             own = dataclasses.replace(
-                run.bundle_config(scale), architecture=bundle.config.architecture, **facts
+                run.bundle_config(scale),
+                architecture=bundle.config.architecture,
+                training={**run.training, "start": {"model": bundle.config.name}},
             )
             return dataclasses.replace(bundle, config=own)
         if run.base is None:
