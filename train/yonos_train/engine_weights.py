@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .model import Bundle, BundleConfig, LiteConfig, load_bundle, new_bundle
+from .model import Bundle, BundleConfig, Encoder, LiteConfig, load_bundle, new_bundle
 from .schedule import Schedule
 
 STAGES = {"encoder": "encoder", "step": "unet", "decoder": "decoder"}
@@ -147,7 +147,7 @@ def _fill(network: nn.Module, tensors: dict[str, Tensor], name: str, manifest: d
     found = {
         key.removeprefix(f"{name}."): t.float() for key, t in tensors.items() if key.startswith(f"{name}.")
     }
-    if name == "encoder" and getattr(network, "unshuffle", 1) > 1:
+    if isinstance(network, Encoder) and network.unshuffle > 1:
         weight, cells = found["conv_in.weight"], network.unshuffle**2
         colours = weight.shape[1] // cells
         order = [cell * colours + c for c in range(colours) for cell in range(cells)]
