@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
+from yonos_trt.atomic import atomic_directory, remove_leftovers, write_file
 from yonos_trt.errors import ConfigError, EngineIntegrityError, EngineNotFoundError, ManifestError
 from yonos_trt.schema import (
     MANIFEST_NAME,
@@ -238,7 +238,7 @@ def file_record(path: str | os.PathLike[str], *, file: str | None = None) -> Fil
 
 
 def save_manifest(directory: str | os.PathLike[str], manifest: EngineManifest) -> Path:
-    """Check a manifest and write it (temporary file, fsync, rename); return its path.
+    """Check a manifest and write it by way of `yonos_trt.atomic`; return its path.
 
     The files it names are not looked at.
 
@@ -246,18 +246,15 @@ def save_manifest(directory: str | os.PathLike[str], manifest: EngineManifest) -
     ------
     ManifestError
         The manifest would not load again.
+    OSError
+        The directory cannot be written, or the disk is full; the old manifest stays.
     """
     root = Path(directory)
     path = root / MANIFEST_NAME
     raw = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
     check(_decode(raw, path), path)
-    part = root / f".{MANIFEST_NAME}.{os.getpid()}.part"
-    try:
-        _write_synced(part, raw)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    _sync(root)
+    remove_leftovers(root)
+    write_file(path, raw)
     return path
 
 
@@ -268,8 +265,8 @@ def write_engine_dir(
 ) -> Path:
     """Write a complete engine directory, all or nothing.
 
-    Everything is written into a temporary directory beside `target`, fsynced and loaded once with all
-    hashes; then it takes the place of `target`. An old directory is kept until that moment, so a killed
+    Everything is written into a directory beside `target`, loaded once with all hashes and fsynced; then it
+    takes the place of `target` (`yonos_trt.atomic`). An old directory is kept until that moment, so a killed
     or failing export leaves either the old or the new one, never a half.
 
     Parameters
@@ -287,62 +284,26 @@ def write_engine_dir(
         `target` exists and is not an engine directory.
     ManifestError, EngineIntegrityError
         The manifest does not fit the files.
+    OSError
+        The parent cannot be written, or the disk is full.
     """
     target = Path(target)
+    remove_leftovers(target.parent)  # it may bring back what a killed run had moved aside
     if target.exists() and not (
         target.is_dir() and ((target / MANIFEST_NAME).is_file() or not any(target.iterdir()))
     ):
         raise ConfigError(
             f"{target} exists and is not an engine directory, so it is not replaced; choose another path"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
-    try:
-        temporary.chmod(0o755)
+    with atomic_directory(target) as new:
         for name, source in files.items():
             check_relative(name, target / MANIFEST_NAME)
-            destination = temporary / name
+            destination = new / name
             destination.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(source, bytes):
-                _write_synced(destination, source)
+                destination.write_bytes(source)
             else:
                 shutil.copyfile(source, destination)
-                _sync(destination)
-        save_manifest(temporary, manifest)
-        load_manifest(temporary, verify=True)
-        for folder in {p.parent for p in temporary.rglob("*")}:
-            _sync(folder)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
-            os.rename(target, old / target.name)
-            try:
-                os.rename(temporary, target)
-            except OSError:
-                os.rename(old / target.name, target)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.rename(temporary, target)
-        _sync(target.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        save_manifest(new, manifest)
+        load_manifest(new, verify=True)
     return target
-
-
-def _write_synced(path: Path, raw: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(raw)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or directory to disk; systems that cannot open directories skip them."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,10 +12,10 @@ from __future__ import annotations
 import logging
 import os
 import stat
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from yonos_trt.atomic import atomic_file, remove_leftovers
 from yonos_trt.manifest import Artifact
 
 __all__ = ["KernelCache"]
@@ -93,12 +93,7 @@ def _check_owner(place: Path) -> None:
 
 def _write(place: Path, raw: bytes) -> None:
     place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor, part = tempfile.mkstemp(dir=place.parent, suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(raw)
-            os.fchmod(stream.fileno(), 0o644)
-        os.replace(part, place)
-    except OSError:
-        Path(part).unlink(missing_ok=True)
-        raise
+    remove_leftovers(place.parent)
+    with atomic_file(place) as part:
+        part.write_bytes(raw)
+        part.chmod(0o644)
