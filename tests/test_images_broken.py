@@ -227,7 +227,9 @@ def huge(name: str) -> bytes:
     "name", ["png", "baseline.jpeg", "gif", "bmp", "lossless.webp", "lzw.tiff", "deep.tiff"]
 )
 def test_decompression_bomb_is_refused_before_it_is_decoded(name: str) -> None:
-    with pytest.raises(InputError, match=r"declares \d+ x \d+ pixels, the limit is 1000|truncated"):
+    with pytest.raises(
+        InputError, match=r"declares \d+ x \d+ pixels, the limit is 1000|truncated|pieces where"
+    ):
         read_image(huge(name), max_pixels=1000)
     with pytest.raises(InputError):
         read_image(huge(name))

@@ -39,8 +39,11 @@ def deep_png(data: bytes) -> Pixels:
     return pixels
 
 
-def pillow_keeps_tiff(header: Header) -> bool:
+def pillow_keeps_tiff(data: bytes, header: Header) -> bool:
     """True if Pillow decodes this TIFF without losing depth: up to 8 bits, or one 16-bit or float channel."""
+    white_is_zero = header.tags.get(262) == (_WHITE_IS_ZERO,)
+    if data[:4] == b"MM\0+" or (data[:2] == b"MM" and header.bits == 16 and white_is_zero):
+        return False  # Pillow 13 does not know these of this byte order
     if header.bits <= 8:
         return True
     return header.channels == 1 and (
@@ -50,9 +53,9 @@ def pillow_keeps_tiff(header: Header) -> bool:
 
 def deep_tiff(data: bytes, header: Header, name: str) -> Picture:
     photometric = header.tags.get(262, (_BLACK_IS_ZERO,))[0]
-    is_16, is_float = header.bits == 16 and not header.is_float, header.bits == 32 and header.is_float
+    is_float = header.bits == 32 and header.is_float
     if (
-        not (is_16 or is_float)
+        not (is_float or (header.bits in (8, 16) and not header.is_float))
         or header.channels not in (1, 2, 3, 4)
         or photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB)
     ):
@@ -81,11 +84,11 @@ def deep_tiff(data: bytes, header: Header, name: str) -> Picture:
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     if pixels.ndim != 3 or pixels.shape[:2] != (header.height_px, header.width_px) or pixels.shape[2] > 4:
         raise InputError(f"{name}: TIFF decodes to {pixels.shape}, expected (H, W, 1..4)")
-    pixels = pixels.astype(np.float32 if is_float else np.uint16, copy=False)
+    pixels = pixels.astype(np.float32 if is_float else np.dtype(f"u{header.bits // 8}"), copy=False)
     if is_float:
         pixels = checked_float(pixels, name)
     if photometric == _WHITE_IS_ZERO:
-        top = np.float32(1) if is_float else np.uint16(65535)
+        top = np.float32(1) if is_float else pixels.dtype.type(np.iinfo(pixels.dtype).max)
         pixels[..., :1] = top - pixels[..., :1]
     channels = int(pixels.shape[2])
     if channels in (2, 4) and header.tags.get(338, (0,))[0] == _PREMULTIPLIED:

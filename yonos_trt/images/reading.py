@@ -64,8 +64,8 @@ def read_image(
     if not isinstance(source, (str, bytes, os.PathLike)):
         return from_pil(source)
     name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
-    data = source if isinstance(source, bytes) else _file_bytes(Path(source))
     try:
+        data = source if isinstance(source, bytes) else _file_bytes(Path(source))
         header = inspect(data)
         if not isinstance(source, bytes):
             _check_suffix(Path(source), header)
@@ -192,7 +192,7 @@ def _decode(data: bytes, header: Header, name: str, max_pixels: int | None) -> P
     _check_size(name, header.height_px, header.width_px, max_pixels)
     if header.format == "PNG":
         check_png_pixels(data, header)
-    if header.format == "TIFF" and not pillow_keeps_tiff(header):
+    if header.format == "TIFF" and not pillow_keeps_tiff(data, header):
         return deep_tiff(data, header, name)
     if header.format in ("JPEG", "AVIF") and header.bits > 8:
         raise InputError(
@@ -200,7 +200,7 @@ def _decode(data: bytes, header: Header, name: str, max_pixels: int | None) -> P
         )
     image = _open_pillow(data, header.format)
     _check_size(name, image.height, image.width, max_pixels)
-    if getattr(image, "n_frames", 1) > 1 and header.format == "AVIF":
+    if header.format == "AVIF" and getattr(image, "n_frames", 1) > 1:
         raise _animated(name, getattr(image, "n_frames", 2))
     if header.format == "PNG" and header.bits == 16 and header.channels > 1:
         pixels = deep_png(data)
