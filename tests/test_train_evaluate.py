@@ -98,16 +98,50 @@ def test_bicubic_on_set5_gives_the_published_figures(data_dir: Path) -> None:
     assert report.means[0]["ssim_y"] == pytest.approx(0.8104, abs=0.0005)
 
 
+@pytest.mark.data
+def test_niqe_of_baboon_is_the_published_value(data_dir: Path) -> None:
+    """5.72957 by MATLAB's own code (as BasicSR's documentation gives it)."""
+    path = data_dir / "dev" / "set14_x4" / "HR" / "img_001.png"
+    metrics = Metrics(("niqe",), {"niqe": str(data_dir / "weights" / "niqe_pris_params.npz")})
+    baboon = np.asarray(Image.open(path).convert("RGB"))
+    found = metrics.pair(baboon, baboon, border_px=0)
+    assert found["niqe"] == pytest.approx(5.72957, abs=1e-3)
+    blurred = np.asarray(Image.fromarray(baboon).resize((125, 120)).resize((500, 480)))
+    assert metrics.pair(blurred, baboon, border_px=0)["niqe"] > 1.2 * found["niqe"]
+    with pytest.raises(MetricError, match="needs two blocks of 96 px, got a picture of 64 x 64 px"):
+        metrics.pair(picture(64, 64), picture(64, 64), border_px=0)
+    flat = np.full((192, 192, 3), 90, np.uint8)
+    with pytest.raises(MetricError, match="the picture is flat"):
+        metrics.pair(flat, flat, border_px=0)
+
+
+def test_an_asymmetric_gaussian_is_fitted_back() -> None:
+    from yonos_train.niqe import fit_asymmetric
+
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal(200_000)
+    shape, left, right = fit_asymmetric(values)
+    assert shape == pytest.approx(2.0, abs=0.05)  # a normal density: exp(-(x / (sqrt(2) sigma))^2)
+    assert left == pytest.approx(2**0.5, abs=0.03) == right
+    _, left, right = fit_asymmetric(np.where(values < 0, values, 2 * values))
+    assert right / left == pytest.approx(2.0, abs=0.05)
+    assert np.isnan(fit_asymmetric(np.abs(values))[0])
+
+
 def test_metrics_that_cannot_be_computed_are_refused(tmp_path: Path) -> None:
     for name, text in (
         ("lpips_alex", "--weights lpips_alex=FILE"),
         ("dists", "lpips_vgg"),
         ("fid", "fid_inception"),
-        ("niqe", "permissive"),
+        ("niqe", "--weights niqe=FILE"),
         ("beauty", "expected some of psnr_y"),
     ):
         with pytest.raises(MetricError, match=text):
             Metrics((name,), {})
+    (tmp_path / "other.npz").write_bytes(b"nothing")
+    for file in ("none.npz", "other.npz"):
+        with pytest.raises(MetricError, match=f"{file}.*is not its pristine model"):
+            Metrics(("niqe",), {"niqe": str(tmp_path / file)})
     with pytest.raises(ValueError, match="not a file"):
         Metrics(("lpips_alex",), {"lpips_alex": str(tmp_path / "none")})
     with pytest.raises(MetricError, match="one size"):

@@ -5,6 +5,7 @@ ssim_y      Wang et al. 2004 on the same luma: 11 x 11 Gaussian window, sigma 1.
 lpips_alex  LPIPS v0.1, the figure papers report          lower is better
 lpips_vgg   the same with VGG16                           lower is better
 dists       Ding et al. 2020                              lower is better
+niqe        Mittal et al. 2013, of the picture alone      lower is better
 fid         Heusel et al. 2017, over a whole set          lower is better
 """
 
@@ -24,7 +25,7 @@ from .losses import Dists, Lpips
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
 
-PAIR_METRICS: Final = ("psnr_y", "ssim_y", "lpips_alex", "lpips_vgg", "dists")
+PAIR_METRICS: Final = ("psnr_y", "ssim_y", "lpips_alex", "lpips_vgg", "dists", "niqe")
 SET_METRICS: Final = ("fid",)
 HIGHER_IS_BETTER: Final = frozenset({"psnr_y", "ssim_y"})
 INCEPTION_FILE: Final = "weights-inception-2015-12-05-6726825d.pth"  # as its releases name it
@@ -95,7 +96,8 @@ class Metrics:
     names
         Of ``PAIR_METRICS`` and ``SET_METRICS``.
     weights
-        Files by name: ``lpips_alex``, ``lpips_vgg``, ``dists``, ``fid_inception`` (torch-fidelity's file).
+        Files by name: ``lpips_alex``, ``lpips_vgg``, ``dists``, ``niqe``, ``fid_inception``
+        (torch-fidelity's file).
     device
         Where the networks run.
     fid_features
@@ -133,10 +135,7 @@ class Metrics:
             elif name == "fid":
                 self._fid = _fid(weights, fid_features).to(device)
             elif name == "niqe":
-                raise MetricError(
-                    "niqe: there is no maintained implementation under a permissive licence to build on; "
-                    f"choose among {', '.join(PAIR_METRICS + SET_METRICS)}."
-                )
+                self._pair[name] = _niqe(_path(weights, name, name))
             else:
                 raise MetricError(
                     f"unknown metric {name!r}; expected some of {', '.join(PAIR_METRICS + SET_METRICS)}."
@@ -188,6 +187,23 @@ def _path(weights: Mapping[str, str], key: str, metric: str) -> str:
     if not weights.get(key):
         raise MetricError(f"{metric} needs the weights file {key}; got none. Pass --weights {key}=FILE.")
     return weights[key]
+
+
+def _niqe(path: str) -> Callable[[Picture, Picture, int], float]:
+    from .niqe import Niqe
+
+    try:
+        model = Niqe(path)
+    except ValueError as error:
+        raise MetricError(str(error)) from error
+
+    def measure(sr: Picture, hr: Picture, border_px: int) -> float:
+        try:
+            return model(_cropped_luma(sr, border_px))
+        except ValueError as error:
+            raise MetricError(str(error)) from error
+
+    return measure
 
 
 def _fid(weights: Mapping[str, str], features: nn.Module | None) -> Any:
