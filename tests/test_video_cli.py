@@ -29,6 +29,7 @@ from yonos_trt.video.color import planes_to_rgb  # noqa: E402
 from yonos_trt.video.format import EncoderSettings  # noqa: E402
 from yonos_trt.video.layouts import layout_of  # noqa: E402
 from yonos_trt.video.read import VideoReader  # noqa: E402
+from yonos_trt.video.segments import work_folder  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "video.txt"
@@ -130,7 +131,10 @@ def test_dry_run_prints_the_options_and_does_nothing(tmp_path: Path, engine_dir:
     assert document["options"]["copy_subtitles"] is True
 
 
-def test_an_interrupted_command_says_how_to_go_on_and_can(tmp_path: Path, engine_dir: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_an_interrupted_command_says_how_to_go_on_and_can(
+    tmp_path: Path, engine_dir: Path, name: str
+) -> None:
     source = write_clip(tmp_path / "in.mkv", frames=200, size=(128, 160))
     command = [
         sys.executable,
@@ -149,17 +153,18 @@ def test_an_interrupted_command_says_how_to_go_on_and_can(tmp_path: Path, engine
     process = subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     )
-    parts = tmp_path / "in_x4.mkv.parts"
+    parts = work_folder(tmp_path / "in_x4.mkv")
     deadline = time.monotonic() + 60
     while not (parts / "segment-000000").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(getattr(signal, name))
     _, message = process.communicate()
     assert process.returncode == 130, message.decode()
     events = [json.loads(line) for line in message.splitlines()]  # nothing but JSON, this time too
     assert events[-1]["event"] == "interrupted"
     assert "run it again with --resume" in events[-1]["message"]
     assert (parts / "segment-000000").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [parts.name, "in.mkv"]
 
 
 # ---------------------------------------------------------------------------------------------------------

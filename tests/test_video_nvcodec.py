@@ -36,6 +36,7 @@ from yonos_trt.video import VideoOptions, VideoReport, upscale_video  # noqa: E4
 from yonos_trt.video import nvcodec as nvcodec_module  # noqa: E402
 from yonos_trt.video.format import EncoderSettings  # noqa: E402
 from yonos_trt.video.read import VideoReader  # noqa: E402
+from yonos_trt.video.segments import work_folder  # noqa: E402
 
 LOSSLESS = EncoderSettings("ffv1", None)
 H264 = EncoderSettings("h264_nvenc", 0)  # a constant quantiser of 0 is lossless in the stand-in
@@ -396,7 +397,7 @@ def test_an_error_of_the_decoder_names_the_time_and_keeps_what_is_done(
     with pytest.raises(InputError, match=r"the frame at 0\.\d+ s cannot be decoded \(cuvidParseVideoData"):
         on_gpu(source, tmp_path / "out.mkv", segment_frames=4)
     assert not (tmp_path / "out.mkv").exists()
-    assert (tmp_path / "out.mkv.parts" / "segment-000000").exists()
+    assert (work_folder(tmp_path / "out.mkv") / "segment-000000").exists()
     faults.decode_error_at = None
     report = on_gpu(source, tmp_path / "out.mkv", segment_frames=4, resume=True)
     assert report.frames == 20
@@ -440,7 +441,7 @@ def test_an_encoder_that_fails_keeps_the_finished_segments(tmp_path: Path, fault
     with pytest.raises(InputError, match=r"NVENC failed after 3 frames of a segment.*--resume"):
         on_gpu(source, tmp_path / "out.mkv", segment_frames=4)
     assert not (tmp_path / "out.mkv").exists()
-    assert [p.name for p in (tmp_path / "out.mkv.parts").glob("segment-*")] == ["segment-000000"]
+    assert [p.name for p in work_folder(tmp_path / "out.mkv").glob("segment-*")] == ["segment-000000"]
     faults.encode_error_at = None
     assert on_gpu(source, tmp_path / "out.mkv", segment_frames=4, resume=True).frames_resumed == 4
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -22,7 +23,8 @@ from video_clips import FAST, damage, enlarge, packets, run, shown, write_clip  
 from yonos_trt.errors import ConfigError, InputError  # noqa: E402
 from yonos_trt.video import VideoOptions, upscale_video  # noqa: E402
 from yonos_trt.video.format import EncoderSettings  # noqa: E402
-from yonos_trt.video.segments import read_segment  # noqa: E402
+from yonos_trt.video.ledger import read_stamp  # noqa: E402
+from yonos_trt.video.segments import Job, read_segment, work_folder  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -90,7 +92,7 @@ def test_segments_start_with_a_key_frame_and_damage_is_noticed_and_made_again(tm
     run(source, whole, segment_frames=4)
     with pytest.raises(Stop):
         run_until(source, target, 17)
-    folder = tmp_path / "out.mkv.parts"
+    folder = work_folder(target)
     segments = sorted(folder.glob("segment-*"))
     assert len(segments) == 4
     for path in segments:
@@ -143,6 +145,178 @@ def test_resuming_a_finished_job_does_nothing(tmp_path: Path) -> None:
     before = target.read_bytes()
     assert run(source, target, resume=True).frames == 18
     assert target.read_bytes() == before
+
+
+def test_an_interrupted_overwrite_is_not_finished_because_the_old_file_is_there(tmp_path: Path) -> None:
+    source, target, whole = clip(tmp_path), tmp_path / "out.mkv", tmp_path / "whole.mkv"
+    run(source, whole, segment_frames=4)
+    old = write_clip(target, frames=3).read_bytes()
+    with pytest.raises(Stop):
+        run_until(source, target, 10, overwrite=True)
+    assert target.read_bytes() == old
+    report = run(source, target, segment_frames=4, resume=True)
+    assert (report.frames, report.frames_resumed) == (18, 8)
+    assert shown(target) == shown(whole)
+    assert not work_folder(target).exists()
+
+
+@pytest.mark.parametrize("stop", [0, 10])
+def test_the_result_of_an_earlier_job_of_the_same_kind_is_replaced_by_the_one_begun(
+    tmp_path: Path, stop: int
+) -> None:
+    source, target = clip(tmp_path), tmp_path / "out.mkv"
+    run(source, target, segment_frames=4)
+    first = read_stamp(target, "matroska")
+    with pytest.raises(Stop):
+        run_until(source, target, stop, overwrite=True)
+    run(source, target, segment_frames=4, resume=True)
+    second = read_stamp(target, "matroska")
+    assert first is not None
+    assert second is not None
+    assert first.identity == second.identity
+    assert first.job != second.job
+
+
+@pytest.mark.parametrize("harm", ["unrelated", "other options", "cut", "changed", "longer", "empty"])
+def test_a_file_that_is_not_this_commands_result_never_counts_as_finished(tmp_path: Path, harm: str) -> None:
+    source, target = clip(tmp_path), tmp_path / "out.mkv"
+    run(source, target, segment_frames=5 if harm == "other options" else 4)
+    data = bytearray(target.read_bytes())
+    if harm == "unrelated":
+        data = bytearray(write_clip(tmp_path / "other.mkv").read_bytes())
+    elif harm == "cut":
+        data = data[:-1]
+    elif harm == "changed":
+        data[len(data) // 2] ^= 1
+    elif harm == "longer":
+        data += b"x"
+    elif harm == "empty":
+        data.clear()
+    target.write_bytes(data)
+    with pytest.raises(ConfigError, match=r"exists and is not the finished result.*--overwrite"):
+        run(source, target, segment_frames=4, resume=True)
+    assert target.read_bytes() == data
+    assert run(source, target, segment_frames=4, resume=True, overwrite=True).frames == 18
+    assert run(source, target, segment_frames=4, resume=True).frames_resumed == 18
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    source, target = clip(tmp_path), tmp_path / "out.mkv"
+
+    def upscale(rgb: np.ndarray) -> np.ndarray:
+        target.write_bytes(b"somebody else's")
+        return enlarge()(rgb)
+
+    options = VideoOptions(encoder=FAST, segment_frames=4)
+    with pytest.raises(ConfigError, match="exists and is not the finished result"):
+        upscale_video(source, target, upscale, scale=2, options=options)
+    assert target.read_bytes() == b"somebody else's"
+    target.unlink()
+    assert run(source, target, segment_frames=4, resume=True).frames_resumed == 18
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".mov", ".webm"])
+def test_a_finished_file_is_known_in_every_container(tmp_path: Path, suffix: str) -> None:
+    source, target = write_clip(tmp_path / "in.mkv"), tmp_path / f"out{suffix}"
+    encoder = EncoderSettings("libvpx-vp9", options=(("cpu-used", "8"),)) if suffix == ".webm" else FAST
+    run(source, target, encoder=encoder)
+    with av.open(str(target)) as made:
+        assert sum(1 for _ in made.decode(video=0)) == 12
+    assert run(source, target, encoder=encoder, resume=True).frames_resumed == 12
+
+
+def test_names_of_the_users_are_left_alone(tmp_path: Path) -> None:
+    source, target = clip(tmp_path), tmp_path / "mine.mkv"
+    thesis = tmp_path / "mine.mkv.parts" / "thesis.txt"
+    thesis.parent.mkdir()
+    theirs = {thesis: b"years of work", tmp_path / "mine.mkv.part": b"theirs"}
+    theirs |= {thesis.with_name("segment-000000"): b"theirs", thesis.with_name("job.json"): b"{}"}
+    for path, data in theirs.items():
+        path.write_bytes(data)
+    with pytest.raises(Stop):
+        run_until(source, target, 10)
+    run(source, target, segment_frames=4, resume=True)
+    run(source, target, segment_frames=4, overwrite=True)
+    assert {path: path.read_bytes() for path in theirs} == theirs
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "in.mkv", "mine.mkv", "mine.mkv.part", "mine.mkv.parts"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "segment-000000", "job.json", "lock/x"])
+def test_a_folder_without_our_mark_is_refused_and_not_touched(tmp_path: Path, name: str) -> None:
+    source, target = clip(tmp_path), tmp_path / "out.mkv"
+    theirs = work_folder(target) / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text('{"made_by": "me"}')
+    with pytest.raises(ConfigError, match=r"was not made by this program.*move it away"):
+        run(source, target, overwrite=True)
+    assert theirs.read_text() == '{"made_by": "me"}'
+    assert not target.exists()
+
+
+def test_a_link_in_place_of_our_folder_is_not_followed(tmp_path: Path) -> None:
+    source, target = clip(tmp_path), tmp_path / "out.mkv"
+    with pytest.raises(Stop):
+        run_until(source, tmp_path / "other.mkv", 10)
+    work_folder(target).symlink_to(work_folder(tmp_path / "other.mkv"))
+    with pytest.raises(ConfigError, match="was not made by this program"):
+        run(source, target, overwrite=True)
+    assert len(list(work_folder(tmp_path / "other.mkv").glob("segment-*"))) == 2
+
+
+def test_what_others_put_into_our_folder_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source, target = clip(tmp_path), tmp_path / "out.mkv"
+    with pytest.raises(Stop):
+        run_until(source, target, 10)
+    thesis = work_folder(target) / "thesis.txt"
+    thesis.write_text("years of work")
+    run(source, target, segment_frames=4, resume=True)
+    assert thesis.read_text() == "years of work"
+    assert list(thesis.parent.iterdir()) == [thesis]
+    assert "is no longer needed and stays" in caplog.text
+
+
+def test_the_folder_of_a_long_name_and_of_a_link_can_be_made(tmp_path: Path) -> None:
+    source, target = clip(tmp_path), tmp_path / ("long" * 62 + ".mkv")
+    assert len(target.name) == 252
+    run(source, target)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    link = tmp_path / "link.mkv"
+    link.symlink_to(elsewhere / "real.mkv")
+    run(source, link)
+    assert link.is_symlink()
+    assert shown(elsewhere / "real.mkv") == shown(target)
+    assert [p.name for p in elsewhere.iterdir()] == ["real.mkv"]
+
+
+def test_a_job_killed_before_it_described_itself_is_taken_over(tmp_path: Path) -> None:
+    source, target = clip(tmp_path), tmp_path / "out.mkv"
+    work_folder(target).mkdir()
+    (work_folder(target) / "lock").touch()
+    (work_folder(target) / ".yonos-0123456789abcdef.part").touch()
+    run(source, target)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mkv", "out.mkv"]
+
+
+def test_parts_of_dead_processes_are_removed_and_of_living_ones_not(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    source, target = clip(tmp_path), tmp_path / "out.mkv"
+    dead, living = (tmp_path / f".yonos-{digit * 16}.part" for digit in "ab")
+    dead.write_bytes(b"half a file")
+    with living.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        run(source, target)
+        assert living.exists()
+    assert not dead.exists()
+
+
+def test_a_job_says_what_it_is(tmp_path: Path) -> None:
+    job = Job(tmp_path / "out.mkv", {"input": 1}, resume=False, overwrite=False)
+    assert json.loads((job.folder / "job.json").read_text())["made_by"] == "yonos video"
+    job.close()
+    assert not job.folder.exists()
 
 
 WORKER = textwrap.dedent(
@@ -201,15 +375,17 @@ def test_a_full_disk_is_named_and_the_work_is_kept(tmp_path: Path) -> None:
     sizes = []
     with pytest.raises(Stop):
         run_until(source, tmp_path / "probe.mkv", 17)
-    sizes = [p.stat().st_size for p in sorted((tmp_path / "probe.mkv.parts").glob("segment-*"))]
+    sizes = [p.stat().st_size for p in sorted(work_folder(tmp_path / "probe.mkv").glob("segment-*"))]
     # a limit that lets each segment through and not the whole file
     process = start(source, target, resume=False, limit=max(sizes) + 100)
     _, message = process.communicate()
     assert process.returncode == 1
     assert b"InputError" in message
-    assert b"out.mkv.part cannot be written: File too large; free space" in message
+    assert b"out.mkv cannot be written: File too large; " in message
+    assert b"(ulimit -f) allows no larger file" in message
+    assert b"free space" not in message
     assert not target.exists()
-    assert not (tmp_path / "out.mkv.part").exists()
+    assert not list(tmp_path.glob(".yonos-*.part"))
     # a limit that lets no segment through
     other = tmp_path / "other.mkv"
     process = start(source, other, resume=False, limit=min(sizes) // 2)

@@ -204,7 +204,7 @@ def _upscaler_id(sr: Any, model: dict[str, Any]) -> str:
 
 
 class _kept:
-    """Turn SIGTERM into Ctrl-C, close the bar, and tell an interrupted user how to go on."""
+    """Turn SIGTERM and SIGHUP into Ctrl-C, close the bar, and tell an interrupted user how to go on."""
 
     def __init__(self, target: str, reporter: Any) -> None:
         self._target, self._reporter = target, reporter
@@ -212,14 +212,19 @@ class _kept:
     def __enter__(self) -> None:
         import signal
 
-        self._old = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # a signal that is ignored (nohup) stays so
+        signals = [s for n in ("SIGTERM", "SIGHUP") if (s := getattr(signal, n, None)) is not None]
+        self._old = {s: signal.getsignal(s) for s in signals if signal.getsignal(s) is not signal.SIG_IGN}
+        for number in self._old:
+            signal.signal(number, signal.default_int_handler)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         import signal
 
         from yonos_trt.progress import META_KEY, last_line
 
-        signal.signal(signal.SIGTERM, self._old)
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
         self._reporter.end()
         if kind is KeyboardInterrupt:
             context = click.get_current_context()

@@ -1,8 +1,14 @@
-"""What went into each copied stream of an output file, and whether it is there when the file is read back."""
+"""What went into an output file: its streams, compared when it is read back, and the job that made it.
+
+A finished file ends in a *stamp*: an element that players skip (``free`` in MP4 and MOV, ``Void`` in Matroska
+and WebM) naming the job, what it was made from, and the SHA-256 of all bytes before. So a resume can tell its
+own finished file from any other that has the name.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +16,7 @@ from typing import Any
 from yonos_trt.errors import InputError
 from yonos_trt.video.info import open_input
 
-__all__ = ["CopiedStream", "Entry", "Ledger", "read_back"]
+__all__ = ["CopiedStream", "Entry", "Ledger", "Stamp", "read_back", "read_stamp", "write_stamp"]
 
 #: MP4 timed text: muxers add and drop such samples as the gaps between texts need them.
 EMPTY_TEXT = b"\0\0"
@@ -48,13 +54,15 @@ class Entry:
 Ledger = dict[int, tuple[int, Entry]]
 
 
-def read_back(part: Path, frames: int, video_index: int, ledger: Ledger) -> list[CopiedStream]:
+def read_back(part: Path, name: str, frames: int, video_index: int, ledger: Ledger) -> list[CopiedStream]:
     """Read the written file and compare it with the ledger.
 
     Parameters
     ----------
     part
         The file.
+    name
+        What messages call it.
     frames
         Packets that the stream `video_index` must have.
     video_index
@@ -68,7 +76,7 @@ def read_back(part: Path, frames: int, video_index: int, ledger: Ledger) -> list
         Packets are missing, or there are too many.
     """
     found: dict[int, Entry] = {}
-    with open_input(str(part), name=str(part)) as written:
+    with open_input(str(part), name=name) as written:
         for packet in written.demux():
             if packet.size:
                 found.setdefault(packet.stream.index, Entry("", "")).add(bytes(packet))
@@ -77,11 +85,68 @@ def read_back(part: Path, frames: int, video_index: int, ledger: Ledger) -> list
     expected[video_index] = frames
     if {index: counts.get(index) for index in expected} != expected:
         raise InputError(
-            f"{part} does not hold what was written: packets by stream {counts}, expected {expected}; it is "
-            f"kept for inspection, run again with --resume to write it anew"
+            f"{name} does not hold what was written: packets by stream {counts}, expected {expected}; is the "
+            f"disk sound? All frames are done and kept: run the same command with --resume to write it anew"
         )
     copied = []
     for index, (source_index, entry) in ledger.items():
         identical = not entry.packets or entry.digest.digest() == found[index].digest.digest()
         copied.append(CopiedStream(source_index, entry.kind, entry.codec, entry.packets, identical))
     return copied
+
+
+_STAMP = b"YONOS-VIDEO-JOB1"
+_STAMP_SIZE = len(_STAMP) + 16 + 32 + 32
+_FRAMES = {  # a container's element that holds anything, up to its payload
+    "mp4": (8 + _STAMP_SIZE).to_bytes(4, "big") + b"free",
+    "matroska": b"\xec" + (0x4000 | _STAMP_SIZE).to_bytes(2, "big"),
+}
+_FRAMES |= {"mov": _FRAMES["mp4"], "webm": _FRAMES["matroska"]}
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """Which job made a file."""
+
+    job: str  # 16 bytes in hexadecimal
+    identity: str  # SHA-256 of what it was made from and how, in hexadecimal
+
+
+def write_stamp(path: Path, container: str, stamp: Stamp) -> None:
+    """Append ``stamp`` to a finished file of FFmpeg's format ``container``.
+
+    Raises
+    ------
+    OSError
+        The disk is full or broken.
+    """
+    with path.open("rb+") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+        file.seek(0, os.SEEK_END)
+        file.write(_FRAMES[container] + _STAMP + bytes.fromhex(stamp.job + stamp.identity) + digest)
+
+
+def read_stamp(path: Path, container: str) -> Stamp | None:
+    """Return the stamp of a file whose bytes are those it was written with; None for any other file."""
+    frame = _FRAMES[container]
+    size = len(frame) + _STAMP_SIZE
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END) - size
+            if end < 0:
+                return None
+            file.seek(end)
+            raw = file.read(size)
+            if not raw.startswith(frame + _STAMP):
+                return None
+            file.seek(0)
+            digest, left = hashlib.sha256(), end
+            while left and (block := file.read(min(left, 1 << 20))):
+                digest.update(block)
+                left -= len(block)
+    except OSError:
+        return None
+    if raw[-32:] != digest.digest():
+        return None
+    names = raw[len(frame) + len(_STAMP) : -32].hex()
+    return Stamp(names[:32], names[32:])

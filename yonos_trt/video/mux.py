@@ -7,15 +7,15 @@ bytes of each copied stream are compared with the source's.
 from __future__ import annotations
 
 import contextlib
-import logging
+import errno
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from yonos_trt.atomic import atomic_file, sync
 from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.video.copies import (
     CopyPlan,
@@ -30,14 +30,12 @@ from yonos_trt.video.copies import (
 from yonos_trt.video.encode import configure
 from yonos_trt.video.format import OutputFormat
 from yonos_trt.video.info import VideoInfo, exact_seconds, open_input, require_av
-from yonos_trt.video.ledger import CopiedStream, Entry, Ledger, read_back
+from yonos_trt.video.ledger import CopiedStream, Entry, Ledger, Stamp, read_back, write_stamp
 from yonos_trt.video.read import main_video_stream
-from yonos_trt.video.segments import Segment
+from yonos_trt.video.segments import Segment, remedy
 from yonos_trt.video.timing import video_packets
 
 __all__ = ["CONTAINERS", "MuxReport", "container_of", "count_frames", "mux_video"]
-
-log = logging.getLogger(__name__)
 
 CONTAINERS = {".mkv": "matroska", ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "webm"}
 
@@ -110,6 +108,7 @@ def mux_video(
     segments: list[Segment],
     plan_options: dict[str, bool],
     *,
+    stamp: Stamp,
     start_s: float | None,
     end_s: float | None,
 ) -> MuxReport:
@@ -125,6 +124,8 @@ def mux_video(
         The video.
     plan_options
         Keywords for `plan_copies`.
+    stamp
+        Which job's result this is; written into the file.
     start_s, end_s
         The interval of the source that was taken.
 
@@ -135,7 +136,6 @@ def mux_video(
     """
     av = require_av()
     container = container_of(target)
-    part = target.with_name(target.name + ".part")
     report = MuxReport()
     with contextlib.ExitStack() as stack:
         source = None
@@ -174,28 +174,25 @@ def mux_video(
             described = stack.enter_context(stream_template(form, _beginning(segments[0])))
             template = described.streams.video[0]
         try:
-            file = stack.enter_context(part.open("wb+"))
-            out = av.open(file, "w", format=container, container_options=options)
-            try:
-                video_index, ledger = _write(
-                    out, source, plan, covers, form, segments, shift, window, template
-                )
-            finally:
-                out.close()
-            file.flush()
-            os.fsync(file.fileno())
+            part = stack.enter_context(atomic_file(target))
+            with part.open("wb+") as file:
+                out = av.open(file, "w", format=container, container_options=options)
+                try:
+                    video_index, ledger = _write(
+                        out, source, plan, covers, form, segments, shift, window, template
+                    )
+                finally:
+                    out.close()
+            sync(part)
+            report.frames = sum(segment.frames for segment in segments)
+            report.copied = read_back(part, target.name, report.frames, video_index, ledger)
+            write_stamp(part, container, stamp)
+            stack.close()
         except (OSError, av.error.FFmpegError) as error:
-            part.unlink(missing_ok=True)
             raise InputError(
-                f"{part} cannot be written: {_reason(error)}; free space, then run the same command with "
-                "--resume (all frames are done and kept)"
+                f"{target} cannot be written: {_reason(error, container)}run the same command with --resume "
+                "(all frames are done and kept)"
             ) from error
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-    report.frames = sum(segment.frames for segment in segments)
-    report.copied = read_back(part, report.frames, video_index, ledger)
-    os.replace(part, target)
     return report
 
 
@@ -209,14 +206,21 @@ def _beginning(segment: Segment) -> bytes:
     return data
 
 
-def _reason(error: BaseException) -> str:
-    """Return what the system said: PyAV wraps errors of our file in one of its own, as the context."""
+def _reason(error: BaseException, container: str) -> str:
+    """Return what went wrong and what helps, up to "run again".
+
+    PyAV wraps errors of our file in one of its own, as the context; an error that is only FFmpeg's is about
+    what it was given, and no disk's.
+    """
+    av = require_av()
     inner: BaseException | None = error
     while inner is not None:
-        if isinstance(inner, OSError) and inner.errno and 0 < inner.errno < 1000 and inner.strerror:
-            return inner.strerror
+        system = isinstance(inner, OSError) and not isinstance(inner, av.error.FFmpegError)
+        if isinstance(inner, OSError) and (system or inner.errno in (errno.ENOSPC, errno.EFBIG, errno.EIO)):
+            return f"{inner.strerror or inner}; {remedy(inner)}"
         inner = inner.__cause__ or inner.__context__
-    return str(error)
+    text = getattr(error, "strerror", None) or error
+    return f"FFmpeg's {container} writer refuses what it is given ({text}); choose an .mkv output, or "
 
 
 def _write(

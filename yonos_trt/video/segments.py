@@ -2,23 +2,29 @@
 
 ::
 
-    OUT.parts/
+    .yonos-<16 hex digits>.resume/   beside the output; the digits are the hash of its name
         job.json               what is being made from what; a resume must be for the same
+        lock                   held by the process at work
         segment-000000         packets of frames 0 .. n-1, starting with a key frame
         segment-000001         packets of frames n .. 2n-1, ...
 
 A segment is written under another name, synced, and renamed when it is complete, and it ends in an index with
 a checksum: what has the name `segment-...` is whole, or is noticed. Segments start at multiples of a fixed
 number of frames and each has an encoder of its own, so their bits do not depend on where a job was killed.
+A folder is this program's if ``job.json`` says so, and of its files only those with the names above are ever
+removed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
 import logging
 import os
-import shutil
+import re
+import secrets
 import struct
 import zlib
 from collections.abc import Iterator
@@ -26,14 +32,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from yonos_trt.atomic import write_file
 from yonos_trt.errors import ConfigError, InputError
 
-__all__ = ["Job", "PacketRecord", "Segment", "SegmentWriter", "read_segment"]
+__all__ = ["Job", "PacketRecord", "Segment", "SegmentWriter", "read_segment", "remedy", "work_folder"]
 
 log = logging.getLogger(__name__)
 
 MAGIC = b"YONOSEG1"
-FORMAT = 1
+FORMAT = 2
+MADE_BY = "yonos video"  # in job.json: the folder is ours
+OWN_NAMES = re.compile(r"job\.json|lock|segment-\d{6}(\.part)?|\.yonos-[0-9a-f]{16}\.part")
+
+_REMEDIES = {
+    errno.ENOSPC: "free space",
+    errno.EDQUOT: "free space",
+    errno.EFBIG: "the file system or a limit (ulimit -f) allows no larger file; choose another -o",
+    errno.EROFS: "the file system is read-only; choose another -o",
+    errno.EACCES: "make the folder writable",
+    errno.EPERM: "make the folder writable",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +85,16 @@ class Segment:
                 yield record, file.read(record.size)
 
 
+def remedy(error: BaseException) -> str:
+    """Return what helps against an error of the system, ending in a comma for what follows; may be empty."""
+    words = _REMEDIES.get(getattr(error, "errno", None) or 0)
+    return f"{words}, then " if words else ""
+
+
 def _trouble(path: Path, error: OSError, doing: str) -> InputError:
     return InputError(
-        f"{path}: {doing} failed: {error.strerror or error}; free space or fix the folder, then run the same "
-        f"command "
-        f"with --resume (finished segments are kept)"
+        f"{path}: {doing} failed: {error.strerror or error}; {remedy(error)}run the same command with "
+        f"--resume (finished segments are kept)"
     )
 
 
@@ -181,22 +204,65 @@ def read_segment(path: Path) -> Segment | None:
     )
 
 
+def work_folder(output: Path) -> Path:
+    """Return the folder of an output in the making: always the same, and never the name of a user's file."""
+    real = Path(os.path.realpath(output))
+    return real.with_name(f".yonos-{hashlib.sha256(os.fsencode(real.name)).hexdigest()[:16]}.resume")
+
+
+def _read_record(folder: Path) -> dict[str, Any] | None:
+    """Return what ``job.json`` says; None where there is none.
+
+    Raises
+    ------
+    ConfigError
+        The folder is not this program's: nothing in it may be touched.
+    """
+    foreign = ConfigError(
+        f"{folder} was not made by this program, which would keep its unfinished work there; move it away"
+    )
+    if folder.is_symlink() or not folder.is_dir():
+        raise foreign
+    try:
+        record = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        # killed between making the folder and describing it: at most a lock and a description's part
+        for path in folder.iterdir():
+            if path.name.startswith("segment-") or not OWN_NAMES.fullmatch(path.name) or path.is_dir():
+                raise foreign from None
+        return None
+    except ValueError:
+        raise foreign from None
+    wanted = {"made_by", "output", "job", "replaces", "identity"}
+    if not isinstance(record, dict) or record.keys() != wanted or record["made_by"] != MADE_BY:
+        raise foreign
+    return record
+
+
 def _lock(folder: Path) -> IO[bytes] | None:
     """Hold the folder for this process; the system lets go when the process dies, however it dies."""
     try:
         import fcntl
     except ImportError:  # Windows: two jobs on one output are the user's to avoid
         return None
-    handle = (folder / "lock").open("wb")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = (folder / "lock").open("ab")
+        except FileNotFoundError:  # removed by the process that was at work until now
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.close()
+            raise ConfigError(
+                f"{folder} is in use by another process that makes the same output; wait for it or choose "
+                f"another -o"
+            ) from error
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle.fileno()), os.stat(folder / "lock")):
+                return handle
         handle.close()
-        raise ConfigError(
-            f"{folder} is in use by another process that makes the same output; wait for it or choose "
-            f"another -o"
-        ) from error
-    return handle
 
 
 class Job:
@@ -205,62 +271,49 @@ class Job:
     Parameters
     ----------
     output
-        The file to be made; the folder is its name with ``.parts`` appended.
+        The file to be made; the folder is `work_folder` of it.
     identity
         JSON-able description of everything the segments depend on.
     resume
         Go on with what is there (nothing there is fine too).
     overwrite
-        Throw away what is there.
+        Replace an existing output when done; without ``resume``, also throw away what is there.
+    anew
+        Throw away what is there: it comes from a pipe, and nobody can go on with it.
 
     Raises
     ------
     ConfigError
-        There is unfinished work and neither is asked for, or it is for another job, or in use.
+        There is unfinished work and neither is asked for, or it is for another job, or in use; or the folder
+        is not this program's.
     InputError
         The folder cannot be made.
     """
 
-    def __init__(self, output: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-        self.folder = output.with_name(output.name + ".parts")
-        record = self.folder / "job.json"
+    def __init__(
+        self, output: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool, anew: bool = False
+    ) -> None:
+        self.folder = work_folder(output)
+        self._output = output
         wanted = json.loads(json.dumps({"format": FORMAT, **identity}))
+        #: digest of what the output is made from and how, in hexadecimal
+        self.identity = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._handle = _lock(self.folder)
+            _read_record(self.folder)  # nothing is written into a folder of somebody else's
+            self._handle, self._open = _lock(self.folder), True
+            try:
+                found = None if anew else _read_record(self.folder)
+                record = self._take(found, wanted, resume=resume, overwrite=overwrite)
+            except BaseException:
+                self._unlock()
+                raise
         except OSError as error:
             raise _trouble(self.folder, error, "creating the work folder") from error
-        try:
-            found = json.loads(record.read_text()) if record.exists() else None
-        except (OSError, ValueError):
-            found = {}
-        if found is not None and not self.path_of(0).exists():
-            found = None  # begun, but nothing finished
-        if found is not None and not resume:
-            if not overwrite:
-                self._unlock()
-                raise ConfigError(
-                    f"{self.folder} holds unfinished work; pass --resume to go on with it or --overwrite to "
-                    f"start again"
-                )
-            self._clear()
-            found = None
-        if found is not None and found != wanted:
-            differing = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
-            self._unlock()
-            raise ConfigError(
-                f"{self.folder} was begun with another {', '.join(differing)}; repeat the first command's "
-                f"options to "
-                f"resume it, or pass --overwrite without --resume to start again"
-            )
-        if found is None:
-            self._clear()
-            try:
-                part = record.with_name("job.json.part")
-                part.write_text(json.dumps(wanted, indent=1))
-                os.replace(part, record)
-            except OSError as error:
-                raise _trouble(record, error, "writing the job's description") from error
+        #: names this job, from its beginning through every resume, in hexadecimal
+        self.id: str = record["job"]
+        #: whether an output that exists is to be replaced
+        self.replaces: bool = record["replaces"]
         #: finished segments, in order, without gaps
         self.segments: list[Segment] = []
         while (path := self.path_of(len(self.segments))).exists():
@@ -269,6 +322,40 @@ class Job:
                 log.warning("%s is damaged; it and what follows is made again", path)
                 break
             self.segments.append(segment)
+
+    def _take(
+        self, found: dict[str, Any] | None, wanted: dict[str, Any], *, resume: bool, overwrite: bool
+    ) -> dict[str, Any]:
+        """Decide between going on and starting anew; return the record that is now in the folder."""
+        segments = self.path_of(0).exists()
+        if found is not None and segments and not (resume or overwrite):
+            raise ConfigError(
+                f"{self.folder} holds unfinished work; pass --resume to go on with it or --overwrite to "
+                f"start again"
+            )
+        #: whether this run goes on with what an earlier one began
+        self.begun = resume and found is not None and (segments or found["replaces"])
+        if found is not None and self.begun:
+            old = found["identity"]
+            if old != wanted:
+                differing = sorted(k for k in {*old, *wanted} if old.get(k) != wanted.get(k))
+                raise ConfigError(
+                    f"{self.folder} was begun with another {', '.join(differing)}; repeat the first "
+                    f"command's options to resume it, or pass --overwrite without --resume to start again"
+                )
+            record = {**found, "replaces": found["replaces"] or overwrite}
+        else:
+            self._clear()
+            record = {
+                "made_by": MADE_BY,
+                "output": self._output.name.encode("utf-8", "replace").decode(),
+                "job": secrets.token_hex(16),
+                "replaces": overwrite,
+                "identity": wanted,
+            }
+        if record != found:
+            write_file(self.folder / "job.json", json.dumps(record, indent=1))
+        return record
 
     @property
     def frames(self) -> int:
@@ -283,21 +370,31 @@ class Job:
         return SegmentWriter(self.path_of(number), first_frame)
 
     def _clear(self) -> None:
-        for path in self.folder.glob("segment-*"):
-            path.unlink(missing_ok=True)
+        for name in os.listdir(self.folder):
+            if OWN_NAMES.fullmatch(name) and name not in ("lock", "job.json"):
+                (self.folder / name).unlink(missing_ok=True)
 
     def _unlock(self) -> None:
+        self._open = False
         if self._handle is not None:
             self._handle.close()
             self._handle = None
 
     def close(self) -> None:
-        """Let go of the folder, which stays if there is a finished segment in it. Idempotent."""
-        if self._handle is not None and not self.path_of(0).exists():
-            shutil.rmtree(self.folder, ignore_errors=True)
+        """Let go of the folder, which stays if there is something in it to go on from. Idempotent."""
+        if self._open:
+            pending = self.replaces and self._output.exists()  # a resume must not take the old file for ours
+            if not (self.path_of(0).exists() or pending):
+                self.remove()
         self._unlock()
 
     def remove(self) -> None:
-        """Delete the folder: the output is complete."""
+        """Delete the folder, the output being complete; what somebody else put into it stays."""
+        try:
+            self._clear()
+            for name in ("lock", "job.json"):  # the description last: until then the folder is known as ours
+                (self.folder / name).unlink(missing_ok=True)
+            self.folder.rmdir()
+        except OSError as error:
+            log.warning("%s is no longer needed and stays: %s", self.folder, error.strerror or error)
         self._unlock()
-        shutil.rmtree(self.folder, ignore_errors=True)

@@ -13,6 +13,7 @@ where it was named: then pictures are arrays in device memory all the way (`yono
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,12 +22,14 @@ from typing import Any, BinaryIO
 
 from numpy.typing import NDArray
 
+from yonos_trt.atomic import remove_leftovers
 from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.prefetch import stream
 from yonos_trt.video.device import DevicePath, device_path
 from yonos_trt.video.encode import make_frame
 from yonos_trt.video.format import OutputFormat
 from yonos_trt.video.info import VideoInfo, frame_planes
+from yonos_trt.video.ledger import Stamp, read_stamp
 from yonos_trt.video.mux import container_of, count_frames, mux_video
 from yonos_trt.video.options import VideoOptions, VideoReport
 from yonos_trt.video.read import Frame, VideoReader
@@ -226,9 +229,11 @@ def _to_file(
         raise ConfigError("--resume needs an input file; a pipe cannot be read again")
     if file is not None and target.exists() and file.exists() and target.samefile(file):
         raise ConfigError(f"{target} is the input itself; choose another -o")
-    finished = target.exists() and not options.overwrite
-    if finished and not options.resume:
+    if target.is_dir():
+        raise ConfigError(f"{target} is a folder; name a file with -o")
+    if target.exists() and not (options.overwrite or options.resume):
         raise ConfigError(f"{target} exists; pass --overwrite to replace it")
+    remove_leftovers(Path(os.path.realpath(target)).parent)
     watch, report = _Stopwatch(), VideoReport()
     plan = {"audio": options.copy_audio, "subtitles": options.copy_subtitles, "force": options.force}
     with _opened(source, options) as reader:
@@ -238,13 +243,14 @@ def _to_file(
         if file is not None:
             identity = _identity(file, form, options, path, upscaler_id)
             reader.check_copies(container_of(target), **plan)
-        job = Job(target, identity, resume=options.resume, overwrite=options.overwrite or file is None)
+        job = Job(target, identity, resume=options.resume, overwrite=options.overwrite, anew=file is None)
         try:
-            if finished:
+            if options.resume and _is_finished(target, job):
                 log.info("%s is already complete", target)
                 report.frames = report.frames_resumed = count_frames(target)
                 job.remove()
                 return report
+            _check_free(target, job)
             report.frames_resumed = job.frames
             done_times = [t for segment in job.segments for t in sorted(r.pts for r in segment.packets)]
             with (
@@ -272,6 +278,7 @@ def _to_file(
                 )
             report.frames = job.frames
             report.repeated_s = [t for segment in job.segments for t in segment.repeated_s]
+            _check_free(target, job)
             begin = time.perf_counter()
             report.mux = mux_video(
                 target,
@@ -280,6 +287,7 @@ def _to_file(
                 form,
                 job.segments,
                 plan,
+                stamp=Stamp(job.id, job.identity),
                 start_s=options.start_s,
                 end_s=options.end_s,
             )
@@ -289,6 +297,27 @@ def _to_file(
             job.close()
     report.seconds = {**watch.seconds, "wall": time.perf_counter() - watch.begin}
     return report
+
+
+def _is_finished(target: Path, job: Job) -> bool:
+    """Whether ``target`` exists and is what ``job`` makes, by the stamp in it.
+
+    Where the job was begun, only its own result will do: what it was begun to replace may be the result of an
+    earlier job of the same kind.
+    """
+    stamp = read_stamp(target, container_of(target))
+    if stamp is None:
+        return False
+    return stamp.job == job.id if job.begun else stamp.identity == job.identity
+
+
+def _check_free(target: Path, job: Job) -> None:
+    """Refuse to replace a file that nobody said may go, at the beginning and again at the end."""
+    if target.exists() and not job.replaces:
+        raise ConfigError(
+            f"{target} exists and is not the finished result of this command; to replace it, pass "
+            "--overwrite (together with --resume, finished segments are used)"
+        )
 
 
 def _check_same(reader: VideoReader, frame: Frame, expected_pts: int) -> None:
