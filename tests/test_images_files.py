@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -191,6 +193,68 @@ def test_declared_transparent_colour_becomes_alpha(tmp_path: Path) -> None:
     assert (picture.kind.mode, picture.kind.dtype) == ("LA", "uint16")
     assert picture.alpha is not None
     assert picture.alpha.tolist() == [[65535, 0, 65535]]
+
+
+def png_of_bits(rows: np.ndarray, bits: int, colour: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of 1, 2, 4, 8 or 16 bits a sample, from samples (H, W) or (H, W, C) that are that small."""
+    height, width = rows.shape[:2]
+    flat = rows.reshape(height, -1)
+    shifts = np.arange(bits - 1, -1, -1)
+    packed = np.packbits((flat[..., None] >> shifts & 1).reshape(height, -1).astype(np.uint8), axis=1)
+    pixels = np.concatenate([np.zeros((height, 1), np.uint8), packed], axis=1).tobytes()
+    head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    parts = ((b"IHDR", head), *chunks, (b"IDAT", zlib.compress(pixels)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in parts
+    )
+
+
+@pytest.mark.parametrize(
+    ("bits", "surplus", "opened"),
+    [(b, 0, False) for b in (1, 2, 4, 8, 16)]
+    + [(b, 1, False) for b in (1, 2, 4, 8)]  # numbers above the sample's bits do not count
+    + [(b, 0, True) for b in (1, 2, 4, 8, 16)],
+)
+def test_transparent_grey_of_every_depth(bits: int, surplus: int, opened: bool) -> None:
+    grey = np.arange(64).reshape(4, 16) % (1 << bits)
+    hidden = 5 % (1 << bits)
+    key = struct.pack(">H", hidden | (surplus << bits))
+    data = png_of_bits(grey, bits, 0, (b"tRNS", key))
+    picture = from_pil(Image.open(io.BytesIO(data))) if opened else read_image(data)
+    top = 65535 if bits == 16 else 255
+    assert picture.kind.mode == "LA"
+    np.testing.assert_array_equal(picture.alpha == 0, grey == hidden)
+    seen = grey != hidden
+    np.testing.assert_array_equal(picture.rgb[seen][:, 0], (grey * top // ((1 << bits) - 1))[seen])
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("alphas", [[0], [255, 0], [10, 200], [255, 128, 0], [0, 0, 0, 0]])
+def test_transparent_palette_entries_of_every_depth(bits: int, alphas: list[int]) -> None:
+    entries = 1 << bits
+    alphas = alphas[:entries]
+    index = np.arange(64).reshape(4, 16) % entries
+    palette = np.random.default_rng(1).integers(0, 256, (entries, 3), dtype=np.uint8)
+    data = png_of_bits(index, bits, 3, (b"PLTE", palette.tobytes()), (b"tRNS", bytes(alphas)))
+    picture = read_image(data)
+    expected = np.array(alphas + [255] * (entries - len(alphas)))[index]
+    np.testing.assert_array_equal(picture.alpha, expected)
+    seen = expected > 0
+    np.testing.assert_array_equal(picture.rgb[seen], palette[index][seen])
+
+
+@pytest.mark.parametrize(("bits", "surplus"), [(8, 0), (8, 1), (16, 0)])
+def test_transparent_rgb_of_every_depth(bits: int, surplus: int) -> None:
+    if bits == 16:
+        pytest.importorskip("pyvips")
+    rgb = np.arange(4 * 5 * 3).reshape(4, 5, 3) * (1 if bits == 8 else 1000)
+    key = struct.pack(">HHH", *(int(v) | (surplus << 8 if bits == 8 else 0) for v in rgb[2, 3]))
+    picture = read_image(png_of_bits(rgb, bits, 2, (b"tRNS", key)))
+    hidden = np.zeros((4, 5), bool)
+    hidden[2, 3] = True
+    np.testing.assert_array_equal(picture.alpha == 0, hidden)
+    np.testing.assert_array_equal(picture.rgb[~hidden], rgb[~hidden])
 
 
 def test_sixteen_bit_png_with_a_transparent_colour(tmp_path: Path) -> None:

@@ -127,7 +127,11 @@ def from_pil(image: Image.Image, *, name: str | None = None) -> Picture:
             raise _animated(label, getattr(image, "n_frames", 2))
         if ";16" in str(getattr(image, "tile", "")) and not image.mode.startswith("I;16"):
             logger.warning("%s: Pillow reads this 16-bit file as 8 bits; pass the path to keep 16", label)
+        rawmode = str(image.tile[0][3]) if getattr(image, "tile", None) else ""
         image.load()
+        if image.format == "PNG" and rawmode in ("L;2", "L;4"):
+            image = image.copy()
+            _widen_transparent_grey(image, int(rawmode[-1]))
         return _from_loaded(image, label, format_=image.format, source="pil")
     except InputError:
         raise
@@ -208,12 +212,26 @@ def _decode(data: bytes, header: Header, name: str, max_pixels: int | None) -> P
         image.load()  # text and EXIF may stand behind the pixels
         return _finish(pixels, Kind(mode, "uint16"), image, name, format_="PNG", source="file")
     image.load()
+    if header.format == "PNG" and image.mode in ("L", "RGB"):
+        _widen_transparent_grey(image, header.bits)
     picture = _from_loaded(image, name, format_=header.format, source="file")
     if header.format == "TIFF" and header.bits > 8 and header.tags.get(262) == (0,):
         # Pillow turns "white is zero" round for 8 bits only.
         white = np.float32(1) if header.is_float else np.uint16(65535)
         return picture.with_pixels(white - picture.rgb)
     return picture
+
+
+def _widen_transparent_grey(image: Image.Image, bits: int) -> None:
+    """Bring the colour that a PNG declares transparent to the 8 bits to which Pillow brings its pixels.
+
+    Only the lowest ``bits`` of the stored numbers count (PNG third edition, 11.3.1.1).
+    """
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        image.info["transparency"] = (key & (1 << bits) - 1) * 255 // ((1 << bits) - 1)
+    elif isinstance(key, tuple):
+        image.info["transparency"] = tuple(int(value) & 255 for value in key)
 
 
 def _open_pillow(data: bytes, format_: str) -> ImageFile.ImageFile:
