@@ -11,6 +11,7 @@ import struct
 import zlib
 
 from yonos_trt.images.header import FORMAT_SUFFIXES, Header, MalformedError
+from yonos_trt.images.jpeg_header import jpeg_header
 from yonos_trt.images.tiff_header import tiff_header
 
 __all__ = ["check_png_pixels", "inspect"]
@@ -42,7 +43,7 @@ def inspect(data: bytes) -> Header:
         if data.startswith(b"\x89PNG\r\n\x1a\n"):
             return _png(data)
         if data.startswith(b"\xff\xd8\xff"):
-            return _jpeg(data)
+            return jpeg_header(data)
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return _webp(data)
         if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
@@ -132,34 +133,6 @@ def check_png_pixels(data: bytes, header: Header) -> None:
         total += len(rest)
     if total < expected:
         raise MalformedError(f"the PNG is truncated: {total} of {expected} bytes of pixels")
-
-
-def _jpeg(data: bytes) -> Header:
-    position, size = 2, None
-    while True:
-        if data[position] != 0xFF:
-            raise MalformedError(f"the JPEG is damaged: no marker at byte {position}")
-        marker = data[position + 1]
-        if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD7:  # fill byte, markers without a length
-            position += 1 if marker == 0xFF else 2
-            continue
-        if marker == 0xD9:
-            raise MalformedError("the JPEG ends before its pixels")
-        (length,) = struct.unpack_from(">H", data, position + 2)
-        if position + 2 + length > len(data) or length < 2:
-            raise MalformedError(f"the JPEG is truncated inside its headers at byte {position}")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            bits, height_px, width_px, channels = struct.unpack_from(">BHHB", data, position + 4)
-            size = (height_px, width_px, bits, channels)
-        position += 2 + length
-        if marker == 0xDA:
-            break
-    if size is None:
-        raise MalformedError("the JPEG has no frame header")
-    # Inside the coded data FF is always followed by 00 or a restart marker, so the first FFD9 is the end.
-    if data.find(b"\xff\xd9", position) < 0:
-        raise MalformedError("the JPEG is truncated: its end marker is missing")
-    return Header("JPEG", *size)
 
 
 def _webp(data: bytes) -> Header:

@@ -17,6 +17,7 @@ from yonos_trt.errors import InputError, MissingExtraError, OutOfMemoryError
 from yonos_trt.images.deep import deep_png, deep_tiff, pillow_keeps_tiff
 from yonos_trt.images.header import FORMAT_SUFFIXES, Header, MalformedError
 from yonos_trt.images.inspection import check_png_pixels, inspect
+from yonos_trt.images.jpeg_header import check_jpeg_pixels
 from yonos_trt.images.metadata import orientation_of, upright, upright_exif, upright_xmp
 from yonos_trt.images.modes import planes_from_pil
 from yonos_trt.images.picture import Kind, Picture, picture_from_channels, to_depth
@@ -127,7 +128,8 @@ def from_pil(image: Image.Image, *, name: str | None = None) -> Picture:
             raise _animated(label, getattr(image, "n_frames", 2))
         if ";16" in str(getattr(image, "tile", "")) and not image.mode.startswith("I;16"):
             logger.warning("%s: Pillow reads this 16-bit file as 8 bits; pass the path to keep 16", label)
-        rawmode = str(image.tile[0][3]) if getattr(image, "tile", None) else ""
+        tiles = getattr(image, "tile", None)
+        rawmode = str(tiles[0][3]) if tiles else ""
         image.load()
         if image.format == "PNG" and rawmode in ("L;2", "L;4"):
             image = image.copy()
@@ -202,6 +204,8 @@ def _decode(data: bytes, header: Header, name: str, max_pixels: int | None) -> P
         raise InputError(
             f"{name}: {header.bits}-bit {header.format} is not supported; convert it to a 16-bit PNG"
         )
+    if header.format == "JPEG":
+        check_jpeg_pixels(data)
     image = _open_pillow(data, header.format)
     _check_size(name, image.height, image.width, max_pixels)
     if header.format == "AVIF" and getattr(image, "n_frames", 1) > 1:
