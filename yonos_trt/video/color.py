@@ -47,7 +47,7 @@ MATRICES: dict[int, tuple[float, float]] = {
 
 #: (vertical, horizontal) offset of the first chroma sample from the first luma sample, in units of the
 #: distance to "in the middle": 0 = on a luma sample, 1 = half-way between two.
-SITINGS: dict[str, tuple[int, int]] = {"left": (1, 0), "center": (1, 1), "topleft": (0, 0)}
+SITINGS: dict[str, tuple[int, int]] = {"left": (1, 0), "center": (1, 1), "topleft": (0, 0), "top": (0, 1)}
 
 BAND_ROWS = 64  # rows converted at once: a band of a 5120 px wide frame stays within a core's L2 cache
 

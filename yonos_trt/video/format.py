@@ -185,10 +185,10 @@ def output_format(
             raise ConfigError(f"encoder {settings.vcodec} has no presets; leave --preset out")
         options["preset"] = settings.preset
     extra = _hdr_options(settings.vcodec, info.hdr, force=force)
-    if coding.siting != "left" and layout.sub_h == 2 and settings.vcodec in ("libx264", "libx265"):
-        key = f"{settings.vcodec[3:]}-params"
-        number = {"left": 0, "center": 1, "topleft": 2}[coding.siting]
-        extra[key] = ":".join(filter(None, [extra.get(key), f"chromaloc={number}"]))
+    # H.264 and HEVC mean "left" where they say nothing
+    said = coding.siting != "left" or (info.side.siting and settings.vcodec not in ("libx264", "libx265"))
+    if said and layout.sub_w == 2:
+        options["chroma_sample_location"] = coding.siting
     for key, value in settings.options:
         joined = key in extra and key.endswith("-params")
         options[key] = f"{extra.pop(key)}:{value}" if joined else value

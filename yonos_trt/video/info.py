@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from yonos_trt.errors import InputError, MissingExtraError
 from yonos_trt.video.color import Coding
 from yonos_trt.video.layouts import ALIASES, Layout, layout_of
+from yonos_trt.video.sidedata import StreamSideData, read_side_data
 
 if TYPE_CHECKING:
     import av
@@ -115,6 +116,7 @@ class VideoInfo:
     interlaced: bool
     hdr: HdrMetadata | None
     dynamic_hdr: tuple[str, ...]  # per-frame HDR metadata that could not be kept
+    side: StreamSideData = field(default_factory=StreamSideData)
 
     def seconds(self, pts: int) -> float:
         """Return the time of ``pts`` since the start of the file, in seconds."""
@@ -176,9 +178,18 @@ def color_tags_of_frame(frame: Any) -> ColorTags:
 
 
 def decide_coding(
-    tags: ColorTags, layout: Layout, pix_fmt: str, codec: str, height_px: int, siting: str
+    tags: ColorTags,
+    layout: Layout,
+    pix_fmt: str,
+    codec: str,
+    height_px: int,
+    siting: str,
+    said: str | None = None,
 ) -> Coding:
-    """Decide how to read the samples; the tag wins, and what is missing follows the stated conventions."""
+    """Decide how to read the samples; the tag wins, and what is missing follows the stated conventions.
+
+    ``siting`` is what the user said, ``"auto"`` if nothing; ``said`` is the stream's tag.
+    """
     if layout.kind == "rgb" or (tags.matrix == MATRIX_RGB and layout.kind == "gray"):
         matrix = 1
     elif tags.matrix in (UNSPECIFIED, 3):
@@ -187,7 +198,7 @@ def decide_coding(
         matrix = tags.matrix
     full = tags.color_range == FULL or (pix_fmt in ALIASES and tags.color_range != LIMITED)
     if siting == "auto":
-        siting = "center" if codec in ("mjpeg", "mpeg1video") else "left"
+        siting = said or ("center" if codec in ("mjpeg", "mpeg1video") else "left")
     return Coding(matrix, full, siting)
 
 
@@ -222,6 +233,7 @@ def inspect(
     """
     context = stream.codec_context
     pix_fmt = frame.format.name
+    stream_side = read_side_data(stream)
     try:
         layout = layout_of(pix_fmt)
         tags = color_tags(context)
@@ -231,7 +243,7 @@ def inspect(
             tags.transfer if tags.transfer != UNSPECIFIED else container_tags.transfer,
             tags.matrix if tags.matrix != UNSPECIFIED else container_tags.matrix,
         )
-        coding = decide_coding(tags, layout, pix_fmt, context.name, frame.height, siting)
+        coding = decide_coding(tags, layout, pix_fmt, context.name, frame.height, siting, stream_side.siting)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     side = _side_data(frame)
@@ -258,6 +270,7 @@ def inspect(
         interlaced=bool(frame.interlaced_frame),
         hdr=_hdr_metadata(side),
         dynamic_hdr=tuple(k for k in side if k.startswith(("DOVI", "DYNAMIC_HDR"))),
+        side=stream_side,
     )
 
 

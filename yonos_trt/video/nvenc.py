@@ -96,10 +96,9 @@ def tagging(form: OutputFormat) -> Any:
             "color_range": "pc" if tags.color_range == FULL else "tv",
             "td": "insert",  # what FFmpeg splits a bare stream by; its muxers leave it out again
         }
-        if form.coding.siting != "center":
-            values["chroma_sample_position"] = {"left": "vertical", "topleft": "colocated"}[
-                form.coding.siting
-            ]
+        position = {"left": "vertical", "topleft": "colocated"}.get(form.coding.siting)
+        if position is not None:
+            values["chroma_sample_position"] = position
     else:
         values = {
             "colour_primaries": tags.primaries,
@@ -108,7 +107,7 @@ def tagging(form: OutputFormat) -> Any:
             "video_full_range_flag": int(tags.color_range == FULL),
         }
         if form.coding.siting != "left":
-            values["chroma_sample_loc_type"] = {"center": 1, "topleft": 2}[form.coding.siting]
+            values["chroma_sample_loc_type"] = {"center": 1, "topleft": 2, "top": 3}[form.coding.siting]
         if form.sample_aspect_ratio:
             ratio = form.sample_aspect_ratio
             values["sample_aspect_ratio"] = f"{ratio.numerator}/{ratio.denominator}"

@@ -198,6 +198,8 @@ def _to_pipe(
         raw = replace(options.encoder, vcodec="rawvideo", crf=None, preset=None, options=())
         path = device_path(replace(options, encoder=raw), reader, scale)
         form, report.on_device = path.form, path.stages
+        if form.coding.siting == "top":  # which y4m has no word for
+            form = replace(form, coding=replace(form.coding, siting="left"))
         writer = Y4mWriter(sink, form)
         total = _expected_frames(reader.info, options)
         with _upscaled(reader, upscale, scale, options, path, watch, 0) as frames:

@@ -26,7 +26,7 @@ def _colour_space(layout: Layout, siting: str) -> str:
     if layout.kind == "yuv" and layout.bits <= 16:
         chroma = {(2, 2): "420", (1, 2): "422", (1, 1): "444"}[layout.sub_h, layout.sub_w]
         if chroma == "420" and not depth:
-            return {"left": "420mpeg2", "center": "420jpeg", "topleft": "420paldv"}[siting]
+            return {"left": "420mpeg2", "center": "420jpeg", "topleft": "420paldv"}.get(siting, "420mpeg2")
         return chroma + depth
     raise ConfigError(f"y4m cannot hold {layout.name}; choose --pix-fmt yuv444p or yuv444p10le")
 

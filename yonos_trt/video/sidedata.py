@@ -1,0 +1,148 @@
+"""Side data of a whole stream: place of the chroma samples, spherical projection, stereo layout, cropping.
+
+PyAV does not show these, and FFmpeg keeps them. Its Matroska writer puts all of them into a track's header,
+so they are read from a header that is written to memory, and written by way of one: elements of the source's
+header are put into a header of the new stream, and reading that gives a stream that has them, whatever the
+output's container is.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["StreamSideData", "read_side_data", "with_side_data"]
+
+# Matroska's element numbers, with their length marker (RFC 9559)
+SEGMENT, TRACKS, TRACK_ENTRY, VIDEO, COLOUR = 0x18538067, 0x1654AE6B, 0xAE, 0xE0, 0x55B0
+SITING_HORIZONTAL, SITING_VERTICAL = 0x55B7, 0x55B8
+PROJECTION, STEREO_MODE = 0x7670, 0x53B8
+CROPS = {0x54BB: "top", 0x54AA: "bottom", 0x54CC: "left", 0x54DD: "right"}
+
+#: horizontal and vertical, 1 = on a luma sample, 2 = half-way between two
+_SITINGS = {(1, 2): "left", (2, 2): "center", (1, 1): "topleft", (2, 1): "top"}
+#: y4m's header, which FFmpeg writes for raw video, says it by name
+_Y4M_SITINGS = {b" C420mpeg2 ": "left", b" C420jpeg ": "center", b" C420paldv ": "topleft"}
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSideData:
+    """Side data of one video stream, as FFmpeg knows it."""
+
+    siting: str | None = None  # a key of `yonos_trt.video.color.SITINGS`; None: not said, or not one of them
+    projection: bytes = b""  # content of Matroska's Projection element; empty: a flat picture
+    stereo_mode: int = 0  # Matroska's StereoMode; 0: one picture
+    crop_px: tuple[tuple[str, int], ...] = ()  # rows or columns that the container hides, by side
+
+    def elements(self) -> bytes:
+        """Return the elements that a copy of the picture keeps: those that do not count pixels."""
+        found = _element(PROJECTION, self.projection) if self.projection else b""
+        if self.stereo_mode:
+            found += _element(STEREO_MODE, bytes([self.stereo_mode]))
+        return found
+
+
+def _number(data: bytes, at: int, *, keep_marker: bool) -> tuple[int, int]:
+    """Read one of EBML's self-delimiting numbers; return it and where it ends."""
+    length = 9 - data[at].bit_length()
+    value = int.from_bytes(data[at : at + length], "big")
+    return (value if keep_marker else value & ((1 << 7 * length) - 1)), at + length
+
+
+def _children(data: bytes, begin: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (number, where it begins, where its content begins, where that ends) of each element."""
+    at = begin
+    while at < end and data[at]:
+        number, sized = _number(data, at, keep_marker=True)
+        size, content = _number(data, sized, keep_marker=False)
+        unknown = size == (1 << 7 * (content - sized)) - 1
+        stop = end if unknown else min(end, content + size)
+        yield number, at, content, stop
+        at = stop
+
+
+def _element(number: int, content: bytes) -> bytes:
+    raw = number.to_bytes((number.bit_length() + 7) // 8, "big")
+    return raw + (len(content) | 1 << 56).to_bytes(8, "big") + content
+
+
+def _path(data: bytes, *numbers: int) -> list[tuple[int, int, int]]:
+    """Return the places of the first element at each level of a path; shorter where it ends."""
+    places: list[tuple[int, int, int]] = []
+    begin, end = 0, len(data)
+    for wanted in numbers:
+        for number, at, content, stop in _children(data, begin, end):
+            if number == wanted:
+                places.append((at, content, stop))
+                begin, end = content, stop
+                break
+        else:
+            break
+    return places
+
+
+def _header(stream: Any, container: str) -> bytes:
+    """Return the header that FFmpeg writes for a copy of ``stream``; empty where it does not."""
+    import av
+
+    sink = io.BytesIO()
+    try:
+        with av.open(sink, "w", format=container) as out:
+            copy = out.add_stream_from_template(stream, opaque=True)
+            if "stereo_mode" in stream.metadata:
+                copy.metadata["stereo_mode"] = stream.metadata["stereo_mode"]
+            out.start_encoding()
+    except (av.error.FFmpegError, ValueError):
+        return b""
+    return sink.getvalue()
+
+
+def read_side_data(stream: Any) -> StreamSideData:
+    """Return the side data of an input's video stream."""
+    if stream.codec_context.name == "rawvideo":
+        header = _header(stream, "yuv4mpegpipe").partition(b"\n")[0] + b" "
+        found = [siting for mark, siting in _Y4M_SITINGS.items() if mark in header]
+        return StreamSideData(siting=found[0] if found else None)
+    data = _header(stream, "matroska")
+    places = _path(data, SEGMENT, TRACKS, TRACK_ENTRY, VIDEO)
+    if len(places) < 4:
+        return StreamSideData()
+    fields: dict[int, bytes] = {}
+    for number, _, content, stop in _children(data, *places[3][1:]):
+        fields[number] = data[content:stop]
+        if number == COLOUR:
+            fields |= {n: data[begin:end] for n, _, begin, end in _children(data, content, stop)}
+    numbers = {number: int.from_bytes(content, "big") for number, content in fields.items()}
+    return StreamSideData(
+        siting=_SITINGS.get((numbers.get(SITING_HORIZONTAL, 0), numbers.get(SITING_VERTICAL, 0))),
+        projection=fields.get(PROJECTION, b""),
+        stereo_mode=numbers.get(STEREO_MODE, 0),
+        crop_px=tuple((side, numbers[n]) for n, side in CROPS.items() if numbers.get(n)),
+    )
+
+
+def with_side_data(matroska: bytes, side: StreamSideData) -> bytes:
+    """Put side data into the video track of a Matroska file with one track.
+
+    Parameters
+    ----------
+    matroska
+        The file; places that it names by their distance (cues) are wrong afterwards.
+    side
+        What to put in.
+    """
+    places = _path(matroska, SEGMENT, TRACKS, TRACK_ENTRY, VIDEO)
+    content = matroska[places[3][1] : places[3][2]] + side.elements()
+    inner = _element(VIDEO, content)
+    for level, number in ((2, TRACK_ENTRY), (1, TRACKS)):
+        _, begin, end = places[level]
+        inner_at, _, inner_end = places[level + 1]
+        inner = _element(number, matroska[begin:inner_at] + inner + matroska[inner_end:end])
+    _, begin, _ = places[0]
+    tracks_at, _, tracks_end = places[1]
+    segment_at = places[0][0]
+    unknown = b"\x01" + b"\xff" * 7  # the segment's size, which readers do without
+    start = matroska[:segment_at] + SEGMENT.to_bytes(4, "big") + unknown
+    return start + matroska[begin:tracks_at] + inner + matroska[tracks_end:]
