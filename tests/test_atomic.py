@@ -151,7 +151,7 @@ def test_what_cannot_be_replaced_is_refused_by_its_own_name(tmp_path: Path) -> N
     for name in ("folder", "circle", "pipe", "missing/a"):
         with pytest.raises(OSError) as caught:
             atomic.write_file(tmp_path / name, b"x")
-        assert caught.value.filename == str(tmp_path / name)
+        assert str(caught.value).endswith(f": {str(tmp_path / name)!r}")
     with pytest.raises(OSError, match="Not a regular file"):
         atomic.write_file("/dev/null", b"x")
     for name in ("pipe", "circle"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -86,27 +87,11 @@ def test_an_altered_byte_is_found_by_the_hash(engine_dir: Path) -> None:
     manifest = m.load_manifest(engine_dir, verify=False)
     with pytest.raises(EngineIntegrityError, match="altered"):
         m.load_manifest(engine_dir)
+    step, decoder = (getattr(manifest.stages, name).artifacts[0].file for name in ("step", "decoder"))
+    records = {record.file: record for record in manifest.records()}
     with pytest.raises(EngineIntegrityError, match="altered"):
-        m.verify_artifact(engine_dir, manifest.stages.step.artifacts[0])
-    m.verify_artifact(engine_dir, manifest.stages.decoder.artifacts[0])
-
-
-def test_external_data_is_hashed_with_its_artifact(tmp_path: Path) -> None:
-    files, factor, channels = tiny_graphs()
-    files["step.onnx.data"] = b"0123456789"
-    manifest = tiny_manifest(files, factor, channels)
-    data = tmp_path / "step.onnx.data"
-    data.write_bytes(files["step.onnx.data"])
-    step = manifest.stages.step
-    artifact = msgspec.structs.replace(step.artifacts[0], external=(m.file_record(data),))
-    stages = msgspec.structs.replace(
-        manifest.stages, step=msgspec.structs.replace(step, artifacts=(artifact,))
-    )
-    engine = m.write_engine_dir(tmp_path / "engine", files, msgspec.structs.replace(manifest, stages=stages))
-    m.verify_artifact(engine, artifact)
-    (engine / "step.onnx.data").write_bytes(b"0123456780")
-    with pytest.raises(EngineIntegrityError, match=r"step\.onnx\.data was altered"):
-        m.verify_artifact(engine, artifact)
+        m.read_file(engine_dir, records[step])
+    assert m.read_file(engine_dir, records[decoder]) == (engine_dir / decoder).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -159,11 +144,47 @@ def test_what_is_not_a_manifest_is_refused(engine_dir: Path, raw: bytes) -> None
         m.load_manifest(engine_dir)
 
 
-def test_a_manifest_that_is_a_directory_is_refused(engine_dir: Path) -> None:
-    (engine_dir / m.MANIFEST_NAME).unlink()
-    (engine_dir / m.MANIFEST_NAME).mkdir()
+@pytest.mark.parametrize("what", ["directory", "pipe", "endless", "socket"])
+def test_a_manifest_that_is_no_regular_file_is_refused_at_once(engine_dir: Path, what: str) -> None:
+    path = engine_dir / m.MANIFEST_NAME
+    path.unlink()
+    if what == "directory":
+        path.mkdir()
+    elif what == "pipe":
+        os.mkfifo(path)
+    elif what == "endless":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mknod(path, 0o600 | stat.S_IFSOCK)
     with pytest.raises(ManifestError, match="cannot be read"):
         m.load_manifest(engine_dir)
+
+
+def test_a_manifest_of_any_size_is_not_read_to_its_end(engine_dir: Path) -> None:
+    with (engine_dir / m.MANIFEST_NAME).open("r+b") as stream:
+        stream.truncate(1 << 40)  # a hole: takes no disk
+    with pytest.raises(ManifestError, match="more than 16 MiB"):
+        m.load_manifest(engine_dir)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("what", ["pipe", "device", "folder"])
+@pytest.mark.parametrize("name", ["step.onnx", "other"])
+def test_files_of_the_directory_that_are_no_regular_files_are_refused_at_once(
+    engine_dir: Path, name: str, what: str, verify: bool
+) -> None:
+    path = engine_dir / name
+    path.unlink(missing_ok=True)
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+        if name == "other":
+            (path / "x").write_bytes(b"x")
+    with pytest.raises((EngineIntegrityError, ManifestError), match=name):
+        m.load_manifest(engine_dir, verify=verify)
 
 
 def test_a_newer_schema_asks_for_an_update_whatever_else_it_holds(engine_dir: Path) -> None:
@@ -190,6 +211,13 @@ def _set(*path: Any, value: Any) -> Any:
         (_set("model", "latent_channels", value=0), "latent_channels"),
         (_set("model", "latent_factor", value=0), "latent_factor"),
         (_set("model", "weights_sha256", value="zz"), "weights_sha256"),
+        (_set("model", "latent_channels", value=1 << 40), "latent_channels"),
+        (_set("model", "scale", value=1 << 40), "scale is"),
+        (_set("model", "scale", value=1 << 80), "scale"),
+        (_set("tiles", "largest_px", value=1 << 40), "largest_px is 1099511627776, expected at most 32768"),
+        (_set("tiles", "largest_px", value=1 << 80), "largest_px"),
+        (_set("tiles", "smallest_px", value=-(1 << 40)), "smallest_px"),
+        (_set("tiles", "overlap_px", value=1 << 40), "overlap_px"),
         (_set("tiles", "multiple_px", value=6), "not a multiple of model.scale"),
         (_set("tiles", "smallest_px", value=7), "smallest_px"),
         (_set("tiles", "default_px", value=8 * 100), "do not satisfy"),

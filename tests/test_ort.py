@@ -127,10 +127,15 @@ def _register(directory: Path, stage: str) -> None:
 
 
 def test_a_file_that_is_not_onnx_is_refused_even_with_the_right_hash(copy: Path) -> None:
-    (copy / "step.onnx").write_bytes(b"this is no graph")
-    _register(copy, "step")
-    with pytest.raises(EngineIntegrityError, match=r"cannot open .*step\.onnx"):
-        OrtBackend(copy)
+    for raw, reason in (
+        (b"this is no graph", r"step\.onnx is not an ONNX graph"),
+        (b"", r"cannot open .*step\.onnx"),
+        ((copy / "step.onnx").read_bytes().replace(b"Concat", b"Cancat"), r"cannot open .*step\.onnx"),
+    ):
+        (copy / "step.onnx").write_bytes(raw)
+        _register(copy, "step")
+        with pytest.raises(EngineIntegrityError, match=reason):
+            OrtBackend(copy)
 
 
 def test_a_graph_with_other_tensor_names_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import os
 import stat
 import struct
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 from fake_tensorrt import RTX_VERSION, VERSION, FakeTensorRT, fake_plan, write_engines
 from simulated_device import SimulatedDriver
 
+from yonos_trt import atomic
 from yonos_trt.errors import (
     EngineDeviceError,
     EngineIntegrityError,
@@ -358,16 +358,17 @@ def test_beside_a_read_only_engine_the_cache_goes_to_the_users_directory(
 ) -> None:
     root = tmp_path / "engine"
     cache = kernel_cache(root)
-    make = tempfile.mkstemp
+    make = atomic._new_part
 
-    def refuse(dir: Path, suffix: str) -> tuple[int, str]:  # chmod would not stop root
-        if Path(dir) == root:
-            raise PermissionError(13, "Permission denied", str(dir))
-        return make(dir=dir, suffix=suffix)
+    def refuse(folder: Path, mode: int) -> tuple[Path, int]:  # chmod would not stop root
+        if folder == root:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return make(folder, mode)
 
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
     engine, _ = rtx_engine(root, cache)
-    engine.save_cache()
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "_new_part", refuse)
+        engine.save_cache()
     assert list(root.glob(".*.cache")) == []
     assert [path.read_bytes() for path in user_cache.iterdir()] == [b"kernels of this run"]
     assert stat.S_IMODE(user_cache.stat().st_mode) == 0o700

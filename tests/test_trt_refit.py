@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from fake_tensorrt import FakeTensorRT, write_engines
+from helpers import tiny_graphs
 from simulated_device import SimulatedDriver
 
 from yonos_trt.errors import EngineDeviceError, EngineIntegrityError, EngineNotFoundError
@@ -18,11 +19,13 @@ from yonos_trt.trt.engines import Engine
 from yonos_trt.trt.module import TensorRT
 from yonos_trt.trt.refit import weights_of
 
+GRAPH = tiny_graphs()[0]["encoder.onnx"]
+
 
 class Refittable(FakeTensorRT):
     """Takes the weights of any graph but an empty one."""
 
-    refitted: list[tuple[Any, str]]
+    refitted: list[tuple[Any, bytes]]
 
     def __init__(self, driver: SimulatedDriver) -> None:
         super().__init__(driver)
@@ -30,7 +33,7 @@ class Refittable(FakeTensorRT):
 
         class Refitter:
             def __init__(self, engine: Any, logger: Any) -> None:
-                self.engine, self.graph = engine, ""
+                self.engine, self.graph = engine, b""
 
             def refit_cuda_engine(self) -> bool:
                 module.refitted.append((self.engine, self.graph))
@@ -40,9 +43,9 @@ class Refittable(FakeTensorRT):
             def __init__(self, refitter: Refitter, logger: Any) -> None:
                 self.refitter, self.num_errors = refitter, 0
 
-            def refit_from_file(self, path: str) -> bool:
-                self.refitter.graph = Path(path).name
-                self.num_errors = int(not Path(path).read_bytes())
+            def refit_from_bytes(self, graph: bytes) -> bool:
+                self.refitter.graph = graph
+                self.num_errors = int(not graph)
                 return not self.num_errors
 
             def get_error(self, index: int) -> Any:
@@ -71,28 +74,28 @@ def open_engine(root: Path, stage: Stage, artifact: Artifact) -> tuple[Engine, R
 
 
 def test_stripped_engine_is_filled_from_the_graph_of_its_precision(tmp_path: Path) -> None:
-    stage, artifact = stripped(tmp_path, b"weights")
+    stage, artifact = stripped(tmp_path, GRAPH)
     engine, module = open_engine(tmp_path, stage, artifact)
-    assert [graph for _, graph in module.refitted] == ["encoder.fp16.onnx"]
-    assert engine.weights_bytes == artifact.bytes + len(b"weights")
+    assert [graph for _, graph in module.refitted] == [GRAPH]
+    assert engine.weights_bytes == artifact.bytes + len(GRAPH)
 
 
 def test_engine_with_its_weights_is_left_alone(tmp_path: Path) -> None:
-    stage, artifact = stripped(tmp_path, b"weights")
+    stage, artifact = stripped(tmp_path, GRAPH)
     whole = msgspec.structs.replace(artifact, stripped=False)
     _, module = open_engine(tmp_path, stage, whole)
     assert module.refitted == []
 
 
 def test_altered_graph_is_not_taken(tmp_path: Path) -> None:
-    stage, artifact = stripped(tmp_path, b"weights")
-    (tmp_path / "encoder.fp16.onnx").write_bytes(b"WEIGHTS")
+    stage, artifact = stripped(tmp_path, GRAPH)
+    (tmp_path / "encoder.fp16.onnx").write_bytes(GRAPH[::-1])
     with pytest.raises(EngineIntegrityError, match="was altered"):
         open_engine(tmp_path, stage, artifact)
 
 
 def test_missing_graph_is_named(tmp_path: Path) -> None:
-    stage, artifact = stripped(tmp_path, b"weights")
+    stage, artifact = stripped(tmp_path, GRAPH)
     alone = msgspec.structs.replace(stage, artifacts=(artifact,))
     with pytest.raises(EngineNotFoundError, match=r"no fp16 graph of the stage encoder.*--strip-weights"):
         weights_of(tmp_path, "encoder", alone, artifact)

@@ -370,7 +370,8 @@ def _named(target: StrPath, part: Path | None = None, *, unnamed: bool = True) -
         about = str(error.filename) if error.filename is not None else None
         ours = unnamed if about is None else part is None or _below(about, part)
         if error.errno is not None and ours:
-            error.filename, error.filename2 = os.fspath(target), None
+            error.filename = os.fspath(target)
+            del error.filename2  # None would be printed as a name
         raise
 
 

@@ -4,15 +4,19 @@ Identity is data in the manifest, never parsed from a file name. Paths are relat
 none may leave it (also not through a symbolic link), and each comes with SHA-256 and size: an engine plan
 is executable code, so nothing is loaded whose hash is not written down here. Names that begin with a dot
 (``.cache/``, ``.DS_Store``) are not part of the directory and are never loaded by way of the manifest.
+What is loaded is read once, by `read_file`: the bytes that were hashed are the bytes that run.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -66,13 +70,14 @@ __all__ = [
     "file_record",
     "identity_manifest",
     "load_manifest",
+    "read_file",
     "save_manifest",
-    "verify_artifact",
     "write_engine_dir",
 ]
 
 
 _CHUNK_BYTES = 1 << 20
+_LARGEST_MANIFEST_BYTES = 16 << 20
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -88,7 +93,7 @@ def load_manifest(directory: str | os.PathLike[str], *, verify: bool = True) -> 
         The engine directory.
     verify
         True hashes every file. False checks only that exactly the named files are there with the named
-        sizes; whoever opens an artifact then calls `verify_artifact` for it.
+        sizes; whoever loads one of them then takes its bytes from `read_file`.
 
     Raises
     ------
@@ -107,7 +112,8 @@ def load_manifest(directory: str | os.PathLike[str], *, verify: bool = True) -> 
             f"build one with: yonos-export CHECKPOINT --engine-dir {root}"
         )
     try:
-        raw = path.read_bytes()
+        with _opened(path) as stream:
+            raw = stream.read(_LARGEST_MANIFEST_BYTES + 1)
     except FileNotFoundError:
         raise EngineNotFoundError(
             f"{str(root)!r} has no {MANIFEST_NAME}, so it is not an engine directory; "
@@ -117,6 +123,10 @@ def load_manifest(directory: str | os.PathLike[str], *, verify: bool = True) -> 
         raise ManifestError(
             f"{path} cannot be read: {error.strerror}; check its type and permissions"
         ) from error
+    if len(raw) > _LARGEST_MANIFEST_BYTES:
+        raise ManifestError(
+            f"{path} has more than {_LARGEST_MANIFEST_BYTES >> 20} MiB, which no manifest needs; {REBUILD}"
+        )
     manifest = _decode(raw, path)
     check(manifest, path)
     _check_files(manifest, root, verify=verify)
@@ -139,7 +149,7 @@ def _decode(raw: bytes, path: Path) -> EngineManifest:
         )
     try:
         return msgspec.convert(document, EngineManifest)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, RecursionError) as error:
         raise ManifestError(f"{path} does not fit the manifest schema: {error}; {REBUILD}") from error
 
 
@@ -161,8 +171,10 @@ def artifact_path(directory: str | os.PathLike[str], file: str) -> Path:
             f"{root / MANIFEST_NAME} names {file!r}, which is a link that leads out of the directory; "
             "put the file itself there"
         )
-    if not path.is_file():
+    if not path.exists():
         raise EngineIntegrityError(f"{root / file} is named in {MANIFEST_NAME} but missing; {REBUILD}")
+    if not path.is_file():
+        raise EngineIntegrityError(f"{root / file} is not a regular file; {REBUILD}")
     return path
 
 
@@ -171,7 +183,7 @@ def _check_files(manifest: EngineManifest, root: Path, *, verify: bool) -> None:
     for record in manifest.records():
         if record.file not in named:
             named.add(record.file)
-            _verify_record(root, record, hashes=verify)
+            _checked(root, record, hashes=verify)
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for file in sorted(files):
@@ -182,41 +194,62 @@ def _check_files(manifest: EngineManifest, root: Path, *, verify: bool) -> None:
                 )
 
 
-def verify_artifact(directory: str | os.PathLike[str], artifact: Artifact) -> Path:
-    """Hash an artifact and its external data files, and return the artifact's resolved path.
+def read_file(directory: str | os.PathLike[str], record: FileRecord) -> bytes:
+    """Return the bytes of a file of the directory; what is returned is what was hashed.
 
     Raises
     ------
-    ManifestError, EngineIntegrityError
-        As `load_manifest`.
+    ManifestError
+        The path leaves the directory.
+    EngineIntegrityError
+        The file is missing, no regular file, unreadable, of another size or with another hash.
     """
-    root = Path(directory)
-    for record in artifact.external:
-        _verify_record(root, record, hashes=True)
-    return _verify_record(
-        root, FileRecord(file=artifact.file, sha256=artifact.sha256, bytes=artifact.bytes), hashes=True
-    )
+    return b"".join(_checked(Path(directory), record, hashes=True, keep=True))
 
 
-def _verify_record(root: Path, record: FileRecord, *, hashes: bool) -> Path:
+def _checked(root: Path, record: FileRecord, *, hashes: bool, keep: bool = False) -> list[bytes]:
+    """Check a file; return its bytes if they shall be kept. It is opened once."""
     path = artifact_path(root, record.file)
+    chunks, digest = [], hashlib.sha256()
     try:
-        size = path.stat().st_size
-        if size != record.bytes:
-            kind = "truncated" if size < record.bytes else "too long"
-            raise EngineIntegrityError(
-                f"{path} is {kind}: {size} bytes, {MANIFEST_NAME} says {record.bytes}; {REBUILD}"
-            )
-        digest = _sha256(path) if hashes else record.sha256
+        with _opened(path) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size != record.bytes:
+                kind = "truncated" if size < record.bytes else "too long"
+                raise EngineIntegrityError(
+                    f"{path} is {kind}: {size} bytes, {MANIFEST_NAME} says {record.bytes}; {REBUILD}"
+                )
+            if not hashes:
+                return []
+            # one byte more than there should be: it may grow meanwhile
+            chunk = stream.read(size + 1 if keep else _CHUNK_BYTES)
+            while chunk:
+                digest.update(chunk)
+                if keep:
+                    chunks.append(chunk)
+                chunk = stream.read(_CHUNK_BYTES)
     except OSError as error:
         raise EngineIntegrityError(
-            f"{path} cannot be read: {error.strerror}; check its permissions"
+            f"{path} cannot be read: {error.strerror}; check its type and permissions"
         ) from error
-    if digest != record.sha256:
+    if digest.hexdigest() != record.sha256:
         raise EngineIntegrityError(
-            f"{path} was altered: its SHA-256 is {digest}, {MANIFEST_NAME} says {record.sha256}; {REBUILD}"
+            f"{path} was altered: its SHA-256 is {digest.hexdigest()}, {MANIFEST_NAME} says {record.sha256}; "
+            f"nothing of it is loaded; {REBUILD}"
         )
-    return path
+    return chunks
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a regular file; a pipe, which would wait for its other end, or a device is an OSError."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def _sha256(path: Path) -> str:

@@ -31,8 +31,8 @@ from yonos_trt.manifest import (
     Precision,
     Stage,
     load_manifest,
-    verify_artifact,
 )
+from yonos_trt.onnx_graph import LARGEST_MODEL_BYTES, Graph, read_graph
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -44,6 +44,8 @@ _log = logging.getLogger(__name__)
 CPU_PROVIDER = "CPUExecutionProvider"
 Provider = str | tuple[str, Mapping[str, Any]]
 
+# Hands over external data that is too large for one message; older ONNX Runtimes lack it.
+_FILES_IN_MEMORY = "add_external_initializers_from_files_in_memory"
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 # How ONNX Runtime's providers word a failed allocation.
 _MEMORY_WORDS = ("failed to allocate memory", "bad_alloc", "out of memory", "bad allocation")
@@ -134,10 +136,10 @@ class OrtBackend(NumpyBackend):
                 )
         self._sessions: dict[str, _Session] = {}
         for name, artifact in pick_onnx(self.manifest, root, precision).items():
-            path = verify_artifact(root, artifact)
+            graph = read_graph(root, artifact)
             stage = getattr(self.manifest.stages, name)
             self._sessions[name] = _Session(
-                name, path, stage, self.manifest, providers, max(1, threads // lanes)
+                name, graph, stage, self.manifest, providers, max(1, threads // lanes)
             )
         _log.info(
             "opened %s with ONNX Runtime %s: %s, %d threads, %d lanes, %s kernels",
@@ -174,7 +176,7 @@ class _Session:
     def __init__(
         self,
         name: str,
-        path: Path,
+        graph: Graph,
         stage: Stage,
         manifest: EngineManifest,
         providers: Sequence[Provider],
@@ -189,9 +191,17 @@ class _Session:
         # Threads that wait for work would spin: through the time of the tile kernels, and against other
         # processes (on two cores with other work it doubled wall and CPU time, measured 2026-11-21).
         options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads > 1 else "1")
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        path, model = graph.path, graph.model
+        if graph.external:
+            if graph.nbytes > LARGEST_MODEL_BYTES and hasattr(options, _FILES_IN_MEMORY):
+                names, files = list(graph.external), list(graph.external.values())
+                getattr(options, _FILES_IN_MEMORY)(names, files, list(map(len, files)))
+            else:
+                model = graph.inlined()
         try:
             self._session: onnxruntime.InferenceSession = ort.InferenceSession(
-                str(path), sess_options=options, providers=[_plain(p) for p in providers]
+                model, sess_options=options, providers=[_plain(p) for p in providers]
             )
         except Exception as error:
             raise EngineIntegrityError(

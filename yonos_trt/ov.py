@@ -24,7 +24,8 @@ from yonos_trt.errors import (
     OutOfMemoryError,
 )
 from yonos_trt.host_cpus import usable_cpus
-from yonos_trt.manifest import EngineManifest, Precision, Stage, load_manifest, verify_artifact
+from yonos_trt.manifest import EngineManifest, Precision, Stage, load_manifest
+from yonos_trt.onnx_graph import Graph, read_graph
 from yonos_trt.ort import pick_onnx
 
 __all__ = ["OpenVinoBackend"]
@@ -105,9 +106,9 @@ class OpenVinoBackend(NumpyBackend):
         }
         self._networks: dict[str, _Network] = {}
         for name, artifact in pick_onnx(self.manifest, root).items():
-            path = verify_artifact(root, artifact)
+            graph = read_graph(root, artifact)
             stage = getattr(self.manifest.stages, name)
-            self._networks[name] = _Network(core, name, path, stage, properties, lanes)
+            self._networks[name] = _Network(core, name, graph, stage, properties, lanes)
         _log.info(
             "opened %s with OpenVINO %s: %s, %d threads, %d lanes, %s kernels",
             self.manifest.model.name, openvino.__version__, self.precision, threads, lanes, self.kernels.name,
@@ -140,10 +141,11 @@ class _Network:
     """One compiled graph with a request per lane, checked against the manifest."""
 
     def __init__(
-        self, core: Any, name: str, path: Path, stage: Stage, properties: dict[str, Any], lanes: int
+        self, core: Any, name: str, graph: Graph, stage: Stage, properties: dict[str, Any], lanes: int
     ) -> None:
+        path, model = graph.path, graph.inlined()
         try:
-            compiled = core.compile_model(str(path), "CPU", properties)
+            compiled = core.compile_model(core.read_model(model), "CPU", properties)
         except Exception as error:
             raise EngineIntegrityError(
                 f"OpenVINO cannot compile {path}: {_first_line(error)}; export the model again with this "

@@ -16,6 +16,8 @@ from yonos_trt.errors import ManifestError
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
+LARGEST_TILE_PX = 1 << 15
+LARGEST_LATENT_CHANNELS = 1 << 10
 # How every message about a bad directory ends.
 REBUILD = "export the model again (yonos-export writes a complete directory) or copy the directory anew"
 
@@ -196,6 +198,14 @@ def check(manifest: EngineManifest, path: Path) -> None:
             raise ManifestError(f"{path}: {what}; {REBUILD}")
 
     model, tiles = manifest.model, manifest.tiles
+    require(
+        model.latent_channels <= LARGEST_LATENT_CHANNELS,
+        f"model.latent_channels is {model.latent_channels}, expected at most {LARGEST_LATENT_CHANNELS}",
+    )
+    require(
+        tiles.largest_px <= LARGEST_TILE_PX,
+        f"tiles.largest_px is {tiles.largest_px}, expected at most {LARGEST_TILE_PX}",
+    )
     require(1 <= model.scale <= 16, f"model.scale is {model.scale}, expected 1 to 16")
     require(model.latent_channels >= 1, f"model.latent_channels is {model.latent_channels}, expected >= 1")
     require(model.latent_factor >= 1, f"model.latent_factor is {model.latent_factor}, expected >= 1")

@@ -2,12 +2,13 @@
 
 An engine plan is executable code. `read_engine` hands out bytes only if they are the ones the manifest
 vouches for (size and SHA-256 of the very bytes that will be deserialised) and if the plan's own header agrees
-with the manifest on its length and TensorRT version. Nothing here needs a GPU or TensorRT.
+with the manifest on its length and TensorRT version. It is the hash that protects: the header check looks at
+16 of 64 bytes (tag, length, version), and is there to name a wrong TensorRT version or a cut file before
+TensorRT does so less clearly. Nothing here needs a GPU or TensorRT.
 """
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from yonos_trt.errors import (
     EngineVersionError,
     YonosError,
 )
-from yonos_trt.manifest import Artifact, EngineManifest, Precision, Runtime, Stage, artifact_path
+from yonos_trt.manifest import Artifact, EngineManifest, FileRecord, Precision, Runtime, Stage, read_file
 
 __all__ = ["PlanHeader", "build_command", "pick_engines", "read_engine", "read_header"]
 
@@ -195,24 +196,13 @@ def read_engine(engine_dir: Path, artifact: Artifact) -> bytes:
         The plan's header names another TensorRT version than the manifest.
     """
     fix = f"build it again with: {build_command(engine_dir, artifact.runtime, artifact.precision)}"
-    path = artifact_path(engine_dir, artifact.file)
+    path = engine_dir / artifact.file
     try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise EngineIntegrityError(
-            f"{path} cannot be read: {error.strerror}; check its permissions"
-        ) from error
-    if len(raw) != artifact.bytes:
-        kind = "truncated" if len(raw) < artifact.bytes else "too long"
-        raise EngineIntegrityError(
-            f"{path} is {kind}: {len(raw)} bytes, the manifest says {artifact.bytes}; {fix}"
+        raw = read_file(
+            engine_dir, FileRecord(file=artifact.file, sha256=artifact.sha256, bytes=artifact.bytes)
         )
-    digest = hashlib.sha256(raw).hexdigest()
-    if digest != artifact.sha256:
-        raise EngineIntegrityError(
-            f"{path} was altered: its SHA-256 is {digest}, the manifest says {artifact.sha256}; an engine is "
-            f"executable code, so it is not loaded; {fix}"
-        )
+    except EngineIntegrityError as error:
+        raise EngineIntegrityError(f"{error}, or {fix}") from error
     header = read_header(raw)
     if header is None:
         raise EngineIntegrityError(f"{path} is not a TensorRT engine plan: its header lacks the tag; {fix}")

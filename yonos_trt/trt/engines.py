@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from yonos_trt.errors import (
@@ -20,6 +19,7 @@ from yonos_trt.errors import (
     ProfileError,
 )
 from yonos_trt.manifest import Artifact, Stage
+from yonos_trt.onnx_graph import Graph
 from yonos_trt.trt.kernel_cache import KernelCache
 from yonos_trt.trt.module import TensorRT
 from yonos_trt.trt.refit import refit
@@ -67,7 +67,7 @@ class Engine:
         raw: bytes,
         *,
         cache: KernelCache | None = None,
-        weights: Path | None = None,
+        weights: Graph | None = None,
     ) -> None:
         self.name, self.artifact = name, artifact
         self.weights_bytes = len(raw)
@@ -82,7 +82,7 @@ class Engine:
                 f"{tensorrt.last_words()}; update the NVIDIA driver, or build the engine on this machine"
             )
         if weights is not None:
-            self.weights_bytes += weights.stat().st_size
+            self.weights_bytes += weights.nbytes
             refit(tensorrt.module, tensorrt.logger, self._engine, artifact, weights)
         self.dtypes: dict[str, str] = {}
         self._check_tensors(stage)

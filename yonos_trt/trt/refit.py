@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from yonos_trt.errors import EngineDeviceError, EngineNotFoundError
-from yonos_trt.manifest import Artifact, Stage, verify_artifact
+from yonos_trt.manifest import Artifact, Stage
+from yonos_trt.onnx_graph import Graph, read_graph
 
 __all__ = ["refit", "weights_of"]
 
 
-def weights_of(engine_dir: Path, name: str, stage: Stage, artifact: Artifact) -> Path | None:
-    """Return the graph that holds the weights of a stripped engine, hashes checked; None if it is not one.
+def weights_of(engine_dir: Path, name: str, stage: Stage, artifact: Artifact) -> Graph | None:
+    """Return the graph that holds the weights of a stripped engine; None if it is not one.
 
     Raises
     ------
@@ -33,10 +34,10 @@ def weights_of(engine_dir: Path, name: str, stage: Stage, artifact: Artifact) ->
             f"{artifact.file} has no weights inside and {engine_dir} has no {artifact.precision} graph of "
             f"the stage {name} to take them from; export the model again without --strip-weights"
         )
-    return verify_artifact(engine_dir, found[0])
+    return read_graph(engine_dir, found[0])
 
 
-def refit(module: Any, logger: Any, engine: Any, artifact: Artifact, graph: Path) -> None:
+def refit(module: Any, logger: Any, engine: Any, artifact: Artifact, graph: Graph) -> None:
     """Fill a stripped engine with the weights of its graph.
 
     Raises
@@ -46,10 +47,10 @@ def refit(module: Any, logger: Any, engine: Any, artifact: Artifact, graph: Path
     """
     refitter = module.Refitter(engine, logger)
     parser = module.OnnxParserRefitter(refitter, logger)
-    if not parser.refit_from_file(str(graph)) or not refitter.refit_cuda_engine():
+    if not parser.refit_from_bytes(graph.inlined()) or not refitter.refit_cuda_engine():
         count = int(parser.num_errors)
         reason = str(parser.get_error(0).desc()) if count else "it does not say why"
         raise EngineDeviceError(
-            f"{artifact.file} cannot be filled with the weights of {graph.name}: {reason}; build it "
+            f"{artifact.file} cannot be filled with the weights of {graph.path.name}: {reason}; build it "
             "again, with the same TensorRT version and without --strip-weights"
         )
