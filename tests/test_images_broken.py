@@ -254,7 +254,7 @@ def test_pixel_limit_can_be_raised_and_lifted() -> None:
         (b"\x00" * 100, "not a picture of a known format"),
         (b"%PDF-1.7 ...", "PDF files are not supported"),
         (b"PK\x03\x04....", "ZIP files are not supported"),
-        (b"\x00\x00\x00\x1cftypheic\x00\x00\x00\x00mif1heic", "HEIC or video"),
+        (b"\x00\x00\x00\x1cftypheic\x00\x00\x00\x00mif1heic", "truncated inside box"),
         (b"8BPS\x00\x01", "Photoshop files are not supported"),
         (b"\x89PNG\r\n\x1a\n", "truncated"),
         (b"\xff\xd8\xff", "truncated"),

@@ -73,7 +73,7 @@ class MissingExtraError(YonosError, ImportError):
         why = f" ({reason})" if reason else ""
         super().__init__(
             f"{what} needs the package {package!r}, which cannot be imported{why}; "
-            f"install it with: pip install 'yonos-trt[{extra}]'"
+            f"install it with: pip install 'yonos-trt[{extra}]' (in a checkout: pip install -e '.[{extra}]')"
         )
         self.package = package
         self.extra = extra

@@ -12,6 +12,7 @@ FORMAT_SUFFIXES = {
     "WEBP": (".webp",),
     "TIFF": (".tif", ".tiff", ".btf", ".tf8"),
     "AVIF": (".avif",),
+    "HEIC": (".heic", ".heif", ".hif"),
     "GIF": (".gif",),
     "BMP": (".bmp", ".dib"),
 }
@@ -30,7 +31,7 @@ class Header:
     format
         Key of ``FORMAT_SUFFIXES``.
     height_px, width_px
-        As stored, before any orientation; 0 where only the decoder knows (AVIF).
+        As stored, before any crop and orientation; 0 where only the decoder knows.
     bits
         Bits per sample.
     channels
@@ -39,6 +40,8 @@ class Header:
         Pictures inside; 1 for a still picture.
     is_float
         Samples are floating point.
+    crop
+        AVIF and HEIC: (top, left, height, width) of the part to be shown, None for all.
     tags
         TIFF only: the first full-size directory, tag -> numbers.
     """
@@ -50,4 +53,5 @@ class Header:
     channels: int = 0
     frames: int = 1
     is_float: bool = False
+    crop: tuple[int, int, int, int] | None = None
     tags: dict[int, tuple[int, ...]] = field(default_factory=dict)

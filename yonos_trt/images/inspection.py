@@ -11,6 +11,7 @@ import struct
 import zlib
 
 from yonos_trt.images.header import FORMAT_SUFFIXES, Header, MalformedError
+from yonos_trt.images.heif_header import heif_header
 from yonos_trt.images.jpeg_header import jpeg_header
 from yonos_trt.images.tiff_header import tiff_header
 
@@ -51,7 +52,7 @@ def inspect(data: bytes) -> Header:
         if data[:6] in (b"GIF87a", b"GIF89a"):
             return _gif(data)
         if data[4:8] == b"ftyp":
-            return _avif(data)
+            return heif_header(data)
         if data[:2] == b"BM":
             return _bmp(data)
     except (struct.error, IndexError) as error:
@@ -200,30 +201,3 @@ def _bmp(data: bytes) -> Header:
     if compression in (0, 3) and expected > len(data):
         raise MalformedError(f"the BMP is truncated: {len(data)} of {expected} bytes")
     return Header("BMP", height_px, width_px)
-
-
-def _avif(data: bytes) -> Header:
-    brands = data[8 : struct.unpack_from(">I", data)[0]]
-    if b"avif" not in brands and b"avis" not in brands:
-        raise MalformedError(
-            f"the file is ISO media of kind {brands[:4]!r} (HEIC or video), not supported; convert it to PNG"
-        )
-    position, has_data = 0, False
-    while position < len(data):
-        length, kind = struct.unpack_from(">I4s", data, position)
-        if length == 1:
-            (length,) = struct.unpack_from(">Q", data, position + 8)
-        elif length == 0:
-            length = len(data) - position
-        if length < 8 or position + length > len(data):
-            raise MalformedError(f"the AVIF is truncated inside box {kind!r} at byte {position}")
-        has_data = has_data or kind in (b"mdat", b"idat", b"meta")
-        position += length
-    if not has_data:
-        raise MalformedError("the AVIF holds no pixels")
-    # AV1 codec configuration (AV1-ISOBMFF 2.3.3): third byte = tier, high_bitdepth, twelve_bit, ...
-    configuration, bits = data.find(b"av1C"), 8
-    if configuration >= 0:
-        flags = data[configuration + 6]
-        bits = (12 if flags & 0x20 else 10) if flags & 0x40 else 8
-    return Header("AVIF", bits=bits)

@@ -44,7 +44,7 @@ def read_image(
     ----------
     source
         Path, the bytes of a file, or a PIL image (then as ``from_pil``). PNG, JPEG, WebP, TIFF, AVIF, GIF,
-        BMP; the content decides, and a name whose suffix says something else is told in the log.
+        BMP, and HEIC with the extra ``heic``; the content decides, and a name whose suffix says something else is told in the log.
     max_pixels
         Refuse pictures that declare more, before anything is decoded; None for no limit.
 
@@ -200,6 +200,8 @@ def _decode(data: bytes, header: Header, name: str, max_pixels: int | None) -> P
         check_png_pixels(data, header)
     if header.format == "TIFF" and not pillow_keeps_tiff(data, header):
         return deep_tiff(data, header, name)
+    if header.format == "HEIC":
+        return _heic(data, name, max_pixels)
     if header.format in ("JPEG", "AVIF") and header.bits > 8:
         raise InputError(
             f"{name}: {header.bits}-bit {header.format} is not supported; convert it to a 16-bit PNG"
@@ -218,12 +220,53 @@ def _decode(data: bytes, header: Header, name: str, max_pixels: int | None) -> P
     image.load()
     if header.format == "PNG" and image.mode in ("L", "RGB"):
         _widen_transparent_grey(image, header.bits)
-    picture = _from_loaded(image, name, format_=header.format, source="file")
+    picture = _from_loaded(_cropped(image, header, name), name, format_=header.format, source="file")
     if header.format == "TIFF" and header.bits > 8 and header.tags.get(262) == (0,):
         # Pillow turns "white is zero" round for 8 bits only.
         white = np.float32(1) if header.is_float else np.uint16(65535)
         return picture.with_pixels(white - picture.rgb)
     return picture
+
+
+def _cropped(image: ImageFile.ImageFile, header: Header, name: str) -> Image.Image:
+    """Cut out the part that an AVIF says is to be shown; turning and mirroring come after it."""
+    if header.crop is None:
+        return image
+    if image.size != (header.width_px, header.height_px):
+        raise InputError(f"{name}: decodes to {image.size}, its crop is one of a picture of another size")
+    top, left, height, width = header.crop
+    part = image.crop((left, top, left + width, top + height))
+    part.format = image.format
+    return part
+
+
+def _heic(data: bytes, name: str, max_pixels: int | None) -> Picture:
+    """Read the primary picture of a HEIC; its decoder crops and turns it."""
+    try:
+        import pillow_heif
+    except (ImportError, OSError) as error:  # OSError: the bindings are there, the library is not
+        raise MissingExtraError(
+            f"{name}: reading HEIC", package="pillow_heif", extra="heic", reason=str(error)
+        ) from error
+    image = pillow_heif.HeifImageFile(io.BytesIO(data))
+    image.format = "HEIC"
+    _check_size(name, image.height, image.width, max_pixels)
+    left_out = [f"{image.n_frames - 1} further picture(s) of the file"] if image.n_frames > 1 else []
+    for key, what in (("depth_images", "depth map"), ("aux", "auxiliary pictures, such as a gain map")):
+        if image.info.get(key):
+            left_out.append(what)
+    if image.info.get("bit_depth", 8) > 8:
+        whole = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=False)
+        pixels = np.asarray(whole)
+        if pixels.dtype != np.uint16:
+            raise InputError(f"{name}: a HEIC of this depth cannot be read; convert it to a 16-bit PNG")
+        pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+        mode = ("L", "LA", "RGB", "RGBA")[pixels.shape[2] - 1]
+        picture = _finish(pixels, Kind(mode, "uint16"), image, name, format_="HEIC", source="file")
+    else:
+        image.load()
+        picture = _from_loaded(image, name, format_="HEIC", source="file")
+    return replace(picture, left_out=(*picture.left_out, *left_out))
 
 
 def _widen_transparent_grey(image: Image.Image, bits: int) -> None:

@@ -172,7 +172,7 @@ def _page(data: bytes, fields: dict[int, _Field], frames: int) -> Header:
         if sum(counts) < least and not subsampled:
             raise MalformedError(f"the TIFF is truncated: {sum(counts)} of {least} bytes of pixels")
     is_float = tags.get(339, (1,))[0] == 3
-    return Header("TIFF", height_px, width_px, bits[0], channels, frames, is_float, tags)
+    return Header("TIFF", height_px, width_px, bits[0], channels, frames, is_float, tags=tags)
 
 
 def _pieces(
