@@ -265,10 +265,12 @@ def test_progress_json_writes_one_object_per_line_and_nothing_else(
     result = upscale(engine_dir, "-i", photos, "-o", tmp_path / "out", "--progress", "json", "-v")
     events = [json.loads(line) for line in result.stderr.splitlines()]
     kinds = [e["event"] for e in events if e["event"] != "log"]
-    assert kinds == ["start", *["step"] * kinds.count("step"), "finish", "start", "fail", "end"]
+    tiles = ["step"] * kinds.count("step")
+    assert kinds == ["skip", "skip", "start", *tiles, "finish", "start", "fail", "end"]
+    assert [Path(e["name"]).name for e in events if e["event"] == "skip"] == ["notes.txt", "sub"]
     steps = [e for e in events if e["event"] == "step"]
     assert steps[-1]["done"] == steps[-1]["total"] == len(steps)
-    end = {"event": "end", "elapsed_s": 0, "done": 1, "skipped": 0, "failed": 1}
+    end = {"event": "end", "elapsed_s": 0, "done": 1, "skipped": 2, "failed": 1}
     assert events[-1] | {"elapsed_s": 0} == end
     assert [e for e in events if e["event"] == "log"]  # -v
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -15,11 +17,13 @@ import pytest
 from helpers import in_own_process, make_engine_dir, picture
 from PIL import Image
 
+from yonos_trt import claims
+from yonos_trt.atomic import remove_leftovers
 from yonos_trt.errors import EngineIntegrityError, InputError, MissingExtraError, OutOfMemoryError
 from yonos_trt.file_stages import FileStages
 from yonos_trt.images import read_image
 from yonos_trt.job_run import Outcome, run_jobs
-from yonos_trt.jobs import Job
+from yonos_trt.jobs import Job, PassedOver
 from yonos_trt.progress import Silent
 from yonos_trt.sr import SR
 
@@ -50,6 +54,9 @@ class Told(Silent):
 
     def skip(self, name: str, reason: str) -> None:
         self.events.append(("skip", Path(name).stem))
+
+    def pass_over(self, name: str, reason: str) -> None:
+        self.events.append(("pass over", Path(name).name, reason))
 
     def fail(self, name: str, error: BaseException) -> None:
         self.events.append(("fail", Path(name).stem, str(error)))
@@ -501,10 +508,12 @@ def test_ctrl_c_while_a_file_is_written_leaves_none_of_it(
     engine_dir: Path, real: list[Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save = Image.Image.save
+    saved: list[object] = []
 
     def half(self: Image.Image, target: Any, *arguments: Any, **options: Any) -> None:
         save(self, target, *arguments, **options)
-        if "b_x4" in str(getattr(target, "name", target)):
+        saved.append(target)
+        if len(saved) == 2:
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Image.Image, "save", half)
@@ -516,3 +525,140 @@ def test_ctrl_c_while_a_file_is_written_leaves_none_of_it(
         signal.signal(signal.SIGINT, old)
     assert [p.name for p in real[0].target.parent.iterdir()] == ["a_x4.png"]
     assert np.array_equal(read_image(real[0].target).rgb.shape, (80, 120, 3))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Whatever a library throws at one picture
+
+
+class _Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+def _every_exception() -> list[BaseException]:
+    """One of every exception class of Python, and of the libraries that read and write pictures."""
+    import binascii
+    import builtins
+    import lzma
+    import struct
+    import zlib
+
+    from PIL import UnidentifiedImageError
+    from PIL.Image import DecompressionBombError, DecompressionBombWarning
+
+    classes = [v for v in vars(builtins).values() if isinstance(v, type) and issubclass(v, BaseException)]
+    classes = [c for c in dict.fromkeys(classes) if c is not KeyboardInterrupt]
+    classes += [struct.error, zlib.error, binascii.Error, lzma.LZMAError, _Unspeakable]
+    classes += [UnidentifiedImageError, DecompressionBombError, DecompressionBombWarning]
+    made: list[BaseException] = [OSError(28, "No space left on device"), UnicodeError("half a character")]
+    for kind in classes:
+        if issubclass(kind, BaseExceptionGroup):
+            made.append(kind("several", [ValueError("one")]))
+        elif kind is UnicodeDecodeError:
+            made.append(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"))
+        elif kind is UnicodeEncodeError:
+            made.append(UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogate"))
+        elif kind is UnicodeTranslateError:
+            made.append(UnicodeTranslateError("x", 0, 1, "no"))
+        else:
+            made.append(kind())
+    return made
+
+
+@pytest.mark.parametrize("stage", ["read", "needed_bytes", "free_bytes", "upscale", "write"])
+@pytest.mark.parametrize("overlap", [True, False], ids=["overlapped", "plain"])
+def test_no_exception_of_one_picture_ends_a_run(tmp_path: Path, stage: str, overlap: bool) -> None:
+    thrown = _every_exception()
+    assert len(thrown) > 60
+
+    class Throwing(Fake):
+        job: Job
+
+        def _throw(self, where: str, job: Job) -> None:
+            if where == stage and job.source.stem.startswith("bad"):
+                raise thrown[int(job.source.stem[3:])]
+
+        def read(self, job: Job) -> str:
+            self._throw("read", job)
+            return super().read(job)
+
+        def needed_bytes(self, job: Job, picture: str) -> int:
+            self.job = job
+            self._throw("needed_bytes", job)
+            return 1 << 30  # alone: each asks for the free bytes
+
+        def free_bytes(self) -> int:
+            self._throw("free_bytes", self.job)
+            return 1 << 30
+
+        def upscale(self, job: Job, picture: str, on_tiles: Callable[[int, int], None], *, fits: bool) -> str:
+            self._throw("upscale", job)
+            return super().upscale(job, picture, on_tiles, fits=fits)
+
+        def write(self, job: Job, result: str) -> tuple[str, ...]:
+            self._throw("write", job)
+            super().write(job, result)
+            return ()
+
+    names = [name for index in range(len(thrown)) for name in (f"bad{index}", f"good{index}")]
+    jobs = [Job(tmp_path / f"{name}.png", tmp_path / "out" / f"{name}_x4.png") for name in names]
+    told = Told()
+    outcome = run_jobs(jobs, Throwing(), told, overlap=overlap)
+    assert [job.source.stem for job in outcome.done] == [name for name in names if name.startswith("good")]
+    assert [error for _, error in outcome.failed] == thrown
+    failed = [event for event in told.events if event[0] == "fail"]
+    for (_, name, text), error in zip(failed, thrown, strict=True):
+        assert f"{name}.png" in text
+        known = isinstance(error, (OSError, MemoryError)) and str(error)
+        assert known or type(error).__name__ in text or "memory" in text, text
+    assert outcome.exit_code == 1
+
+
+def test_what_is_passed_over_is_told_first_and_counted(tmp_path: Path) -> None:
+    told = Told()
+    passed = [PassedOver(tmp_path / "x.heic", "why"), PassedOver(tmp_path / "locked", "no", failed=True)]
+    outcome = run_jobs(jobs_of(tmp_path, "a"), Fake(), told, passed_over=passed)
+    assert told.events[0] == ("pass over", "x.heic", "why")
+    assert told.events[1] == ("fail", "locked", f"{tmp_path / 'locked'}: no")
+    assert told.events[-1] == ("end", {"done": 1, "skipped": 1, "failed": 1})
+    assert outcome.exit_code == 1
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Several processes
+
+
+def test_a_file_that_another_process_has_at_work_is_skipped_and_claims_go_away(tmp_path: Path) -> None:
+    jobs = jobs_of(tmp_path)
+    jobs[0].target.parent.mkdir()
+    claim = claims.take(jobs[1].target)
+    assert claim is not None
+    assert claims.take(jobs[1].target) is None  # flock is per open file: as from another process
+    told = Told()
+    fake = Fake({("write", "c"): failing(OSError("full"))})
+    outcome = run_jobs(jobs, fake, told, existing="skip")
+    assert [job.source.stem for job in outcome.done] == ["a"]
+    assert [job.source.stem for job in outcome.skipped] == ["b"]
+    claim.release()
+    claim.release()
+    assert [p.name for p in jobs[0].target.parent.iterdir()] == ["a_x4.png"]
+    assert len(run_jobs(jobs, Fake(), told, existing="skip").done) == 2
+
+
+def test_a_claim_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
+    target = tmp_path / "a_x4.png"
+    code = "import os, pathlib, sys; from yonos_trt import claims; claims.take(pathlib.Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", f"{code}; os._exit(9)", str(target)], check=False, timeout=60)
+    (left,) = tmp_path.iterdir()
+    claim = claims.take(target)
+    assert claim is not None
+    assert remove_leftovers(tmp_path) == []  # ours, and alive
+    claim.release()
+    assert not left.exists()
+
+
+def test_without_a_writable_folder_a_claim_holds_nothing(tmp_path: Path) -> None:
+    claim = claims.take(tmp_path / "missing" / "a.png")
+    assert claim is not None
+    claim.release()

@@ -9,11 +9,13 @@ Importing this package loads the standard library and NumPy only; everything els
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, Final
 
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # typing's is the same, and takes longer to load than a key press
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from yonos_trt.errors import (
         BuildError,
         ClosedError,

@@ -6,12 +6,21 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0 ok, 1 some fi
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # signals end even this import quietly
+    from yonos_trt.console import watch
+
+    watch()
+
+import contextlib
 import dataclasses
 import importlib
 import importlib.util
 import json
-import signal
+import os
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +82,17 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except (errors.YonosError, MemoryError) as error:
-            _say(ctx, "error", str(error) or "out of memory")
+            _say(ctx, "error", str(error) or "memory ran out")
             ctx.exit(exit_code(error))
         except KeyboardInterrupt:
             _say(ctx, "interrupted", "no unfinished file was left")
             ctx.exit(_INTERRUPTED)
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            about = "" if error.filename is None else f"{error.filename}: "
+            _say(ctx, "error", f"{about}{error.strerror or error}")
+            ctx.exit(1)
 
 
 def _say(ctx: click.Context, event: str, message: str) -> None:
@@ -160,6 +175,8 @@ def upscale(
     yonos upscale -i photo.jpg -o big.png -s 2
     yonos upscale -i photos/ -o big/ --recursive --skip-existing
     """
+    from yonos_trt.atomic import remove_leftovers
+    from yonos_trt.console import quiet_libraries
     from yonos_trt.file_stages import FileStages
     from yonos_trt.images import SaveOptions
     from yonos_trt.job_run import run_jobs
@@ -174,28 +191,85 @@ def upscale(
     set_up_logging(verbose, quiet=quiet, mode=progress)
     chosen = options.on_cpu(chosen)
     sr = SR(chosen.pop("engine_dir"), **chosen)
-    jobs = plan_jobs(paths, output, scale=sr.scale, suffix=suffix, format=format, recursive=recursive)
+    to_stdout = output == "-"
+    if to_stdout:
+        _check_stdout(paths)
+        output = None
+    plan = plan_jobs(paths, output, scale=sr.scale, suffix=suffix, format=format, recursive=recursive)
+    jobs = plan.jobs
     save = SaveOptions(
         quality=quality, drop_alpha=alpha == "drop", palette="rgb" if stream == "always" else "adaptive"
     )
     if dry_run:
+        if to_stdout:
+            jobs = [dataclasses.replace(job, target=Path("-")) for job in jobs]
         _print_dry_run(
             sr, jobs, chosen | {"alpha": alpha, "stream": stream, "save": dataclasses.asdict(save)}
         )
         return
     reporter = make_progress(progress, quiet=quiet)
-
-    stages = FileStages(sr, stream=stream, alpha=alpha, format=format, options=save)
-    with _terminable(), sr:
+    for folder in {job.target.parent for job in jobs}:
+        remove_leftovers(folder)
+    names = _Names(quiet=quiet or to_stdout)
+    with contextlib.ExitStack() as stack:
+        if to_stdout:
+            jobs = [stack.enter_context(_before_stdout(jobs[0]))]
+        stack.enter_context(quiet_libraries())
+        stages = FileStages(stack.enter_context(sr), stream=stream, alpha=alpha, format=format, options=save)
         outcome = run_jobs(
-            jobs, stages, reporter, existing=existing or "refuse", written=None if quiet else click.echo
+            jobs,
+            stages,
+            reporter,
+            existing=existing or "refuse",
+            written=names,
+            passed_over=plan.passed_over,
         )
-    if outcome.failed and len(jobs) > 1 and progress != "json":
-        click.echo(f"{len(outcome.failed)} of {len(jobs)} failed:", err=True)
-        for job, _ in outcome.failed:
-            click.echo(f"  {job.source}", err=True)
-    if outcome.exit_code:
-        click.get_current_context().exit(outcome.exit_code)
+        if to_stdout and outcome.done:
+            with open(jobs[0].target, "rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+    failed = [str(p.path) for p in plan.passed_over if p.failed]
+    failed += [str(job.source) for job, _ in outcome.failed]
+    count = len(jobs) + sum(p.failed for p in plan.passed_over)
+    if failed and count > 1 and progress != "json":
+        click.echo(f"{len(failed)} of {count} failed:", err=True)
+        for name in failed:
+            click.echo(f"  {name}", err=True)
+    if names.problem:
+        _say(click.get_current_context(), "error", f"stdout: {names.problem}; the files are written")
+    if code := outcome.exit_code or int(bool(names.problem)):
+        click.get_current_context().exit(code)
+
+
+class _Names:
+    """Print the path of every finished file; where stdout takes no more, the files go on all the same."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self.problem = ""
+
+    def __call__(self, path: Path) -> None:
+        if self._quiet or self.problem:
+            return
+        try:
+            click.echo(os.fsencode(path))  # a name is bytes, whatever the terminal's encoding
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self.problem = error.strerror or str(error)
+
+
+def _check_stdout(paths: tuple[Path, ...]) -> None:
+    if len(paths) != 1 or paths[0].is_dir():
+        raise errors.ConfigError("-o - writes one picture to stdout; name one file with -i, or -o FOLDER")
+    if sys.stdout.isatty():
+        raise errors.ConfigError("-o - writes a picture, and stdout is a terminal; pipe it, or name a file")
+
+
+@contextlib.contextmanager
+def _before_stdout(job: Any) -> Iterator[Any]:
+    """Let the job write into a folder that goes away; a half picture never gets to stdout."""
+    with tempfile.TemporaryDirectory(prefix="yonos-") as folder:
+        yield dataclasses.replace(job, target=Path(folder) / f"picture{job.target.suffix}")
 
 
 def _print_dry_run(sr: Any, jobs: Any, options: dict[str, Any]) -> None:
@@ -206,16 +280,6 @@ def _print_dry_run(sr: Any, jobs: Any, options: dict[str, Any]) -> None:
         "jobs": [{"source": str(j.source), "target": str(j.target)} for j in jobs],
     }
     click.echo(json.dumps(document, indent=2))
-
-
-class _terminable:
-    """Treat SIGTERM as Ctrl-C while the body runs, so that it leaves no unfinished file either."""
-
-    def __enter__(self) -> None:
-        self._old = signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-    def __exit__(self, *error: object) -> None:
-        signal.signal(signal.SIGTERM, self._old)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -284,9 +348,11 @@ def doctor(as_json: bool) -> None:
 
 
 def main() -> None:
-    """Run the command line; entry point of the console script."""
-    cli()
+    """Run the command line."""
+    from yonos_trt.console import yonos
+
+    yonos()
 
 
 if __name__ == "__main__":
-    sys.exit(cli())
+    main()

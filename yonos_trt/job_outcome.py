@@ -5,27 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from yonos_trt.errors import (
+    BuildError,
+    ClosedError,
+    ConfigError,
+    CudaError,
+    EngineDeviceError,
+    EngineIntegrityError,
+    EngineNotFoundError,
+    EngineVersionError,
     InputError,
+    ManifestError,
     MissingExtraError,
-    NumericError,
     OutOfMemoryError,
-    ProfileError,
     YonosError,
 )
-from yonos_trt.jobs import Job
+from yonos_trt.jobs import Job, PassedOver
 
-__all__ = ["OF_ONE_FILE", "Outcome", "named", "without_frames"]
+__all__ = ["Outcome", "is_of_one_file", "named", "without_frames"]
 
-OF_ONE_FILE = (
-    InputError,
-    MissingExtraError,  # which this file's format needs
-    NumericError,
-    ProfileError,
-    OutOfMemoryError,
-    MemoryError,
-    OSError,
+_OF_THE_RUN = (
+    KeyboardInterrupt,
+    ConfigError,
+    ManifestError,
+    EngineNotFoundError,
+    EngineIntegrityError,
+    EngineVersionError,
+    EngineDeviceError,
+    BuildError,
+    ClosedError,
+    CudaError,
 )
-"""What one file may fail with; everything else would meet the other files as well."""
+"""Errors of the engines, the device or the options; they would meet every other file as well."""
 
 _EXIT_CODES = (((OutOfMemoryError, MemoryError), 5), ((MissingExtraError,), 3))
 
@@ -40,9 +50,24 @@ class Outcome:
     left_out: list[tuple[Job, tuple[str, ...]]] = field(default_factory=list)
     """Of files that are done: what of the source the result does not carry; files without such are absent."""
 
+    passed_over: list[PassedOver] = field(default_factory=list)
+    """What of the input folders was not done."""
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """How many are done, skipped (passed over ones too) and failed (unreadable folders too)."""
+        unread = sum(p.failed for p in self.passed_over)
+        return {
+            "done": len(self.done),
+            "skipped": len(self.skipped) + len(self.passed_over) - unread,
+            "failed": len(self.failed) + unread,
+        }
+
     @property
     def exit_code(self) -> int:
         """0 if nothing failed, 5 or 3 if memory or a missing package was the only reason, else 1."""
+        if any(p.failed for p in self.passed_over):
+            return 1
         if not self.failed:
             return 0
         for kinds, code in _EXIT_CODES:
@@ -51,11 +76,24 @@ class Outcome:
         return 1
 
 
+def is_of_one_file(error: BaseException) -> bool:
+    """Tell whether the other files of a run may go on: whatever a library threw at this one, they may."""
+    return isinstance(error, OutOfMemoryError) or not isinstance(error, _OF_THE_RUN)
+
+
 def named(name: str, error: BaseException) -> BaseException:
-    """Return an error whose text names the file."""
-    if name in str(error):
+    """Return an error whose text names the file, and the kind of error where that is not one of ours."""
+    try:
+        said = str(error)
+    except Exception as unsaid:
+        said = f"an error that cannot be told ({type(unsaid).__name__})"
+    if isinstance(error, MemoryError):
+        said = said or "memory ran out"
+    elif not isinstance(error, (YonosError, OSError)) or not said:
+        said = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    elif name in said:
         return error
-    text = f"{name}: {str(error) or type(error).__name__}"
+    text = said if name in said else f"{name}: {said}"
     return YonosError(text) if not isinstance(error, InputError) else InputError(text)
 
 

@@ -11,6 +11,8 @@ finished. A file waits for memory when it would not fit beside those in flight.
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,13 +21,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from yonos_trt import claims
 from yonos_trt.errors import InputError
-from yonos_trt.job_outcome import OF_ONE_FILE, Outcome, named, without_frames
-from yonos_trt.jobs import Job
+from yonos_trt.job_outcome import Outcome, is_of_one_file, named, without_frames
+from yonos_trt.jobs import Job, PassedOver
 from yonos_trt.prefetch import stream
 from yonos_trt.progress import Progress
 
 __all__ = ["Outcome", "Stages", "run_jobs"]
+
+_log = logging.getLogger(__name__)
 
 _IN_FLIGHT = 2  # files taken from the reader and not yet with the writer; the one being written comes on top
 
@@ -58,6 +63,7 @@ def run_jobs(
     existing: str = "refuse",
     overlap: bool = True,
     written: Callable[[Path], object] | None = None,
+    passed_over: Sequence[PassedOver] = (),
 ) -> Outcome:
     """Take every job through the stages; a file that fails is recorded and the others go on.
 
@@ -69,39 +75,47 @@ def run_jobs(
         Is told about every job, one after the other, whatever overlaps. The "seconds" of a finished file are
         those its stages took, without waiting for one another.
     existing
-        What to do where the target is there already: "refuse" (a failure), "overwrite" or "skip".
+        What to do where the target is there already: "refuse" (a failure), "overwrite" or "skip". With
+        "skip" every file is claimed first (`yonos_trt.claims`), and one that another process has at work is
+        skipped as well: several processes share a folder.
     overlap
         False takes one file after the other, as is always done with a single one, and where a file is the
         result of another one.
     written
         Called with the path of every file that is complete, on the caller's thread; its errors end the run.
+    passed_over
+        What else lies in the input folders: told first, and counted.
 
     Raises
     ------
     YonosError
-        Errors of the engines, the device or the options, which would meet every other file as well.
+        Errors of the engines, the device or the options, which would meet every other file as well. Any other
+        exception, of whatever class, is that file's alone.
     """
     run = _Run(jobs, stages, progress, existing, written)
-    if overlap and len(jobs) > 1 and not _chained(jobs):
-        with stream(run.read_all(), run.upscale, max_in_flight=_IN_FLIGHT) as results:
-            try:
-                for item in results:
-                    run.finish(item)
-            except BaseException:
-                run.stop()  # first, so that closing the stream does not wait for a whole picture
-                raise
-    else:
-        for item in run.read_all():
-            run.finish(run.upscale(item))
-    outcome = run.outcome
-    progress.end(done=len(outcome.done), skipped=len(outcome.skipped), failed=len(outcome.failed))
-    return outcome
+    run.pass_over(passed_over)
+    try:
+        if overlap and len(jobs) > 1 and not _chained(jobs):
+            with stream(run.read_all(), run.upscale, max_in_flight=_IN_FLIGHT) as results:
+                try:
+                    for item in results:
+                        run.finish(item)
+                except BaseException:
+                    run.stop()  # first, so that closing the stream does not wait for a whole picture
+                    raise
+        else:
+            for item in run.read_all():
+                run.finish(run.upscale(item))
+    finally:
+        run.release_all()
+    progress.end(**run.outcome.totals)
+    return run.outcome
 
 
 def _chained(jobs: Sequence[Job]) -> bool:
     """Tell whether a file to read is one that has to be written first."""
-    targets = {job.target.resolve() for job in jobs}
-    return any(job.source.resolve() in targets for job in jobs)
+    targets = {os.path.realpath(job.target) for job in jobs}
+    return any(os.path.realpath(job.source) in targets for job in jobs)
 
 
 class _StoppedError(Exception):
@@ -117,7 +131,7 @@ class _Item:
     value: Any = None
     needed_bytes: int = 0
     fits: bool = True
-    skipped: bool = False
+    skipped: str = ""  # why
     error: BaseException | None = None
     seconds: float = 0.0
 
@@ -138,7 +152,22 @@ class _Run:
         self._told = _InOrder()
         self._room = _Room(stages.free_bytes)
         self._stopped = threading.Event()
+        self._claims: dict[int, claims.Claim] = {}
         self.outcome = Outcome()
+
+    def pass_over(self, passed_over: Sequence[PassedOver]) -> None:
+        """Tell and count what is not done."""
+        for passed in passed_over:
+            self.outcome.passed_over.append(passed)
+            if passed.failed:
+                self._progress.fail(str(passed.path), InputError(f"{passed.path}: {passed.reason}"))
+            else:
+                self._progress.pass_over(str(passed.path), passed.reason)
+
+    def release_all(self) -> None:
+        """Give up the claims of files that are not finished; no thread is at work any more."""
+        while self._claims:
+            self._claims.popitem()[1].release()
 
     def stop(self) -> None:
         """End the threads at their next step; nothing is told any more."""
@@ -149,13 +178,27 @@ class _Run:
         """Read one file after the other, each when it is asked for."""
         for index, job in enumerate(self._jobs):
             item = _Item(index, job)
-            if self._existing == "skip" and job.target.exists():
-                item.skipped = True
-            else:
+            if self._existing == "skip":
+                self._attempt(item, self._claim)
+            if not item.skipped:
                 name, count = str(job.source), len(self._jobs)
                 self._told.tell(index, partial(self._progress.start, name, index, count))
+            if not item.skipped and item.error is None:
                 self._attempt(item, self._read)
             yield item
+
+    def _claim(self, item: _Item) -> None:
+        """Take the file, or say in `item.skipped` why not."""
+        target = item.job.target
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            claim = claims.take(target)
+            if claim is None:
+                item.skipped = f"another process is at work on {target}"
+                return
+            self._claims[item.index] = claim
+        if target.exists():  # by now
+            item.skipped = f"{target} exists"
 
     def _read(self, item: _Item) -> Any:
         _check_target(item.job, self._existing)
@@ -167,12 +210,19 @@ class _Run:
         if not item.skipped and item.error is None:
             self._attempt(item, self._measure)
         if not item.skipped and item.error is None:
-            item.fits = self._room.take(item.index, item.needed_bytes)
+            worked_s = item.seconds
+            self._attempt(item, self._take_room)
+            item.seconds = worked_s  # waiting is no work
+        if not item.skipped and item.error is None:
             self._attempt(item, self._upscale)
         return item
 
     def _measure(self, item: _Item) -> Any:
         item.needed_bytes = self._stages.needed_bytes(item.job, item.value)
+        return item.value
+
+    def _take_room(self, item: _Item) -> Any:
+        item.fits = self._room.take(item.index, item.needed_bytes)
         return item.value
 
     def _upscale(self, item: _Item) -> Any:
@@ -190,10 +240,12 @@ class _Run:
             self._attempt(item, self._write)
         left_out, item.value = item.value, None
         self._room.give_back(item.index)
+        if claim := self._claims.pop(item.index, None):
+            claim.release()
         job, name = item.job, str(item.job.source)
         if item.skipped:
             self.outcome.skipped.append(job)
-            self._told.tell(item.index, lambda: self._progress.skip(name, f"{job.target} exists"))
+            self._told.tell(item.index, lambda: self._progress.skip(name, item.skipped))
         elif (error := item.error) is not None:
             self.outcome.failed.append((job, error))
             self._told.tell(item.index, lambda: self._progress.fail(name, named(name, error)))
@@ -219,7 +271,12 @@ class _Run:
         start = time.perf_counter()
         try:
             item.value = step(item)
-        except OF_ONE_FILE as error:
+        except _StoppedError:
+            raise
+        except BaseException as error:
+            if not is_of_one_file(error):
+                raise
+            _log.debug("%s", item.job.source, exc_info=True)
             item.value, item.error = None, without_frames(error)
         item.seconds += time.perf_counter() - start
 

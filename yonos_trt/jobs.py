@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,15 @@ from pathlib import Path
 from yonos_trt.errors import ConfigError
 from yonos_trt.images import READABLE_SUFFIXES, SUPPORTED_SUFFIXES
 
-__all__ = ["Job", "plan_jobs"]
+__all__ = ["Job", "PassedOver", "Plan", "plan_jobs"]
 
 DEFAULT_SUFFIX = "_x{scale}"
 # Suffixes that are read but not written -> what is written instead; anything else becomes PNG.
 _WRITTEN_AS = {".jpe": ".jpg", ".jfif": ".jpg", ".mpo": ".jpg", ".btf": ".tiff", ".tf8": ".tiff"}
+
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # s3://bucket/key, sftp://..., file:///...
+_OWN = re.compile(r"\.yonos-[0-9a-f]{16}\.parts?")  # unfinished files of `yonos_trt.atomic`, and claims
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,33 @@ class Job:
     target: Path
 
 
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """Something in an input folder that is not done.
+
+    Attributes
+    ----------
+    path : Path
+        What.
+    reason : str
+        Why, in a few words.
+    failed : bool
+        It should have been done: a folder that cannot be read.
+    """
+
+    path: Path
+    reason: str
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run does, and what of its input folders it does not."""
+
+    jobs: list[Job]
+    passed_over: list[PassedOver]
+
+
 def plan_jobs(
     inputs: Sequence[Path],
     output: str | None,
@@ -33,14 +65,15 @@ def plan_jobs(
     suffix: str = DEFAULT_SUFFIX,
     format: str | None = None,
     recursive: bool = False,
-) -> list[Job]:
+) -> Plan:
     """Decide source and target of every file.
 
     Parameters
     ----------
     inputs
         Files and folders. Of a folder, the files with a picture's suffix; of sub-folders too if `recursive`.
-        Files that are the result of another one, from an earlier run, are left out.
+        Everything else in it is passed over by name, but for results of these files from an earlier run. So
+        is what lies in the output folder, where that is inside an input folder.
     output
         A file for one input file; otherwise a folder, made if needed, in which the tree of a folder input is
         kept. None: beside each source.
@@ -54,21 +87,28 @@ def plan_jobs(
     Raises
     ------
     ConfigError
-        No files, a file as output of many, two files with the same target, or a bad `suffix`.
+        No files, a file as output of many, an address as output, two files with the same target, or a bad
+        `suffix`.
     """
     try:
         addition = suffix.format(scale=scale)
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise ConfigError(f"the suffix {suffix!r} cannot be filled in; only {{scale}} is replaced") from error
-    if os.sep in addition:
+    if os.sep in addition or "\0" in addition:
         raise ConfigError(f"the suffix {suffix!r} contains {os.sep!r}, expected part of a file name")
-    found = list(_find(inputs, recursive=recursive))
-    if not found:
+    if output is not None and (not output or _ADDRESS.match(output)):
         raise ConfigError(
-            f"no pictures in {', '.join(map(str, inputs))}; expected files with one of the suffixes "
-            f"{' '.join(READABLE_SUFFIXES)}{'' if recursive else ' (sub-folders: --recursive)'}"
+            f"the output {output!r} is no path of this machine; name a local file or folder, and copy the "
+            "results from there"
         )
     single = len(inputs) == 1 and not inputs[0].is_dir()
+    found, passed_over = _find(inputs, None if single else output, recursive=recursive)
+    if not found and not any(p.failed for p in passed_over):
+        others = f" (it holds {_some(passed_over)})" if passed_over else ""
+        raise ConfigError(
+            f"no pictures in {', '.join(map(str, inputs))}{others}; expected files with one of the suffixes "
+            f"{' '.join(READABLE_SUFFIXES)}{'' if recursive else ' (sub-folders: --recursive)'}"
+        )
     jobs = []
     for source, relative in found:
         name = f"{source.stem}{addition}{_suffix_for(source, format)}"
@@ -81,10 +121,11 @@ def plan_jobs(
         jobs.append(Job(source, target))
     if output is not None and not single and Path(output).is_file():
         raise ConfigError(f"the output {output} is a file, but there are several inputs; name a folder")
-    results = {job.target for job in jobs}
-    given = set(inputs)
-    jobs = [job for job in jobs if job.source in given or job.source not in results]
-    targets: dict[Path, Path] = {}
+    results = {_place(job.target) for job in jobs}
+    given = {_place(path) for path in inputs}
+    jobs = [job for job in jobs if (place := _place(job.source)) in given or place not in results]
+    passed_over = [p for p in passed_over if _place(p.path) not in results]
+    targets: dict[str, Path] = {}
     for job in jobs:
         other = targets.setdefault(_place(job.target), job.source)
         if other != job.source:
@@ -92,31 +133,90 @@ def plan_jobs(
                 f"{other} and {job.source} would both be written to {job.target}; run them one by one, with "
                 "another output folder or suffix for each"
             )
-    return jobs
+    return Plan(jobs, passed_over)
 
 
-def _find(inputs: Sequence[Path], *, recursive: bool) -> Iterator[tuple[Path, Path]]:
-    """Yield (path, path below its input folder), sorted within each folder, none twice."""
-    seen: set[Path] = set()
+def _find(
+    inputs: Sequence[Path], output: str | None, *, recursive: bool
+) -> tuple[list[tuple[Path, Path]], list[PassedOver]]:
+    """Return (path, path below its input folder), sorted within each input, none twice; and the rest."""
+    found: dict[str, tuple[Path, Path]] = {}
+    passed_over: dict[str, PassedOver] = {}
+    own = None if output is None else os.path.realpath(output)
     for given in inputs:
-        if given.is_dir():
-            files = given.rglob("*") if recursive else given.glob("*")
-            paths = sorted(p for p in files if p.suffix.lower() in READABLE_SUFFIXES and not p.is_dir())
-            pairs = [(p, p.relative_to(given)) for p in paths]
-        else:
-            pairs = [(given, Path(given.name))]
-        for path, relative in pairs:
-            if (place := _place(path)) not in seen:
-                seen.add(place)
-                yield path, relative
+        if not given.is_dir():
+            found.setdefault(_place(given), (given, Path(given.name)))
+            continue
+        for path, passed in sorted(_walk(given, own, recursive=recursive), key=lambda pair: pair[0]):
+            if passed is not None:
+                passed_over.setdefault(_place(path), passed)
+            else:
+                found.setdefault(_place(path), (path, path.relative_to(given)))
+    return list(found.values()), [p for place, p in passed_over.items() if place not in found]
 
 
-def _place(path: Path) -> Path:
+def _walk(top: Path, output: str | None, *, recursive: bool) -> Iterator[tuple[Path, PassedOver | None]]:
+    """Yield every file of a folder, and why it is passed over; ``output`` is where results go."""
+    folders = [(top, False)]
+    while folders:
+        folder, is_output = folders.pop()
+        is_output = is_output or (folder != top and os.path.realpath(folder) == output)
+        try:
+            with os.scandir(folder) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            yield folder, PassedOver(folder, f"cannot be read: {error.strerror}", failed=True)
+            continue
+        for entry in listed:
+            path = folder / entry.name
+            if _OWN.fullmatch(entry.name):
+                continue
+            if _is_dir(entry, follow=False):
+                if recursive:
+                    folders.append((path, is_output))
+                elif os.path.realpath(path) != output:
+                    yield path, PassedOver(path, "a folder; --recursive goes into it")
+            elif reason := _reason(entry):
+                yield path, PassedOver(path, reason)
+            elif is_output:
+                yield path, PassedOver(path, "lies in the output folder; name it with -i to take it")
+            else:
+                yield path, None
+
+
+def _reason(entry: os.DirEntry[str]) -> str | None:
+    """Say why something that is no folder is passed over; None for a picture."""
+    if _is_dir(entry, follow=True):
+        return "a link to a folder; name it with -i to take it"
+    suffix = os.path.splitext(entry.name)[1]
+    if suffix.lower() not in READABLE_SUFFIXES:
+        return f"{suffix or 'a name without suffix'} is no picture format that is read"
+    try:
+        special = not entry.is_file() and entry.stat() is not None  # a broken link raises: reading it fails
+    except OSError:
+        return None
+    return "not a file" if special else None
+
+
+def _is_dir(entry: os.DirEntry[str], *, follow: bool) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=follow)
+    except OSError:
+        return False
+
+
+def _some(passed_over: Sequence[PassedOver]) -> str:
+    first = passed_over[0]
+    more = f" and {len(passed_over) - 1} more" if len(passed_over) > 1 else ""
+    return f"{first.path.name}: {first.reason}{more}"
+
+
+def _place(path: Path) -> str:
     """Return the path by which a name in a folder is known however it was written: ``a``, ``../x/a``.
 
     A link keeps its own name: it is not the file it points at.
     """
-    return path.parent.resolve() / path.name
+    return os.path.join(os.path.realpath(path.parent), path.name)
 
 
 def _suffix_for(source: Path, format: str | None) -> str:

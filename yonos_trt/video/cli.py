@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,7 +178,7 @@ def video(
         if progress != "json":
             click.echo(f"{len(report.repeated_s)} frames repeat a neighbour, at (s): {times}{more}", err=True)
     if target != "-" and not quiet:
-        click.echo(target)
+        click.echo(os.fsencode(target))  # a name is bytes, whatever the terminal's encoding
 
 
 def _with_device_arrays(sr: Any, job: VideoOptions) -> VideoOptions:
@@ -204,27 +205,17 @@ def _upscaler_id(sr: Any, model: dict[str, Any]) -> str:
 
 
 class _kept:
-    """Turn SIGTERM and SIGHUP into Ctrl-C, close the bar, and tell an interrupted user how to go on."""
+    """Close the bar, and tell an interrupted user how to go on."""
 
     def __init__(self, target: str, reporter: Any) -> None:
         self._target, self._reporter = target, reporter
 
     def __enter__(self) -> None:
-        import signal
-
-        # a signal that is ignored (nohup) stays so
-        signals = [s for n in ("SIGTERM", "SIGHUP") if (s := getattr(signal, n, None)) is not None]
-        self._old = {s: signal.getsignal(s) for s in signals if signal.getsignal(s) is not signal.SIG_IGN}
-        for number in self._old:
-            signal.signal(number, signal.default_int_handler)
+        pass
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        import signal
-
         from yonos_trt.progress import META_KEY, last_line
 
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
         self._reporter.end()
         if kind is KeyboardInterrupt:
             context = click.get_current_context()
