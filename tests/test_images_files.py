@@ -322,10 +322,12 @@ def test_orientation_is_applied_once_and_reset(tmp_path: Path, suffix: str, orie
         )
     elif suffix == "deep.png":
         pytest.importorskip("pyvips")
+        from yonos_trt.images.carried import Carried
         from yonos_trt.images.png_rows import PngRows
 
         with path.open("wb") as file:
-            writer = PngRows(file, *pixels.shape[:2], channels=3, bits=16, exif=exif.tobytes())
+            given = Carried(exif=exif.tobytes())
+            writer = PngRows(file, *pixels.shape[:2], channels=3, bits=16, given=given)
             writer.write(pixels.astype(np.uint16) * 257)
             writer.finish()
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from yonos_trt.errors import InputError, MissingExtraError
 from yonos_trt.images.alpha import unpremultiply
 from yonos_trt.images.header import Header, MalformedError
-from yonos_trt.images.metadata import ORIENTATION, upright, upright_exif, upright_xmp
+from yonos_trt.images.metadata import color_of, picture_fields, upright
+from yonos_trt.images.metadata_reading import read_metadata
 from yonos_trt.images.picture import Kind, Picture, checked_float, picture_from_channels
 
 __all__ = ["deep_png", "deep_tiff", "pillow_keeps_tiff"]
@@ -78,7 +79,6 @@ def deep_tiff(data: bytes, header: Header, name: str) -> Picture:
         if page.size != header.height_px * header.width_px * header.channels:  # before anything is allocated
             raise MalformedError(f"the TIFF's tags contradict each other: {page.shape} samples")
         pixels = page.asarray()
-        tags = {tag.code: tag.value for tag in page.tags}
     if header.tags.get(284, (1,))[0] == 2 and pixels.ndim == 3:
         pixels = np.moveaxis(pixels, 0, -1)
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
@@ -94,28 +94,11 @@ def deep_tiff(data: bytes, header: Header, name: str) -> Picture:
     if channels in (2, 4) and header.tags.get(338, (0,))[0] == _PREMULTIPLIED:
         straight = unpremultiply(pixels[..., :-1], pixels[..., -1])
         pixels = np.concatenate([straight, pixels[..., -1:]], axis=2)
-    orientation = tags.get(ORIENTATION, 1)
-    orientation = int(orientation) if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+    found = read_metadata(data, header, None)
     kind_out = Kind(("L", "LA", "RGB", "RGBA")[channels - 1], pixels.dtype.name, format="TIFF", source="file")
     return picture_from_channels(
-        upright(pixels, orientation), kind_out, name=name, **_tiff_metadata(data, tags, orientation)
+        upright(pixels, found.orientation),
+        replace(kind_out, color=color_of(found, kind_out)),
+        name=name,
+        **picture_fields(found, pixels.shape[:2], found.orientation),
     )
-
-
-def _tiff_metadata(data: bytes, tags: Mapping[int, Any], orientation: int) -> dict[str, Any]:
-    """ICC, XMP, dpi and descriptive EXIF of a TIFF that Pillow does not decode."""
-    icc, xmp = (tags.get(tag) for tag in (34675, 700))
-    fields: dict[str, Any] = {
-        "icc": icc if isinstance(icc, bytes) and icc else None,
-        "xmp": upright_xmp(xmp) if isinstance(xmp, bytes) and xmp else None,
-    }
-    unit = int(tags.get(296, 2))
-    values = []
-    for tag in (282, 283):
-        value = tags.get(tag)
-        if isinstance(value, tuple) and len(value) == 2 and value[0] > 0 and value[1] > 0 and unit in (2, 3):
-            values.append(value[0] / value[1] * (2.54 if unit == 3 else 1.0))
-    if len(values) == 2:
-        fields["dpi"] = (values[1], values[0]) if orientation >= 5 else (values[0], values[1])
-    fields["exif"] = upright_exif(data, is_tiff=True)
-    return fields

@@ -12,14 +12,14 @@ from fractions import Fraction
 
 from yonos_trt.images.header import Header, MalformedError
 
-__all__ = ["heif_header"]
+__all__ = ["boxes", "heif_header", "primary_properties"]
 
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _MOST_PROPERTIES = 10_000
 
 
-def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """Yield (kind, start, end) of the bodies of the boxes between two positions."""
     position = start
     while position < end:
@@ -57,14 +57,9 @@ def heif_header(data: bytes) -> Header:
             f"the file is ISO media of kind {data[8:12]!r}, such as video, expected a picture; "
             "for videos there is `yonos video`"
         )
-    has_data, meta = False, None
-    for kind, start, end in _boxes(data, 0, len(data)):
-        has_data = has_data or kind in (b"mdat", b"idat", b"meta")
-        if kind == b"meta" and meta is None:
-            meta = (start + 4, end)  # behind version and flags
-    if not has_data:
+    if not any(kind in (b"mdat", b"idat", b"meta") for kind, _, _ in boxes(data, 0, len(data))):
         raise MalformedError(f"the {format_} holds no pixels")
-    properties = _of_primary(data, *meta) if meta else []
+    properties = primary_properties(data)
     height_px = width_px = 0
     crop = None
     bits = 8
@@ -82,18 +77,21 @@ def heif_header(data: bytes) -> Header:
     return Header(format_, height_px, width_px, bits=bits, crop=crop)
 
 
-def _of_primary(data: bytes, start: int, end: int) -> list[tuple[bytes, int, int]]:
+def primary_properties(data: bytes) -> list[tuple[bytes, int, int]]:
     """Properties of the primary item in the order in which they are to be applied, size first."""
-    parts = {kind: (s, e) for kind, s, e in _boxes(data, start, end)}
+    meta = next(((s + 4, e) for kind, s, e in boxes(data, 0, len(data)) if kind == b"meta"), None)
+    if meta is None:
+        return []
+    parts = {kind: (s, e) for kind, s, e in boxes(data, *meta)}  # behind version and flags
     if b"pitm" not in parts or b"iprp" not in parts:
         return []
     at = parts[b"pitm"][0]
     (primary,) = struct.unpack_from(">H" if data[at] == 0 else ">I", data, at + 4)
     properties: list[tuple[bytes, int, int]] = []
     numbers: list[int] = []
-    for kind, s, e in _boxes(data, *parts[b"iprp"]):
+    for kind, s, e in boxes(data, *parts[b"iprp"]):
         if kind == b"ipco":
-            properties += _boxes(data, s, e)
+            properties += boxes(data, s, e)
         elif kind == b"ipma":
             numbers += _associated(data, s, primary)
         if len(properties) > _MOST_PROPERTIES or len(numbers) > _MOST_PROPERTIES:

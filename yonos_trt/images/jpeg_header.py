@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from yonos_trt.images.header import Header, MalformedError
 
-__all__ = ["check_jpeg_pixels", "jpeg_header"]
+__all__ = ["check_jpeg_pixels", "jpeg_header", "segments"]
 
 _SOS, _EOI, _APP0, _APP15, _COM = 0xDA, 0xD9, 0xE0, 0xEF, 0xFE
 _ASKING = threading.Lock()
@@ -25,7 +25,7 @@ _MOST_SCANS = 100
 _DAMAGE = re.compile(r"(Corrupt JPEG data: (?!bad ICC)|Premature end of JPEG|Inconsistent progression)[^\n]*")
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield (marker, start, end) of the segments up to the first scan's own, SOS, included.
 
     Bytes between segments that belong to none are passed over, as decoders do.
@@ -60,7 +60,7 @@ def jpeg_header(data: bytes) -> Header:
         Truncated, without a frame header, or of more scans than any picture needs.
     """
     size, scan_at = None, 0
-    for marker, start, end in _segments(data):
+    for marker, start, end in segments(data):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             bits, height_px, width_px, channels = struct.unpack_from(">BHHB", data, start + 4)
             size = (height_px, width_px, bits, channels)
@@ -90,7 +90,7 @@ def check_jpeg_pixels(data: bytes) -> None:
         Names the damage in the decoder's words.
     """
     kept, scan_at, frame = [data[:2]], 2, 0
-    for marker, start, scan_at in _segments(data):
+    for marker, start, scan_at in segments(data):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             frame = marker
         if not _APP0 <= marker <= _APP15 and marker != _COM:

@@ -1,31 +1,43 @@
-"""EXIF, XMP and orientation: what has to change when a picture is turned upright and grows."""
+"""What a file says about its picture: found by format, then made to fit the upright pixels."""
 
 from __future__ import annotations
 
-import logging
-import re
+import struct
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from yonos_trt.images.color_space import ColorSpace
+from yonos_trt.images.exif import (
+    ORIENTATION,
+    Exif,
+    grown,
+    upright_exif,
+)
+from yonos_trt.images.photoshop import (
+    Resource,
+    kept_resources,
+    resource_bytes,
+)
+from yonos_trt.images.xmp import grown_xmp, orientation_in, upright_xmp
+
 if TYPE_CHECKING:
-    from PIL import Image
+    from yonos_trt.images.picture import Kind, Picture
 
-__all__ = ["exif_for_size", "orientation_of", "upright", "upright_exif", "upright_xmp", "xmp_for_size"]
-
-logger = logging.getLogger(__name__)
+__all__ = [
+    "Metadata",
+    "color_of",
+    "grown_metadata",
+    "picture_fields",
+    "upright",
+]
 
 Pixels = NDArray[Any]
 
-# EXIF 2.32 tag numbers.
-ORIENTATION = 0x0112
-IMAGE_WIDTH, IMAGE_LENGTH = 0x0100, 0x0101
-EXIF_IFD, GPS_IFD = 0x8769, 0x8825
-PIXEL_X_DIMENSION, PIXEL_Y_DIMENSION = 0xA002, 0xA003
-
-# Descriptive tags of a TIFF's own directory; all others there describe the storage of the pixels.
-_DESCRIPTIVE = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298, EXIF_IFD, GPS_IFD)
+_CM_PER_INCH = 2.54
+_ICC, _XMP, _IPTC, _PHOTOSHOP, _DESCRIPTION = 34675, 700, 33723, 34377, 270
 
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:
@@ -39,92 +51,102 @@ def upright(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
-def orientation_of(image: Image.Image) -> int:
-    """EXIF orientation of a PIL image, 1 if it has none or an invalid one. Call after ``load()``: Pillow has
-    turned a TIFF by then and removed the tag."""
-    try:
-        if (
-            image.format == "AVIF"
-        ):  # its own rotation, which Pillow puts into the EXIF; XMP must not add another
-            exif = type(image.getexif())()
-            exif.load(image.info.get("exif", b""))
-            value = exif.get(ORIENTATION, 1)
-        else:
-            value = image.getexif().get(ORIENTATION, 1)
-    except Exception as error:  # broken EXIF must not cost the picture
-        logger.warning("EXIF cannot be read and is treated as absent: %s", error)
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+@dataclass(slots=True)
+class Metadata:
+    """What was found; ``exif`` and ``xmp`` as they stand in the file, for its stored pixels.
 
-
-def upright_exif(source: Image.Image | bytes, *, is_tiff: bool = False) -> bytes | None:
-    """EXIF with orientation 1 and without its thumbnail, or None if there is none or it is broken.
-
-    ``source`` is a PIL image or a whole TIFF file (EXIF is TIFF in form); of a TIFF only what describes the
-    picture is taken, not how it is stored.
+    Parameters
+    ----------
+    icc, exif, xmp
+        Raw bytes or None; ``exif`` may be a whole TIFF file.
+    resources
+        Photoshop's, IPTC among them.
+    dpi
+        (x, y) of the stored pixels.
+    text
+        PNG text, or ``{"comment": ...}``.
+    color
+        Code points or curves.
+    chunks
+        PNG chunks that a PNG gets again: (type, body).
+    is_tiff
+        ``exif`` is a TIFF file.
+    turned_by_xmp
+        XMP says the orientation where EXIF does not.
+    left_out
+        What cannot be carried.
     """
-    from PIL import Image as PILImage
 
-    try:
-        if isinstance(source, bytes):
-            old = PILImage.Exif()
-            old.load(source)
-        else:
-            old = source.getexif()
-        if not old:
-            return None
-        new = PILImage.Exif()
-        new.endian = old.endian
-        nested = False
-        for tag, value in old.items():
-            if tag in (EXIF_IFD, GPS_IFD):
-                if directory := old.get_ifd(tag):  # an empty one would be written as a broken offset
-                    new.get_ifd(tag).update(directory)
-                    nested = True
-            elif not is_tiff or tag in _DESCRIPTIVE:
-                new[tag] = value
-        if ORIENTATION in new:
-            new[ORIENTATION] = 1
-        return new.tobytes() if len(new) or nested else None
-    except Exception as error:
-        logger.warning("EXIF cannot be read and is dropped: %s", error)
-        return None
+    icc: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    resources: list[Resource] = field(default_factory=list)
+    dpi: tuple[float, float] | None = None
+    text: dict[str, str] = field(default_factory=dict)
+    color: ColorSpace | None = None
+    chunks: tuple[tuple[bytes, bytes], ...] = ()
+    is_tiff: bool = False
+    turned_by_xmp: bool = True
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def orientation(self) -> int:
+        """1..8 as EXIF says, or XMP where EXIF is silent; 1 for anything invalid."""
+        try:
+            exif = Exif.parse(self.exif) if self.exif else Exif()
+        except (ValueError, struct.error):
+            exif = Exif()
+        if ORIENTATION in exif.main:
+            values = exif.main[ORIENTATION].numbers(exif.order)
+            return values[0] if values and 1 <= values[0] <= 8 else 1
+        return orientation_in(self.xmp) if self.xmp and self.turned_by_xmp else 1
 
 
-def exif_for_size(exif: bytes, height_px: int, width_px: int) -> bytes:
-    """Return EXIF whose size tags, where it has any, say (height_px, width_px)."""
-    from PIL import Image as PILImage
-
-    block = PILImage.Exif()
-    block.load(exif)
-    inner = block.get_ifd(EXIF_IFD) if EXIF_IFD in block else {}
-    for directory, tags in (
-        (inner, (PIXEL_X_DIMENSION, PIXEL_Y_DIMENSION)),
-        (block, (IMAGE_WIDTH, IMAGE_LENGTH)),
-    ):
-        for tag, value in zip(tags, (width_px, height_px), strict=True):
-            if tag in directory:
-                directory[tag] = value
-    return block.tobytes()
+def color_of(found: Metadata, kind: Kind) -> ColorSpace | None:
+    """Return the numbers that say the pixels' colours; of CMYK, which is read as sRGB, none."""
+    return found.color if kind.mode != "CMYK" else None
 
 
-def _set_xmp(xmp: bytes, name: str, value: int) -> bytes:
-    """Set a number in XMP, written as attribute or as element; no change where it is absent."""
-    key = re.escape(name.encode())
-    number = str(value).encode()
-    xmp = re.sub(rb"(\b" + key + rb"\s*=\s*[\"'])\d+", rb"\g<1>" + number, xmp)
-    return re.sub(rb"(<" + key + rb">\s*)\d+", rb"\g<1>" + number, xmp)
+def picture_fields(found: Metadata, stored_px: tuple[int, int], orientation: int) -> dict[str, Any]:
+    """Return fields of ``Picture`` (not ``kind``, pixels and name) for pixels turned by ``orientation``.
+
+    Parameters
+    ----------
+    found
+        What the file says.
+    stored_px
+        (height, width) before turning.
+    orientation
+        What was applied, 1..8.
+    """
+    left_out = list(found.left_out)
+    exif = xmp = None
+    if found.exif:
+        exif, gone = upright_exif(found.exif, orientation, stored_px, is_tiff=found.is_tiff)
+        left_out += gone
+    if found.xmp:
+        xmp, gone = upright_xmp(found.xmp, orientation)
+        left_out += gone
+    resources, gone = kept_resources(found.resources, turned=orientation != 1)
+    dpi = found.dpi
+    if dpi is not None:
+        dpi = dpi[::-1] if orientation >= 5 else dpi
+        dpi = dpi if all(0 < value < 1e6 for value in dpi) else None
+    return {
+        "icc": found.icc or None,
+        "exif": exif,
+        "xmp": xmp,
+        "resources": resource_bytes(resources) or None,
+        "dpi": dpi,
+        "text": found.text,
+        "chunks": found.chunks,
+        "left_out": (*left_out, *gone),
+    }
 
 
-def upright_xmp(xmp: bytes) -> bytes:
-    """XMP with ``tiff:Orientation`` 1 where it has one."""
-    return _set_xmp(xmp, "tiff:Orientation", 1)
-
-
-def xmp_for_size(xmp: bytes, height_px: int, width_px: int) -> bytes:
-    """XMP whose size entries, where it has any, say (height_px, width_px)."""
-    for name in ("exif:PixelXDimension", "tiff:ImageWidth"):
-        xmp = _set_xmp(xmp, name, width_px)
-    for name in ("exif:PixelYDimension", "tiff:ImageLength"):
-        xmp = _set_xmp(xmp, name, height_px)
-    return xmp
+def grown_metadata(picture: Picture, height_px: int, width_px: int) -> tuple[bytes | None, bytes | None]:
+    """EXIF and XMP of the picture, made true for a file of this size."""
+    source_px = picture.source_px or (picture.height_px, picture.width_px)
+    exif = grown(picture.exif, height_px, width_px, source_px) if picture.exif else None
+    xmp = grown_xmp(picture.xmp, height_px, width_px, source_px) if picture.xmp else None
+    return exif, xmp

@@ -158,21 +158,30 @@ def to_pil(picture: Picture) -> Image.Image:
         16-bit or float with colour or alpha: Pillow has no such mode; use ``to_array`` or ``write_image``.
     """
     from yonos_trt.images.files import tell_left_out
-    from yonos_trt.images.metadata import exif_for_size, xmp_for_size
+    from yonos_trt.images.metadata import grown_metadata
 
-    tell_left_out(picture.name, picture.left_out)
+    color = picture.kind.color
+    lost = (
+        () if color is None or color.fits_icc else (f"the colour space, {color}, which no ICC profile says",)
+    )
+    tell_left_out(picture.name, (*picture.left_out, *lost))
     image = pil_pixels(picture)
     info = image.info
-    if picture.icc is not None:
-        info["icc_profile"] = picture.icc
-    if picture.exif is not None:
-        info["exif"] = exif_for_size(picture.exif, picture.height_px, picture.width_px)
-    if picture.xmp is not None:
-        info["xmp"] = xmp_for_size(picture.xmp, picture.height_px, picture.width_px)
+    exif, xmp = grown_metadata(picture, picture.height_px, picture.width_px)
+    for name, block in (("icc_profile", _pil_profile(picture)), ("exif", exif), ("xmp", xmp)):
+        if block is not None:
+            info[name] = block
     if picture.dpi is not None:
         info["dpi"] = picture.dpi
     info.update(picture.text)
     return image
+
+
+def _pil_profile(picture: Picture) -> bytes | None:
+    color = picture.kind.color
+    if color is None or not color.fits_icc:
+        return picture.icc
+    return color.profile(picture.icc, grey=picture.kind.is_grey)
 
 
 def pil_pixels(picture: Picture) -> Image.Image:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from yonos_trt.errors import InputError
 from yonos_trt.images.alpha import fill_hidden
+from yonos_trt.images.color_space import ColorSpace
 
 __all__ = [
     "DTYPES",
@@ -66,6 +67,8 @@ class Kind:
         2 if a grey array had the shape (H, W), 3 if it had (H, W, 1). Only arrays use it.
     palette_alpha
         Of a palette picture: None, ``"binary"`` (only fully transparent or opaque) or ``"soft"``.
+    color
+        The colour space, where the file says it in numbers (PNG's cICP and gAMA, AVIF's nclx).
     """
 
     mode: str
@@ -74,6 +77,7 @@ class Kind:
     source: str = "file"
     ndim: int = 3
     palette_alpha: str | None = None
+    color: ColorSpace | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES or self.dtype not in DTYPES:
@@ -122,6 +126,12 @@ class Picture:
         (x, y) dots per inch or None; kept as it is.
     text
         PNG text chunks, or ``{"comment": ...}`` of a JPEG.
+    resources
+        Photoshop's image resources (``8BIM``), IPTC among them, or None.
+    chunks
+        Further chunks of a PNG, (type, body), which a PNG gets again.
+    source_px
+        (height, width) for which places in ``exif`` and ``xmp`` are given; None: the size of ``rgb``.
     name
         The path, for messages.
     left_out
@@ -138,6 +148,9 @@ class Picture:
     xmp: bytes | None = None
     dpi: tuple[float, float] | None = None
     text: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    resources: bytes | None = None
+    chunks: tuple[tuple[bytes, bytes], ...] = ()
+    source_px: tuple[int, int] | None = None
     name: str = "array"
     left_out: tuple[str, ...] = ()
 
@@ -174,7 +187,8 @@ class Picture:
         Without ``alpha`` a picture that had one becomes opaque (``"RGBA"`` -> ``"RGB"``): the explicit drop.
         """
         kind = self.kind if alpha is not None else self.kind.without_alpha()
-        return replace(self, rgb=rgb, alpha=alpha, kind=kind)
+        source_px = self.source_px or (self.height_px, self.width_px)
+        return replace(self, rgb=rgb, alpha=alpha, kind=kind, source_px=source_px)
 
     def without_alpha(self) -> Picture:
         """Return the picture with its alpha dropped; the colours stay as they are."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PngRows", "keyword"]
+from yonos_trt.images.carried import Carried
+
+__all__ = ["PngRows", "keyword", "png_metadata_chunks"]
 
 Pixels = NDArray[Any]
 
@@ -40,8 +41,8 @@ class PngRows:
         1 (grey only), 8 or 16.
     compression
         zlib level 0..9.
-    icc, exif, xmp, dpi, text
-        Metadata, all optional; it is written before the pixels.
+    given
+        Metadata, written before the pixels.
     """
 
     def __init__(
@@ -53,11 +54,7 @@ class PngRows:
         channels: int,
         bits: int,
         compression: int = 6,
-        icc: bytes | None = None,
-        exif: bytes | None = None,
-        xmp: bytes | None = None,
-        dpi: tuple[float, float] | None = None,
-        text: Mapping[str, str] | None = None,
+        given: Carried | None = None,
     ) -> None:
         self._file = file
         self._bits = bits
@@ -68,16 +65,17 @@ class PngRows:
         self._chunk(
             b"IHDR", struct.pack(">IIBBBBB", width_px, height_px, bits, _COLOUR_TYPE[channels], 0, 0, 0)
         )
-        if icc:
-            self._chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(icc))
-        if dpi:
-            self._chunk(b"pHYs", struct.pack(">IIB", *(round(value / _METRES_PER_INCH) for value in dpi), 1))
-        if exif:
-            self._chunk(b"eXIf", exif.removeprefix(b"Exif\0\0"))
-        texts = {**(text or {}), **({"XML:com.adobe.xmp": xmp.decode("utf-8", "replace")} if xmp else {})}
-        for key, value in texts.items():
-            label = keyword(key).encode("latin-1")
-            self._chunk(b"iTXt", label + b"\0\0\0\0\0" + value.encode("utf-8", "replace").replace(b"\0", b""))
+        if given is None:
+            return
+        if given.icc:
+            self._chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(given.icc))
+        if given.dpi:
+            metric = (round(value / _METRES_PER_INCH) for value in given.dpi)
+            self._chunk(b"pHYs", struct.pack(">IIB", *metric, 1))
+        if given.exif:
+            self._chunk(b"eXIf", given.exif.removeprefix(b"Exif\0\0"))
+        for kind, body in png_metadata_chunks(given):
+            self._chunk(kind, body)
 
     def _chunk(self, kind: bytes, body: bytes) -> None:
         self._file.write(
@@ -126,6 +124,23 @@ class PngRows:
             out[better, 0] = number
             out[better, 1:] = difference[better]
         return out
+
+
+def png_metadata_chunks(given: Carried) -> list[tuple[bytes, bytes]]:
+    """Return (type, body) of colour, text, XMP, IPTC and further chunks: all but ICC, resolution and EXIF."""
+    chunks = list(given.chunks)
+    texts = dict(given.text)
+    if given.xmp:
+        texts["XML:com.adobe.xmp"] = given.xmp.decode("utf-8", "replace")
+    for key, value in texts.items():
+        text = value.encode("utf-8", "replace").replace(b"\0", b"")
+        chunks.append((b"iTXt", keyword(key).encode("latin-1") + b"\0\0\0\0\0" + text))
+    if given.resources:  # ImageMagick's way, which other programs read
+        digits = given.resources.hex()
+        lines = "\n".join(digits[at : at + 72] for at in range(0, len(digits), 72))
+        profile = f"\niptc\n{len(given.resources):8d}\n{lines}\n".encode()
+        chunks.append((b"zTXt", b"Raw profile type iptc\0\0" + zlib.compress(profile)))
+    return chunks
 
 
 def keyword(key: str) -> str:

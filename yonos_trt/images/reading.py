@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,8 @@ from yonos_trt.images.deep import deep_png, deep_tiff, pillow_keeps_tiff
 from yonos_trt.images.header import FORMAT_SUFFIXES, Header, MalformedError
 from yonos_trt.images.inspection import check_png_pixels, inspect
 from yonos_trt.images.jpeg_header import check_jpeg_pixels
-from yonos_trt.images.metadata import orientation_of, upright, upright_exif, upright_xmp
+from yonos_trt.images.metadata import Metadata, color_of, picture_fields, upright
+from yonos_trt.images.metadata_reading import pil_metadata, pixels_alone, read_metadata
 from yonos_trt.images.modes import planes_from_pil
 from yonos_trt.images.picture import Kind, Picture, picture_from_channels, to_depth
 
@@ -44,7 +44,8 @@ def read_image(
     ----------
     source
         Path, the bytes of a file, or a PIL image (then as ``from_pil``). PNG, JPEG, WebP, TIFF, AVIF, GIF,
-        BMP, and HEIC with the extra ``heic``; the content decides, and a name whose suffix says something else is told in the log.
+        BMP, and HEIC with the extra ``heic``; the content decides, and a name whose suffix says something
+        else is told in the log.
     max_pixels
         Refuse pictures that declare more, before anything is decoded; None for no limit.
 
@@ -131,10 +132,11 @@ def from_pil(image: Image.Image, *, name: str | None = None) -> Picture:
         tiles = getattr(image, "tile", None)
         rawmode = str(tiles[0][3]) if tiles else ""
         image.load()
+        found = pil_metadata(image)
         if image.format == "PNG" and rawmode in ("L;2", "L;4"):
             image = image.copy()
             _widen_transparent_grey(image, int(rawmode[-1]))
-        return _from_loaded(image, label, format_=image.format, source="pil")
+        return _from_loaded(image, found, label, format_=image.format, source="pil")
     except InputError:
         raise
     except MemoryError as error:
@@ -201,26 +203,29 @@ def _decode(data: bytes, header: Header, name: str, max_pixels: int | None) -> P
     if header.format == "TIFF" and not pillow_keeps_tiff(data, header):
         return deep_tiff(data, header, name)
     if header.format == "HEIC":
-        return _heic(data, name, max_pixels)
+        return _heic(data, header, name, max_pixels)
     if header.format in ("JPEG", "AVIF") and header.bits > 8:
         raise InputError(
             f"{name}: {header.bits}-bit {header.format} is not supported; convert it to a 16-bit PNG"
         )
     if header.format == "JPEG":
         check_jpeg_pixels(data)
-    image = _open_pillow(data, header.format)
+    image = _open_pillow(pixels_alone(data, header.format), header.format)
     _check_size(name, image.height, image.width, max_pixels)
     if header.format == "AVIF" and getattr(image, "n_frames", 1) > 1:
         raise _animated(name, getattr(image, "n_frames", 2))
     if header.format == "PNG" and header.bits == 16 and header.channels > 1:
         pixels = deep_png(data)
         mode = {2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[2]]
-        image.load()  # text and EXIF may stand behind the pixels
-        return _finish(pixels, Kind(mode, "uint16"), image, name, format_="PNG", source="file")
+        found = read_metadata(data, header, None)
+        return _finish(pixels, Kind(mode, "uint16"), found, name, format_="PNG", source="file")
     image.load()
     if header.format == "PNG" and image.mode in ("L", "RGB"):
         _widen_transparent_grey(image, header.bits)
-    picture = _from_loaded(_cropped(image, header, name), name, format_=header.format, source="file")
+    found = read_metadata(data, header, image)
+    if found.icc:
+        image.info["icc_profile"] = found.icc  # CMYK pixels go through it
+    picture = _from_loaded(_cropped(image, header, name), found, name, format_=header.format, source="file")
     if header.format == "TIFF" and header.bits > 8 and header.tags.get(262) == (0,):
         # Pillow turns "white is zero" round for 8 bits only.
         white = np.float32(1) if header.is_float else np.uint16(65535)
@@ -240,7 +245,7 @@ def _cropped(image: ImageFile.ImageFile, header: Header, name: str) -> Image.Ima
     return part
 
 
-def _heic(data: bytes, name: str, max_pixels: int | None) -> Picture:
+def _heic(data: bytes, header: Header, name: str, max_pixels: int | None) -> Picture:
     """Read the primary picture of a HEIC; its decoder crops and turns it."""
     try:
         import pillow_heif
@@ -251,6 +256,7 @@ def _heic(data: bytes, name: str, max_pixels: int | None) -> Picture:
     image = pillow_heif.HeifImageFile(io.BytesIO(data))
     image.format = "HEIC"
     _check_size(name, image.height, image.width, max_pixels)
+    found = read_metadata(data, header, image)
     left_out = [f"{image.n_frames - 1} further picture(s) of the file"] if image.n_frames > 1 else []
     for key, what in (("depth_images", "depth map"), ("aux", "auxiliary pictures, such as a gain map")):
         if image.info.get(key):
@@ -262,10 +268,10 @@ def _heic(data: bytes, name: str, max_pixels: int | None) -> Picture:
             raise InputError(f"{name}: a HEIC of this depth cannot be read; convert it to a 16-bit PNG")
         pixels = pixels if pixels.ndim == 3 else pixels[..., None]
         mode = ("L", "LA", "RGB", "RGBA")[pixels.shape[2] - 1]
-        picture = _finish(pixels, Kind(mode, "uint16"), image, name, format_="HEIC", source="file")
+        picture = _finish(pixels, Kind(mode, "uint16"), found, name, format_="HEIC", source="file")
     else:
         image.load()
-        picture = _from_loaded(image, name, format_="HEIC", source="file")
+        picture = _from_loaded(image, found, name, format_="HEIC", source="file")
     return replace(picture, left_out=(*picture.left_out, *left_out))
 
 
@@ -304,44 +310,32 @@ def _open_pillow(data: bytes, format_: str) -> ImageFile.ImageFile:
     }
     image = plugin[format_](io.BytesIO(data))
     image.format = format_
+    if format_ == "TIFF":
+        image.info.pop("xmp", None)  # Pillow would turn the pixels by it
     return image
 
 
-def _from_loaded(image: Image.Image, name: str, *, format_: str | None, source: str) -> Picture:
+def _from_loaded(
+    image: Image.Image, found: Metadata, name: str, *, format_: str | None, source: str
+) -> Picture:
     channels, kind = planes_from_pil(image, name)
-    return _finish(channels, kind, image, name, format_=format_, source=source)
+    return _finish(channels, kind, found, name, format_=format_, source=source)
 
 
 def _finish(
-    channels: Pixels, kind: Kind, image: Image.Image, name: str, *, format_: str | None, source: str
+    channels: Pixels, kind: Kind, found: Metadata, name: str, *, format_: str | None, source: str
 ) -> Picture:
-    """Attach metadata and turn upright; ``image`` is loaded."""
-    orientation = orientation_of(image)
-    info = image.info
-    # Pillow makes up 1 dpi for a TIFF that gives no resolution (tag 282).
-    dpi = None if 282 not in getattr(image, "tag_v2", {282: None}) else info.get("dpi")
-    if isinstance(dpi, tuple) and len(dpi) == 2 and all(0 < float(value) < 1e6 for value in dpi):
-        dpi = (float(dpi[0]), float(dpi[1]))
-        dpi = dpi[::-1] if orientation >= 5 else dpi
+    """Attach metadata and turn upright; Pillow has turned the pixels of a TIFF when it loaded them."""
+    orientation, stored_px = found.orientation, channels.shape[:2]
+    if found.is_tiff:
+        stored_px = stored_px[::-1] if orientation >= 5 else stored_px
     else:
-        dpi = None
-    xmp = info.get("xmp")
+        channels = upright(channels, orientation)
     return picture_from_channels(
-        upright(channels, orientation),
-        replace(kind, format="JPEG" if format_ == "MPO" else format_, source=source),
-        icc=info.get("icc_profile") or None,
-        exif=upright_exif(image, is_tiff=format_ == "TIFF"),
-        xmp=upright_xmp(xmp) if isinstance(xmp, bytes) and xmp else None,
-        dpi=dpi,
-        text=_text_of(info, format_),
+        channels,
+        replace(
+            kind, format="JPEG" if format_ == "MPO" else format_, source=source, color=color_of(found, kind)
+        ),
         name=name,
+        **picture_fields(found, stored_px, orientation),
     )
-
-
-def _text_of(info: Mapping[Any, Any], format_: str | None) -> dict[str, str]:
-    """PNG text (the string entries of ``info``), or a JPEG's comment."""
-    if format_ == "PNG":
-        skipped = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
-        return {str(k): str(v) for k, v in info.items() if isinstance(v, str) and k not in skipped}
-    comment = info.get("comment") if format_ in ("JPEG", "GIF") else None
-    return {"comment": comment.decode("utf-8", "replace")} if isinstance(comment, bytes) and comment else {}

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.errors import ClosedError, InputError
+from yonos_trt.images.carried import carried
 from yonos_trt.images.files import SaveOptions, atomic_path, cannot_write, chosen, format_of, tell_left_out
 from yonos_trt.images.modes import cmyk_from_rgb
 from yonos_trt.images.picture import Kind, Picture
 from yonos_trt.images.png_rows import PngRows
 from yonos_trt.images.tiff_rows import TiffRows, file_channels
-from yonos_trt.images.writing import as_kind, fit_kind, grown_metadata, stacked
+from yonos_trt.images.writing import as_kind, fit_kind, stacked
 
 __all__ = ["STREAMING_SUFFIXES", "OutputEstimate", "RowWriter", "estimate_output", "open_row_writer"]
 
@@ -61,6 +62,7 @@ class RowWriter:
             raise InputError(f"{self._name}: 1-bit TIFF cannot be written row by row; write .png")
         self._source_kind = like.kind
         self._like = as_kind(like, kind)
+        self._given = carried(self._like, target.name, height_px, width_px)
         self._height_px, self._width_px = height_px, width_px
         self._rows = 0
         self._stack = contextlib.ExitStack()
@@ -70,15 +72,13 @@ class RowWriter:
             part = self._stack.enter_context(atomic_path(path))
             if target.name == "PNG":
                 file = self._stack.enter_context(part.open("wb"))
-                exif, xmp = grown_metadata(self._like, height_px, width_px)
                 self._writer = PngRows(
                     file, height_px, width_px, channels=file_channels(kind), bits=kind.bits,
-                    compression=options.compression, icc=self._like.icc, exif=exif, xmp=xmp,
-                    dpi=self._like.dpi, text=self._like.text,
+                    compression=options.compression, given=self._given,
                 )  # fmt: skip
             else:
                 self._writer = self._stack.enter_context(
-                    TiffRows(part, self._like, height_px, width_px, options)
+                    TiffRows(part, self._like, height_px, width_px, options, self._given)
                 )
         except BaseException as error:
             self._open = False
@@ -93,7 +93,7 @@ class RowWriter:
     @property
     def left_out(self) -> tuple[str, ...]:
         """What of the source the file does not carry, as ``write_image`` returns it."""
-        return self._like.left_out
+        return self._given.left_out
 
     def write_rows(self, rgb: Pixels, alpha: Pixels | None = None) -> None:
         """Take the next rows.

@@ -1,8 +1,8 @@
-"""Add EXIF and GPS directories to a finished TIFF.
+"""Add descriptive tags to a finished TIFF: EXIF and GPS directories, XMP, IPTC, Photoshop resources.
 
-Neither libtiff through Pillow nor tifffile writes them into a compressed file. A TIFF is a linked structure,
-so they can be put behind everything else: the sub-directories, then a new copy of the first directory that
-points at them, then the header's pointer to it. Classic and BigTIFF, either byte order.
+A TIFF is a linked structure, so they can be put behind everything else: the sub-directories, then a new copy
+of the first directory that has the new tags and points at them, then the header's pointer to it. Classic and
+BigTIFF, either byte order. What the writer of the pixels put into the first directory always wins.
 """
 
 from __future__ import annotations
@@ -11,71 +11,103 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
-from yonos_trt.images.metadata import EXIF_IFD, GPS_IFD
+from yonos_trt.images.carried import Carried
+from yonos_trt.images.exif import (
+    EXIF_IFD,
+    GPS_IFD,
+    INTEROP_IFD,
+    YCBCR_POSITIONING,
+    Directory,
+    Entry,
+    Exif,
+    directory_bytes,
+)
+from yonos_trt.images.photoshop import iptc_of, parse_resources, resource_bytes
 
-__all__ = ["add_exif_directories", "plain_tags"]
+__all__ = ["add_tags", "tiff_blocks"]
 
-# Directories inside the EXIF directory, which are not carried over.
-_NESTED = (0xA005,)
-_LONG, _LONG8 = 4, 16
-_XMP = 700
+_BYTE, _LONG, _LONG8 = 1, 4, 16
+_XMP, _IPTC, _PHOTOSHOP = 700, 33723, 34377
 
 
-def plain_tags(exif: bytes | None, xmp: bytes | None) -> bytes | None:
-    """Return XMP and the tags of EXIF that stand in a TIFF's first directory, as EXIF; None if there are
-    none.
+def tiff_blocks(given: Carried) -> dict[int, bytes]:
+    """Return XMP, IPTC and Photoshop's resources by their tags."""
+    resources = parse_resources(given.resources or b"")
+    iptc = iptc_of(resources)
+    others = resource_bytes(entry for entry in resources if entry[2] != iptc)  # IPTC has a tag of its own
+    return {tag: raw for tag, raw in ((_XMP, given.xmp), (_IPTC, iptc), (_PHOTOSHOP, others)) if raw}
+
+
+def add_tags(path: Path, exif: bytes | None, blocks: dict[int, bytes]) -> None:
+    """Put EXIF's tags and directories, and blocks of bytes, into the first directory of the TIFF at ``path``.
+
+    Parameters
+    ----------
+    path
+        Rewritten in place.
+    exif
+        As ``Picture.exif``: descriptive tags only.
+    blocks
+        Tag -> its bytes (700 XMP, 33723 IPTC, 34377 Photoshop resources).
     """
-    from PIL import Image
-
-    block, plain = Image.Exif(), Image.Exif()
-    if exif:
-        block.load(exif)
-    for tag, value in block.items():
-        if tag not in (EXIF_IFD, GPS_IFD):
-            plain[tag] = value
-    if xmp:
-        plain[_XMP] = xmp
-    return plain.tobytes() if len(plain) else None
-
-
-def add_exif_directories(path: Path, exif: bytes) -> None:
-    """Append the EXIF and GPS directories of ``exif`` to the TIFF at ``path`` and link them from its first
-    directory.
-
-    No effect if ``exif`` has neither.
-    """
-    from PIL import Image
-
-    block = Image.Exif()
-    block.load(exif)
-    inner = {tag: dict(block.get_ifd(tag)) for tag in (EXIF_IFD, GPS_IFD) if tag in block}
+    if not exif and not blocks:
+        return
     with path.open("rb+") as file:
         head = file.read(16)
         order = "<" if head[:1] == b"I" else ">"
         big = head[2:4] in (b"+\0", b"\0+")
         word, count_word, pointer_at = ("Q", "Q", 8) if big else ("I", "H", 4)
         entry_bytes = 20 if big else 12
-        (first,) = struct.unpack_from(order + word, head, pointer_at)
-        file.seek(first)
+        new = Exif.parse(exif).in_order(order) if exif else Exif(order)
+        new.main.pop(YCBCR_POSITIONING, None)  # of a JPEG's pixels
+        added: Directory = {
+            **new.main,
+            **{tag: Entry(_BYTE, raw) for tag, raw in blocks.items()},
+        }
+        if new.interop:
+            at = _append(file, directory_bytes(new.interop, _align(file), order, big=big))
+            new.exif[INTEROP_IFD] = _pointer(at, order, big=big)
+        for tag, directory in ((EXIF_IFD, new.exif), (GPS_IFD, new.gps)):
+            if directory:
+                at = _append(file, directory_bytes(directory, _align(file), order, big=big))
+                added[tag] = _pointer(at, order, big=big)
+        file.seek(struct.unpack_from(order + word, head, pointer_at)[0])
         (count,) = struct.unpack(order + count_word, file.read(struct.calcsize(count_word)))
         raw = file.read(count * entry_bytes + struct.calcsize(word))
-        entries = {}
+        old = {}
         for start in range(0, count * entry_bytes, entry_bytes):
             entry = raw[start : start + entry_bytes]
-            entries[struct.unpack_from(order + "H", entry)[0]] = entry
-        for tag, directory in inner.items():
-            at = _append_directory(file, head, tag, directory)
-            if at:
-                form = order + "HH" + word + word
-                entries[tag] = struct.pack(form, tag, _LONG8 if big else _LONG, 1, at)
+            old[struct.unpack_from(order + "H", entry)[0]] = entry
+        added = {tag: entry for tag, entry in added.items() if tag not in old}
         at = _align(file)
-        if not inner or at >= 2 ** (64 if big else 32):
-            return
-        file.write(struct.pack(order + count_word, len(entries)))
-        file.write(b"".join(entries[tag] for tag in sorted(entries)))
-        file.write(raw[count * entry_bytes :])
+        # The values of new tags stand behind the directory; those of old ones stay where they are.
+        inline = struct.calcsize(word)
+        values_at = at + struct.calcsize(count_word) + (len(old) + len(added)) * entry_bytes + inline
+        values = b""
+        for tag, value in added.items():
+            place = value.raw.ljust(inline, b"\0")
+            if len(value.raw) > inline:
+                place = struct.pack(order + word, values_at + len(values))
+                values += value.raw + bytes(len(value.raw) % 2)
+            old[tag] = struct.pack(f"{order}HH{word}", tag, value.kind, value.count) + place
+        end = values_at + len(values)
+        if end >= 2 ** (64 if big else 32):
+            raise OverflowError("the metadata ends behind 4 GiB; write it without, or as BigTIFF")
+        file.write(struct.pack(order + count_word, len(old)))
+        file.write(b"".join(old[tag] for tag in sorted(old)))
+        file.write(raw[count * entry_bytes :] + values)
         file.seek(pointer_at)
         file.write(struct.pack(order + word, at))
+
+
+def _pointer(at: int, order: str, *, big: bool) -> Entry:
+    return Entry(_LONG8, struct.pack(order + "Q", at)) if big else Entry(_LONG, struct.pack(order + "I", at))
+
+
+def _append(file: BinaryIO, block: bytes) -> int:
+    at = _align(file)
+    file.write(block)
+    return at
 
 
 def _align(file: BinaryIO) -> int:
@@ -83,19 +115,4 @@ def _align(file: BinaryIO) -> int:
     at = file.seek(0, 2)
     if at % 2:
         at += file.write(b"\0")
-    return at
-
-
-def _append_directory(file: BinaryIO, head: bytes, group: int, values: dict[int, object]) -> int:
-    from PIL.TiffImagePlugin import ImageFileDirectory_v2
-
-    big = head[2:4] in (b"+\0", b"\0+")
-    directory = ImageFileDirectory_v2(head[: 16 if big else 8], group=group)
-    for tag, value in values.items():
-        if tag not in _NESTED:
-            directory[tag] = value
-    if not len(directory):
-        return 0
-    at = _align(file)
-    file.write(directory.tobytes(at))
     return at

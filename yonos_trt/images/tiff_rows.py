@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.errors import MissingExtraError
+from yonos_trt.images.carried import Carried
 from yonos_trt.images.files import SaveOptions
-from yonos_trt.images.metadata import exif_for_size, xmp_for_size
 from yonos_trt.images.picture import Kind, Picture
-from yonos_trt.images.tiff_exif import add_exif_directories
+from yonos_trt.images.tiff_exif import add_tags, tiff_blocks
 
 __all__ = ["BIG_TIFF_BYTES", "TILE_PX", "TiffRows"]
 
@@ -30,9 +30,6 @@ Pixels = NDArray[Any]
 # Offsets of a classic TIFF have 32 bits; leave room for directories and incompressible data.
 BIG_TIFF_BYTES = 4_000_000_000
 TILE_PX = 256
-
-# Text tags of TIFF 6.0: description, make, model, software, date, artist, copyright.
-_TEXT_TAGS = (270, 271, 272, 305, 306, 315, 33432)
 
 
 class _AbortedError(Exception):
@@ -47,11 +44,13 @@ class TiffRows:
     path
         Overwritten.
     like
-        Its kind decides photometric interpretation and depth; its ICC, XMP, dpi and text tags are written.
+        Its kind decides photometric interpretation and depth.
     height_px, width_px
         Size of the file.
     options
         ``compression`` 0 writes raw tiles, else deflate with the horizontal predictor.
+    given
+        Everything beside the pixels.
 
     Raises
     ------
@@ -60,11 +59,17 @@ class TiffRows:
     """
 
     def __init__(
-        self, path: Path, like: Picture, height_px: int, width_px: int, options: SaveOptions
+        self,
+        path: Path,
+        like: Picture,
+        height_px: int,
+        width_px: int,
+        options: SaveOptions,
+        given: Carried,
     ) -> None:
         tifffile = import_tifffile()
         kind = like.kind
-        self._path, self._exif = path, like.exif
+        self._path, self._given = path, given
         self._channels = file_channels(kind)
         self._shape = (height_px, width_px, self._channels)
         self._dtype = np.dtype(kind.dtype)
@@ -79,7 +84,7 @@ class TiffRows:
             "tile": (TILE_PX, TILE_PX),
             "metadata": None,
             "maxworkers": 1,
-            **_tags(like, height_px, width_px, options),
+            **_tags(kind, options, given),
         }
 
         def run() -> None:
@@ -146,8 +151,7 @@ class TiffRows:
             self._push()
         self._stop()
         self._raise()
-        if self._exif:
-            add_exif_directories(self._path, exif_for_size(self._exif, *self._shape[:2]))
+        add_tags(self._path, self._given.exif, tiff_blocks(self._given))
 
     def abort(self) -> None:
         """Stop the thread; the unfinished file is left to the caller. No effect after ``finish``."""
@@ -180,10 +184,10 @@ def file_channels(kind: Kind) -> int:
     return {"1": 1, "L": 1, "LA": 2, "P": 1, "RGBA": 4, "CMYK": 4}.get(kind.mode, 3)
 
 
-def _tags(like: Picture, height_px: int, width_px: int, options: SaveOptions) -> dict[str, Any]:
-    kind = like.kind
+def _tags(kind: Kind, options: SaveOptions, given: Carried) -> dict[str, Any]:
     tags: dict[str, Any] = {
-        "photometric": "minisblack" if kind.is_grey else "separated" if kind.mode == "CMYK" else "rgb"
+        "photometric": "minisblack" if kind.is_grey else "separated" if kind.mode == "CMYK" else "rgb",
+        "software": False,
     }
     if kind.has_alpha:
         tags["extrasamples"] = ["unassalpha"]
@@ -191,22 +195,8 @@ def _tags(like: Picture, height_px: int, width_px: int, options: SaveOptions) ->
         tags["compression"] = "zlib"
         tags["compressionargs"] = {"level": options.compression}
         tags["predictor"] = kind.dtype != "float32"
-    if like.icc:
-        tags["iccprofile"] = like.icc
-    if like.dpi:
-        tags["resolution"], tags["resolutionunit"] = like.dpi, "inch"
-    extra: list[tuple[int, str | int, int, Any, bool]] = []
-    if like.xmp:
-        xmp = xmp_for_size(like.xmp, height_px, width_px)
-        extra.append((700, "B", len(xmp), xmp, True))
-    tags["software"] = False
-    if like.exif:
-        from PIL import Image
-
-        exif = Image.Exif()
-        exif.load(like.exif)
-        for tag in _TEXT_TAGS:
-            if isinstance(exif.get(tag), str):
-                extra.append((tag, "s", 0, exif[tag].encode("ascii", "replace").decode(), True))
-    tags["extratags"] = extra
+    if given.icc:
+        tags["iccprofile"] = given.icc
+    if given.dpi:
+        tags["resolution"], tags["resolutionunit"] = given.dpi, "inch"
     return tags

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.errors import InputError, YonosError
+from yonos_trt.images.avif_boxes import with_nclx
+from yonos_trt.images.carried import JPEG_SEGMENT_BYTES, Carried, carried
 from yonos_trt.images.files import (
     FileFormat,
     SaveOptions,
@@ -25,11 +27,10 @@ from yonos_trt.images.files import (
     format_of,
     tell_left_out,
 )
-from yonos_trt.images.metadata import exif_for_size, xmp_for_size
 from yonos_trt.images.modes import pil_pixels
 from yonos_trt.images.picture import Kind, Picture, channels_of, to_depth
-from yonos_trt.images.png_rows import PngRows, keyword
-from yonos_trt.images.tiff_exif import add_exif_directories, plain_tags
+from yonos_trt.images.png_rows import PngRows, png_metadata_chunks
+from yonos_trt.images.tiff_exif import add_tags, tiff_blocks
 from yonos_trt.images.tiff_rows import BIG_TIFF_BYTES, TiffRows, import_tifffile
 
 __all__ = ["as_kind", "check_output", "fit_kind", "write_image"]
@@ -37,9 +38,6 @@ __all__ = ["as_kind", "check_output", "fit_kind", "write_image"]
 logger = logging.getLogger(__name__)
 
 Pixels = NDArray[Any]
-
-# A JPEG segment holds 65 533 bytes, of which XMP's own label takes 29.
-_JPEG_SEGMENT_BYTES = 65_504
 
 
 def write_image(
@@ -79,15 +77,21 @@ def write_image(
     target = format_of(path, format)
     kind = fit_kind(picture.kind, picture.height_px, picture.width_px, target, options, os.fspath(path))
     picture = as_kind(picture, kind)
+    given = carried(picture, target.name, picture.height_px, picture.width_px)
     with atomic_path(path) as part, _encoding(os.fspath(path), target):
-        if target.name == "PNG" and kind.dtype == "uint16":
-            _save_deep_png(picture, part, options)
+        if target.name == "PNG" and (kind.dtype == "uint16" or (kind.mode != "P" and _is_hdr(given))):
+            _save_png_rows(picture, part, options, given)
         elif target.name == "TIFF" and kind.dtype != "uint8" and kind.mode != "L":
-            _save_deep_tiff(picture, part, options)
+            _save_deep_tiff(picture, part, options, given)
         else:
-            _save_with_pillow(picture, part, target, options)
-    tell_left_out(picture.name, picture.left_out)
-    return picture.left_out
+            _save_with_pillow(picture, part, target, options, given)
+    tell_left_out(picture.name, given.left_out)
+    return given.left_out
+
+
+def _is_hdr(given: Carried) -> bool:
+    """True for chunks that Pillow does not write."""
+    return any(kind in (b"mDCV", b"cLLI") for kind, _ in given.chunks)
 
 
 @contextlib.contextmanager
@@ -152,6 +156,17 @@ def fit_kind(
                 "write .png, .webp, .avif or .tiff, or drop it explicitly (drop_alpha=True, --alpha drop)"
             )
         kind = kind.without_alpha()
+    if kind.color is not None and target.name not in ("PNG", "AVIF") and not kind.color.fits_icc:
+        raise InputError(
+            f"{name}: {target.name} cannot say the picture's colour space, {kind.color}; write .png or .avif"
+        )
+    if (
+        kind.color is not None
+        and target.name == "AVIF"
+        and kind.color.nclx is None
+        and not kind.color.fits_icc
+    ):
+        raise InputError(f"{name}: AVIF cannot say the picture's colour space, {kind.color}; write .png")
     if kind.dtype not in target.dtypes:
         deepest = target.dtypes[-1]
         if not options.drop_depth:
@@ -200,60 +215,47 @@ def _profile_fits(picture: Picture, kind: Kind) -> bool:
     return picture.icc is None or before == after or picture.icc[16:20] == after  # ICC.1:2010, 7.2.6
 
 
-def grown_metadata(picture: Picture, height_px: int, width_px: int) -> tuple[bytes | None, bytes | None]:
-    """EXIF and XMP of the picture with the size entries of the file to be written."""
-    exif = exif_for_size(picture.exif, height_px, width_px) if picture.exif else None
-    xmp = xmp_for_size(picture.xmp, height_px, width_px) if picture.xmp else None
-    return exif, xmp
-
-
 # -- One function for each encoder -----------------------------------------------------------------
 
 
-def _save_with_pillow(picture: Picture, part: Path, target: FileFormat, options: SaveOptions) -> None:
+def _save_with_pillow(
+    picture: Picture, part: Path, target: FileFormat, options: SaveOptions, given: Carried
+) -> None:
     from PIL import PngImagePlugin
 
     image = pil_pixels(picture)
-    exif, xmp = grown_metadata(picture, picture.height_px, picture.width_px)
-    parameters: dict[str, Any] = {}
-    directories: bytes | None = None
+    parameters: dict[str, Any] = {"icc_profile": given.icc, "exif": given.exif, "dpi": given.dpi}
     if target.name == "PNG":
         text = PngImagePlugin.PngInfo()
-        for key, value in picture.text.items():
-            text.add_itxt(keyword(key), value.replace("\0", ""))
-        if xmp:
-            text.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
-        parameters = {"pnginfo": text, "compress_level": options.compression}
+        for kind, body in png_metadata_chunks(given):
+            text.add(kind, body)
+        parameters |= {"pnginfo": text, "compress_level": options.compression}
     elif target.name == "JPEG":
-        parameters = {"quality": options.quality, "subsampling": options.subsampling}
-        if "comment" in picture.text:
-            parameters["comment"] = picture.text["comment"].encode()[:_JPEG_SEGMENT_BYTES]
+        parameters |= {"quality": options.quality, "subsampling": options.subsampling}
+        parameters["extra"] = given.jpeg_segments()
+        if "comment" in given.text:
+            parameters["comment"] = given.text["comment"].encode()[:JPEG_SEGMENT_BYTES]
     elif target.name == "WEBP":
-        parameters = {"quality": options.quality, "lossless": options.lossless, "method": 4}
+        parameters |= {
+            "quality": options.quality,
+            "lossless": options.lossless,
+            "method": 4,
+            "xmp": given.xmp,
+        }
     elif target.name == "AVIF":
-        parameters = {"quality": options.quality, "subsampling": options.subsampling}
+        parameters |= {"quality": options.quality, "subsampling": options.subsampling, "xmp": given.xmp}
     else:
-        parameters = tiff_parameters(picture, options)
-        directories, exif = exif, plain_tags(exif, xmp)
-    if target.name == "JPEG":
-        exif = _short_enough(exif, "EXIF", picture.name)
-        xmp = _short_enough(xmp, "XMP", picture.name)
-    if xmp and target.name in ("JPEG", "WEBP", "AVIF"):
-        parameters["xmp"] = xmp
-    for name, entry in (("icc_profile", picture.icc), ("exif", exif), ("dpi", picture.dpi)):
-        if entry is not None:
-            parameters[name] = entry
+        parameters = {**tiff_parameters(picture, options), "icc_profile": given.icc, "dpi": given.dpi}
     with open(part, "wb") as file:
-        image.save(file, format=target.name, **parameters)
-    if directories:
-        add_exif_directories(part, directories)
-
-
-def _short_enough(block: bytes | None, what: str, name: str) -> bytes | None:
-    if block is not None and len(block) > _JPEG_SEGMENT_BYTES:
-        logger.warning("%s: %s of %d bytes does not fit into a JPEG and is left out", name, what, len(block))
-        return None
-    return block
+        image.save(
+            file,
+            format=target.name,
+            **{name: entry for name, entry in parameters.items() if entry is not None},
+        )
+    if target.name == "TIFF":
+        add_tags(part, given.exif, tiff_blocks(given))
+    if given.nclx is not None:
+        part.write_bytes(with_nclx(part.read_bytes(), *given.nclx))
 
 
 def tiff_parameters(picture: Picture, options: SaveOptions) -> dict[str, Any]:
@@ -262,8 +264,7 @@ def tiff_parameters(picture: Picture, options: SaveOptions) -> dict[str, Any]:
     return {"compression": compression, "big_tiff": picture.rgb.nbytes > BIG_TIFF_BYTES}
 
 
-def _save_deep_png(picture: Picture, part: Path, options: SaveOptions) -> None:
-    exif, xmp = grown_metadata(picture, picture.height_px, picture.width_px)
+def _save_png_rows(picture: Picture, part: Path, options: SaveOptions, given: Carried) -> None:
     pixels = stacked(picture.rgb, picture.alpha, picture.kind)
     with open(part, "wb") as file:
         writer = PngRows(
@@ -271,20 +272,16 @@ def _save_deep_png(picture: Picture, part: Path, options: SaveOptions) -> None:
             picture.height_px,
             picture.width_px,
             channels=pixels.shape[2],
-            bits=16,
+            bits=picture.kind.bits,
             compression=options.compression,
-            icc=picture.icc,
-            exif=exif,
-            xmp=xmp,
-            dpi=picture.dpi,
-            text=picture.text,
+            given=given,
         )
         writer.write(pixels)
         writer.finish()
 
 
-def _save_deep_tiff(picture: Picture, part: Path, options: SaveOptions) -> None:
-    with TiffRows(part, picture, picture.height_px, picture.width_px, options) as writer:
+def _save_deep_tiff(picture: Picture, part: Path, options: SaveOptions, given: Carried) -> None:
+    with TiffRows(part, picture, picture.height_px, picture.width_px, options, given) as writer:
         writer.write(stacked(picture.rgb, picture.alpha, picture.kind))
         writer.finish()
 
