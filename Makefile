@@ -9,19 +9,35 @@ VENV   := .venv
 DEMO   := .venv-demo
 EXTRAS := images,video,export,train,bench,dev,rtx
 PIP    := install --quiet --disable-pip-version-check -c constraints.txt
-NATIVE := CMakeLists.txt pyproject.toml constraints.txt $(wildcard csrc/*)
+NATIVE := CMakeLists.txt pyproject.toml constraints.txt Makefile csrc $(wildcard csrc/*)
+
+# What pyproject.toml asks for: the project's own dependencies and those of EXTRAS, one a line.
+REQUIREMENTS = import sys, tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+    extras = project["optional-dependencies"]; \
+    print(*project["dependencies"], *(r for e in sys.argv[1].split(",") for r in extras[e]), sep="\n")
 
 .PHONY: demo test lint bench native clean
 
-$(VENV)/.ready: $(NATIVE)
+# Other people's packages first, where one without a wheel is built in isolation. The project then needs no network and no
+# second CMake: after an edit in csrc/ it only compiles (7 s; isolated, every run fetched its tools and began anew: 4 min).
+$(VENV)/.dependencies: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip $(PIP) scikit-build-core nanobind cmake ninja
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/pip $(PIP) --no-build-isolation -e ".[$(EXTRAS)]"
+	$(PYTHON) -c '$(REQUIREMENTS)' $(EXTRAS) > $(VENV)/requirements.txt
+	@echo "# some 800 MB of packages are fetched: minutes without a word"
+	$(VENV)/bin/pip $(PIP) -r $(VENV)/requirements.txt
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.dependencies $(NATIVE)
+	@echo "# compiles the tile kernels, with nvcc those for CUDA too: minutes without a word"
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/pip $(PIP) --no-build-isolation --no-deps -C cmake.define.YONOS_CUDA=ON -e .
+	$(VENV)/bin/python -c 'import yonos_trt._native' || \
+	    { rm -rf build; echo "the tile kernels were not compiled: README.md, Install, says what they need" >&2; exit 1; }
 	touch $@
 
 $(DEMO)/.ready: $(NATIVE) $(shell find yonos_trt -type f -not -name '*.pyc' -not -name '*.so')
 	$(PYTHON) -m venv $(DEMO)
-	PIP_CONSTRAINT="$(CURDIR)/constraints.txt" $(DEMO)/bin/pip $(PIP) -C cmake.define.YONOS_CUDA=OFF .
+	@echo "# installs what the run time needs and compiles the tile kernels: a minute or two without a word"
+	PIP_CONSTRAINT=constraints.txt $(DEMO)/bin/pip $(PIP) .
 	touch $@
 
 demo: $(DEMO)/.ready
@@ -46,7 +62,7 @@ bench: $(VENV)/.ready
 # With its own build tree; NATIVE_PYTHON is the interpreter (with nanobind, cmake and ninja) the module is for.
 NATIVE_PYTHON ?= $(PYTHON)
 native:
-	cmake -S . -B build/native -G Ninja -DCMAKE_BUILD_TYPE=Release -DYONOS_IN_PLACE=ON \
+	cmake -S . -B build/native -G Ninja -DCMAKE_BUILD_TYPE=Release -DYONOS_IN_PLACE=ON -DYONOS_CUDA=ON \
 	    -DPython_EXECUTABLE="$$($(NATIVE_PYTHON) -c 'import sys; print(sys.executable)')"
 	cmake --build build/native
 

@@ -292,7 +292,7 @@ print(json.dumps({"before_mb": before / 1024, "extra_mb": extra / 1024, "seconds
 def test_a_large_picture_is_streamed_into_a_tiled_tiff_in_bounded_memory(
     benchmark: Any, tmp_path: Path, size_px: tuple[int, int]
 ) -> None:
-    tifffile = pytest.importorskip("tifffile", reason="needs tifffile: pip install 'yonos-trt[images]'")
+    tifffile = pytest.importorskip("tifffile", reason="needs tifffile: pip install '.[images]'")
     height, width = size_px
     image = drawing(height, width)
     Image.fromarray(image).save(tmp_path / "in.png", compress_level=1)

@@ -96,7 +96,7 @@ def bench_stage(
     runtime: str,
 ) -> None:
     if runtime not in backends:
-        pytest.skip(f"the runtime {runtime} cannot be opened here: pip install 'yonos-trt[openvino]'")
+        pytest.skip(f"the runtime {runtime} cannot be opened here: pip install '.[openvino]'")
     manifest = backends["onnx"].manifest
     arrays = feeds(manifest)[stage]
     ours, reference = call(backends[runtime], stage, arrays), call(backends["onnx"], stage, arrays)

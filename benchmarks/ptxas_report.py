@@ -57,7 +57,7 @@ class KernelReport:
 
 def compile_report(architecture: str, nvcc: str = "nvcc") -> list[KernelReport]:
     """Compile for one architecture ("80", ...) and return a report per kernel, by name."""
-    base = [nvcc, "-std=c++20", "-O3", "--fmad=false", f"-arch=sm_{architecture}", str(SOURCE), "-o"]
+    base = [nvcc, "-std=c++17", "-O3", "--fmad=false", f"-arch=sm_{architecture}", str(SOURCE), "-o"]
     done = subprocess.run(
         [*base, "/dev/null", "-cubin", "-Xptxas", "-v"], capture_output=True, text=True, check=True
     )

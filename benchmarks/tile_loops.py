@@ -19,6 +19,7 @@ from benchmarks.peer_types import NotRun, Picture, Setting, Upscaler
 from yonos_trt.backend import NumpyBackend, batches
 from yonos_trt.ort import pick_onnx
 from yonos_trt.planning import plan_picture
+from yonos_trt.telemetry import import_onnxruntime
 from yonos_trt.tiling import TilePlan
 
 __all__ = ["open_loop"]
@@ -43,8 +44,7 @@ def open_loop(kind: str, setting: Setting) -> Upscaler:
 
 
 def _networks(setting: Setting, kind: str) -> Networks:
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     provider = _PROVIDERS.get(kind, "CPUExecutionProvider")
     if provider not in ort.get_available_providers():
         raise NotRun(f"this ONNX Runtime has no {provider} (the package onnxruntime-gpu has it)")
@@ -90,8 +90,7 @@ def _openvino_device(ort: Any) -> Any:
 
 @functools.cache
 def _register(library: str) -> None:
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     try:
         ort.register_execution_provider_library(_PLUGIN, library)
     except Exception as error:

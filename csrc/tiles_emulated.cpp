@@ -1,7 +1,7 @@
 // The CUDA kernels' grid on the host: every block and thread of the same launch, one after the other, on host
 // memory, behind the same C ABI. Tests build it to prove the launch geometry without a GPU:
 //
-//   g++ -std=c++20 -O2 -shared -fPIC -ffp-contract=off csrc/tiles_emulated.cpp -o libyonos_emulated.so
+//   g++ -std=c++17 -O2 -shared -fPIC -ffp-contract=off csrc/tiles_emulated.cpp -o libyonos_emulated.so
 //
 // `stream` is the seed of the order in which threads run: 0 is ascending, others are permutations. An output
 // that depends on the order would show.

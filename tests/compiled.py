@@ -1,4 +1,5 @@
-"""Libraries that tests compile, once per run: the CUDA kernels' grid on the host, and a stand-in libcuda."""
+"""Libraries that tests compile, once per run: the CUDA kernels' grid on the host, a stand-in libcuda, a
+recorder of what reaches for the network."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import atexit
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -41,7 +43,7 @@ def _compile(source: Path, library: str, *flags: str) -> Path:
 
 def emulated_kernels() -> Path:
     """Compile csrc/tiles_emulated.cpp; skips without a compiler."""
-    flags = ("-std=c++20", "-O2", "-ffp-contract=off")
+    flags = ("-std=c++17", "-O2", "-ffp-contract=off")
     return _compile(REPOSITORY / "csrc" / "tiles_emulated.cpp", "libyonos_emulated.so", *flags)
 
 
@@ -62,3 +64,10 @@ def standin_libcuda() -> Path:
         pytest.skip("no cuda.h to build the stand-in for libcuda.so.1 with")
     flags = ("-std=c++17", "-O1", "-Wall", "-Werror", f"-I{include}")
     return _compile(REPOSITORY / "tests" / "standin_libcuda.cpp", "libcuda.so.1", *flags)
+
+
+def network_recorder() -> Path:
+    """Compile tests/record_network.cpp; skips without a compiler, and where libraries cannot be preloaded."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("recording the network preloads a library, which is done on Linux")
+    return _compile(REPOSITORY / "tests" / "record_network.cpp", "librecord.so", "-std=c++17", "-O1", "-Wall")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import tracemalloc
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -10,9 +12,47 @@ from helpers import picture
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yonos_trt.backend import HostCanvas, NumpyBackend, batches, host_kernels
+from yonos_trt import doctor
+from yonos_trt.backend import HOW_TO_COMPILE, HostCanvas, NumpyBackend, batches, host_kernels
 from yonos_trt.manifest import identity_manifest
 from yonos_trt.tiling import TilePlan, plan_tiles, rows_final_after_band
+
+
+@pytest.fixture
+def uncompiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An installation without the compiled kernels."""
+    monkeypatch.setitem(sys.modules, "yonos_trt._native", None)
+    host_kernels.cache_clear()
+    yield
+    host_kernels.cache_clear()
+
+
+def test_slow_kernels_are_named_once_with_what_to_do(
+    uncompiled: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert host_kernels("numpy").name == "numpy"  # asked for: nothing to say
+    assert not caplog.records
+    assert {host_kernels().name for _ in range(3)} == {"numpy"}
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    for words in (
+        "NumPy",
+        "slow",
+        "_native",
+        "GCC 12",
+        "pip install",
+        "--force-reinstall",
+        "in the checkout",
+    ):
+        assert words in record.getMessage()
+
+
+def test_doctor_names_the_kernels_and_how_to_get_the_fast_ones(uncompiled: None) -> None:
+    facts = doctor.examine()
+    assert facts["kernels"] == "numpy"
+    (line,) = (line for line in doctor.lines(facts) if line.startswith("tile kernels"))
+    assert "numpy (slow)" in line
+    assert HOW_TO_COMPILE in line
 
 
 def plan(height: int, width: int, *, tile: int = 64, overlap: int = 16, batch: int = 1) -> TilePlan:

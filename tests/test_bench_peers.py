@@ -159,7 +159,7 @@ def test_a_provider_that_falls_back_to_the_cpu_is_not_run(
 # Real-ESRGAN through ncnn
 
 
-@pytest.mark.skipif(not has_ncnn(), reason="ncnn peers are not installed: pip install 'yonos-trt[peers]'")
+@pytest.mark.skipif(not has_ncnn(), reason="ncnn peers are not installed: pip install '.[peers]'")
 def test_ncnn_peer_enlarges_and_keeps_colours(setting: Setting) -> None:
     lr = np.full((24, 20, 3), (200, 120, 40), np.uint8)
     lr[:, 10:] = (30, 60, 220)
@@ -171,7 +171,7 @@ def test_ncnn_peer_enlarges_and_keeps_colours(setting: Setting) -> None:
 
 def test_missing_ncnn_is_a_reason(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ncnn", None)
-    with pytest.raises(NotRun, match=r"yonos-trt\[peers\]"):
+    with pytest.raises(NotRun, match=r"\.\[peers\]"):
         open_peer("realesrgan-x4plus", setting)
 
 

@@ -37,7 +37,7 @@ def test_errors_are_also_what_callers_already_catch(error: type[Exception], base
 def test_missing_extra_names_the_package_and_the_command() -> None:
     error = errors.MissingExtraError("yonos video", package="av", extra="video")
     assert "'av'" in str(error)
-    assert "pip install 'yonos-trt[video]'" in str(error)
+    assert "pip install -c constraints.txt '.[video]' (in the checkout of yonos-trt" in str(error)
     assert (error.package, error.extra) == ("av", "video")
 
 

@@ -280,9 +280,9 @@ def test_missing_extra_names_the_command(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "pyvips", None)
     monkeypatch.setitem(sys.modules, "tifffile", None)
     for name in ("x.png", "x.tif"):
-        with pytest.raises(MissingExtraError, match=r"pip install 'yonos-trt\[images\]'"):
+        with pytest.raises(MissingExtraError, match=r"'\.\[images\]'"):
             read_image(tmp_path / name)
-    with pytest.raises(MissingExtraError, match=r"pip install 'yonos-trt\[images\]'"):
+    with pytest.raises(MissingExtraError, match=r"'\.\[images\]'"):
         write_image(from_array(array), tmp_path / "y.tif")
     with pytest.raises(MissingExtraError, match="tifffile"):
         check_output(from_array(array).kind, 11, 13, tmp_path / "y.tif")

@@ -162,7 +162,7 @@ def test_formats_that_cannot_stream_name_those_that_can(tmp_path: Path, suffix: 
 
 def test_tiff_rows_without_tifffile_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tifffile", None)
-    with pytest.raises(MissingExtraError, match=r"yonos-trt\[images\]"):
+    with pytest.raises(MissingExtraError, match=r"\.\[images\]"):
         open_row_writer(tmp_path / "x.tif", from_array(noise((4, 4, 3))), 4, 4)
     assert not list(tmp_path.iterdir())
     stream(from_array(noise((4, 4, 3), np.uint16)), tmp_path / "x.png")  # the base install is enough

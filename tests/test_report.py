@@ -23,7 +23,7 @@ from benchmarks.report import build, flat_parts, main
 from benchmarks.report_pictures import Pair, make_pair
 from yonos_trt.sr import SR
 
-pytest.importorskip("matplotlib", reason="the report needs matplotlib: pip install 'yonos-trt[bench]'")
+pytest.importorskip("matplotlib", reason="the report needs matplotlib: pip install '.[bench]'")
 
 MACHINE = {
     "processor": "Example <CPU> & co",
@@ -277,7 +277,7 @@ def test_small_photograph_is_enlarged_as_it_is_on_request(tmp_path: Path) -> Non
 
 
 def test_sample_photographs_are_there_with_author_and_licence() -> None:
-    pytest.importorskip("skimage", reason="needs scikit-image: pip install 'yonos-trt[bench]'")
+    pytest.importorskip("skimage", reason="needs scikit-image: pip install '.[bench]'")
     photos = sample_photos()
     assert [photo.title for photo in photos] == [photo.title for photo in SAMPLES]
     assert len(photos) >= 3
@@ -288,7 +288,7 @@ def test_sample_photographs_are_there_with_author_and_licence() -> None:
 
 
 def test_report_of_the_command_stays_light_and_shows_the_samples(tmp_path: Path) -> None:
-    pytest.importorskip("skimage", reason="needs scikit-image: pip install 'yonos-trt[bench]'")
+    pytest.importorskip("skimage", reason="needs scikit-image: pip install '.[bench]'")
     (tmp_path / "speed.json").write_text(json.dumps(speed(64)))
     engine_dir = make_engine_dir(tmp_path / "engine")
     arguments = [str(tmp_path / "speed.json"), "--engine", str(engine_dir), "-o", str(tmp_path / "r.html")]
@@ -310,7 +310,7 @@ def missing_browser() -> str | None:
     try:
         import selenium  # noqa: F401
     except ImportError:
-        return "selenium is not installed: pip install 'yonos-trt[bench]'"
+        return "selenium is not installed: pip install '.[bench]'"
     return None
 
 

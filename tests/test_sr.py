@@ -387,7 +387,7 @@ def test_a_gpu_without_the_library_names_the_extra(
     monkeypatch.setattr("yonos_trt.runtimes.probe_driver", lambda: driver)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     directory = _with_engines(engine_dir, tmp_path / "engine")
-    with pytest.raises(MissingExtraError, match=r"yonos-trt\[rtx\]"):
+    with pytest.raises(MissingExtraError, match=r"\.\[rtx\]"):
         SR(directory, runtime="tensorrt-rtx").open()
 
 

@@ -258,7 +258,7 @@ def test_a_module_that_cannot_be_imported_names_the_pip_command(monkeypatch: pyt
         raise ImportError(f"libnvinfer.so.10 for {name}")
 
     monkeypatch.setattr(importlib, "import_module", refuse)
-    with pytest.raises(MissingExtraError, match=r"libnvinfer.*pip install 'yonos-trt\[tensorrt\]'"):
+    with pytest.raises(MissingExtraError, match=r"libnvinfer.*'\.\[tensorrt\]'"):
         TensorRT("tensorrt")
 
 

@@ -8,15 +8,17 @@ Arrays that travel between the methods (``Any`` below) belong to the backend: Nu
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt import noise, tiling
+from yonos_trt.errors import install_command
 from yonos_trt.tile_batches import TileBatch, batches
 from yonos_trt.tiling import TilePlan
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from yonos_trt.schema import EngineManifest
 
 __all__ = [
+    "HOW_TO_COMPILE",
     "Backend",
     "HostCanvas",
     "Kernels",
@@ -90,6 +93,13 @@ class Backend(Protocol):
 # ---------------------------------------------------------------------------------------------------------
 # Host kernels
 
+_log = logging.getLogger(__name__)
+
+HOW_TO_COMPILE: Final = (
+    f"with GCC 12, Clang 14 or newer: {install_command(settings='--force-reinstall --no-deps')}"
+)
+"""How to get the compiled kernels where the package was installed without them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
@@ -105,12 +115,20 @@ class Kernels:
 
 @cache
 def host_kernels(prefer: str = "native") -> Kernels:
-    """Return the compiled kernels where they are built, else (or with ``prefer="numpy"``) their twins."""
+    """Return the compiled kernels where they are built, else (or with ``prefer="numpy"``) their twins.
+
+    That the twins stand in is logged as a warning, once a process.
+    """
     if prefer == "native":
         try:
             native: Any = importlib.import_module("yonos_trt._native")
-        except ImportError:
-            pass
+        except ImportError as error:
+            _log.warning(
+                "NumPy computes the tiles, some 20 to 40 times as slow as the compiled kernels would (%s); "
+                "to get those, %s",
+                error,
+                HOW_TO_COMPILE,
+            )
         else:
             return Kernels(
                 "native", native.gather, native.gather_lr, native.blend, native.finalize, native.noise_tiles

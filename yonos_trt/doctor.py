@@ -6,16 +6,18 @@ import importlib.util
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
 import yonos_trt
-from yonos_trt.backend import host_kernels
+from yonos_trt.backend import HOW_TO_COMPILE, host_kernels
+from yonos_trt.child import python_command
 from yonos_trt.cuda.probe import probe_driver
+from yonos_trt.errors import install_command
 from yonos_trt.host_cpus import usable_cpus
 from yonos_trt.runtimes import shipped_models
+from yonos_trt.telemetry import import_onnxruntime
 
 __all__ = ["examine", "lines"]
 
@@ -51,7 +53,7 @@ def examine() -> dict[str, Any]:
 
 def _onnxruntime() -> dict[str, Any]:
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError as error:
         return {"version": None, "providers": [], "problem": str(error)}
     return {
@@ -74,7 +76,7 @@ def _imports(module: str) -> dict[str, Any]:
         return {"version": None, "problem": "not installed"}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", f"import {module}; print({module}.__version__)"],
+            python_command(f"import {module}; print({module}.__version__)"),
             capture_output=True,
             text=True,
             timeout=_IMPORT_TIMEOUT_S,
@@ -93,15 +95,11 @@ def lines(facts: dict[str, Any]) -> Iterator[str]:
     try:
         yield f"packages       numpy {metadata.version('numpy')}, pillow {metadata.version('pillow')}"
     except metadata.PackageNotFoundError as error:
-        yield f"packages       {error.name} is missing: pip install yonos-trt"
+        yield f"packages       {error.name} is missing: {install_command()}"
     cpus, omp = facts["cpus"], facts["omp_num_threads"]
     limited = f", OMP_NUM_THREADS={omp}" if omp else ""
     yield f"CPUs           {cpus['usable']} usable of {cpus['present']}{limited}"
-    slow = (
-        ""
-        if facts["kernels"] == "native"
-        else " (slow: reinstall with a C++ compiler to get the compiled ones)"
-    )
+    slow = "" if facts["kernels"] == "native" else f" (slow); the compiled ones {HOW_TO_COMPILE}"
     yield f"tile kernels   {facts['kernels']}{slow}"
     ort = facts["onnxruntime"]
     if ort["version"]:
@@ -115,7 +113,7 @@ def lines(facts: dict[str, Any]) -> Iterator[str]:
         yield f"GPU {gpu['index']}          {gpu['name']}, {gpu['compute_capability']}, {memory:.1f} GiB"
     for module, extra in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "rtx")):
         found = facts["tensorrt"][module]
-        state = found["version"] or f"{found['problem']}: pip install 'yonos-trt[{extra}]'"
+        state = found["version"] or f"{found['problem']}: {install_command(extra)}"
         yield f"{module:<14} {state}"
     missing = [f"{name} (extra {extra!r})" for name, extra in _OPTIONAL if not facts["optional"][name]]
     yield f"not installed  {', '.join(missing) or 'nothing optional'}"

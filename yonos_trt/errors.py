@@ -42,6 +42,20 @@ __all__ = [
 ]
 
 
+def install_command(extra: str | None = None, *, settings: str = "") -> str:
+    """Return how to install this distribution again: it is not on the package index, so from its checkout.
+
+    Parameters
+    ----------
+    extra
+        What to install with it, for example ``"video"``.
+    settings
+        Further options of the build, for example ``"-C cmake.define.YONOS_CUDA=ON"``.
+    """
+    words = ["pip install -c constraints.txt", settings, f"'.[{extra}]'" if extra else "."]
+    return f"{' '.join(filter(None, words))} (in the checkout of yonos-trt: the package index has none)"
+
+
 class YonosError(Exception):
     """Base of all errors of this package: ``except YonosError`` catches every one of them."""
 
@@ -67,13 +81,17 @@ class MissingExtraError(YonosError, ImportError):
         The extra of this distribution that installs it, for example ``"video"``.
     reason
         What the import said, if it is more than "no such module".
+    settings
+        Options of the build that make it, see `install_command`.
     """
 
-    def __init__(self, what: str, *, package: str, extra: str, reason: str | None = None) -> None:
+    def __init__(
+        self, what: str, *, package: str, extra: str, reason: str | None = None, settings: str = ""
+    ) -> None:
         why = f" ({reason})" if reason else ""
         super().__init__(
             f"{what} needs the package {package!r}, which cannot be imported{why}; "
-            f"install it with: pip install 'yonos-trt[{extra}]' (in a checkout: pip install -e '.[{extra}]')"
+            f"install it with: {install_command(extra, settings=settings)}"
         )
         self.package = package
         self.extra = extra

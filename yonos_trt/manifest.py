@@ -21,7 +21,13 @@ from typing import BinaryIO
 import msgspec
 
 from yonos_trt.atomic import atomic_directory, remove_leftovers, write_file
-from yonos_trt.errors import ConfigError, EngineIntegrityError, EngineNotFoundError, ManifestError
+from yonos_trt.errors import (
+    ConfigError,
+    EngineIntegrityError,
+    EngineNotFoundError,
+    ManifestError,
+    install_command,
+)
 from yonos_trt.schema import (
     MANIFEST_NAME,
     REBUILD,
@@ -145,7 +151,7 @@ def _decode(raw: bytes, path: Path) -> EngineManifest:
     if version > SCHEMA_VERSION:
         raise ManifestError(
             f"{path} has schema_version {version}, this yonos-trt reads up to {SCHEMA_VERSION}; "
-            "update it with: pip install --upgrade yonos-trt"
+            f"update the checkout (git pull), then: {install_command()}"
         )
     try:
         return msgspec.convert(document, EngineManifest)

@@ -33,6 +33,7 @@ from yonos_trt.manifest import (
     load_manifest,
 )
 from yonos_trt.onnx_graph import LARGEST_MODEL_BYTES, Graph, read_graph
+from yonos_trt.telemetry import import_onnxruntime
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -124,8 +125,7 @@ class OrtBackend(NumpyBackend):
         super().__init__(
             manifest or load_manifest(root, verify=False), lanes=lanes, kernels=kernels, threads=threads
         )
-        import onnxruntime as ort
-
+        ort = import_onnxruntime()
         known = ort.get_available_providers()
         for provider in providers:
             name = provider if isinstance(provider, str) else provider[0]
@@ -182,8 +182,7 @@ class _Session:
         providers: Sequence[Provider],
         threads: int,
     ) -> None:
-        import onnxruntime as ort
-
+        ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -27,6 +27,7 @@ from yonos_trt.host_cpus import usable_cpus
 from yonos_trt.manifest import EngineManifest, Precision, Stage, load_manifest
 from yonos_trt.onnx_graph import Graph, read_graph
 from yonos_trt.ort import pick_onnx
+from yonos_trt.telemetry import import_openvino
 
 __all__ = ["OpenVinoBackend"]
 
@@ -79,7 +80,7 @@ class OpenVinoBackend(NumpyBackend):
         kernels: str = "native",
     ) -> None:
         try:
-            import openvino
+            openvino = import_openvino()
         except ImportError as error:
             raise MissingExtraError(
                 "the runtime 'openvino'", package="openvino", extra="openvino", reason=str(error)

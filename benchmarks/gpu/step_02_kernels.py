@@ -39,7 +39,7 @@ def build(capability: tuple[int, int], target: Path) -> Path:
         return target
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
     arch = "{}{}".format(*capability)
-    command = [nvcc, "-O3", "-std=c++20", "--fmad=false", "-shared", "-Xcompiler", "-fPIC"]
+    command = [nvcc, "-O3", "-std=c++17", "--fmad=false", "-shared", "-Xcompiler", "-fPIC"]
     command += [f"-gencode=arch=compute_{arch},code=sm_{arch}", str(steps.REPOSITORY / "csrc" / "tiles.cu")]
     subprocess.run([*command, "-o", str(target)], check=True)
     return target

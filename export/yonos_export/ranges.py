@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from yonos_export.fp16 import LARGEST, LowPrecision
 from yonos_export.onnx_from_torch import load_graph
 from yonos_trt.errors import BuildError
+from yonos_trt.telemetry import import_onnxruntime
 
 # Other pictures reach further than the few that are measured: two bits are kept free.
 HEADROOM = 4.0
@@ -88,10 +89,9 @@ def measure_ranges(
     BuildError
         The FP32 graph itself produces NaN or infinity; names the first node.
     """
-    import onnxruntime as ort
-
     from yonos_export.onnx_from_torch import save_graph
 
+    ort = import_onnxruntime()
     model = load_graph(graph)
     outputs = instrument(model)
     copy = save_graph(model, work / f"{stage}.ranges.onnx", check=False)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from yonos_trt.errors import BuildError, EngineDeviceError, MissingExtraError
+from yonos_trt.errors import BuildError, EngineDeviceError, MissingExtraError, install_command
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def check_version(runtime: EngineRuntime, module: Any) -> Any:
     if runtime == "tensorrt" and not TENSORRT_FROM <= version < TENSORRT_BELOW:
         raise BuildError(
             f"tensorrt {module.__version__} is installed, expected at least 10.13 and below 12; install it "
-            "with: pip install 'yonos-trt[tensorrt]'"
+            f"with: {install_command('tensorrt')}"
         )
     return module
 

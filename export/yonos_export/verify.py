@@ -19,6 +19,7 @@ from yonos_export.config import Thresholds
 from yonos_export.samples import Sample
 from yonos_trt.errors import BuildError
 from yonos_trt.manifest import STAGE_TENSORS, StageParity
+from yonos_trt.telemetry import import_onnxruntime
 
 log = logging.getLogger(__name__)
 
@@ -182,8 +183,7 @@ def functions_from_onnx(files: Mapping[str, Path], *, optimise: bool = True) -> 
     ``optimise=False`` runs the graphs node by node as they are written, so that a rounding in the graph is a
     rounding in the result.
     """
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if not optimise:

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from yonos_trt.telemetry import import_onnxruntime
+
 __all__ = ["count_flop"]
 
 Shape = Sequence[int]
@@ -32,8 +34,7 @@ def count_flop(graph: Path, shapes: Mapping[str, Shape]) -> int:
     shapes
         Input name -> shape; the inputs are filled with zeros.
     """
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3

@@ -12,7 +12,6 @@ import importlib.util
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from yonos_trt.bench.probes import LIBRARIES, best_seconds
+from yonos_trt.child import python_command
 from yonos_trt.host_cpus import usable_cpus
 
 __all__ = ["Peaks", "Probe", "measure_peaks"]
@@ -41,6 +41,7 @@ while best == 1e9 or time.perf_counter() < end:
 assert abs(float(out[0, 0]) - float(a[0].astype(float) @ b[:, 0])) < 1e-2
 print(2e-9 * size**3 / best)
 """
+_PROBES = "from yonos_trt.bench.probes import main; main()"
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 _COPY_BYTES = 256 << 20
 _LIBRARY_TIMEOUT_S = 120
@@ -149,7 +150,7 @@ def measure_peaks(
 def _numpy_probe(seconds: float, size: int) -> Probe:
     """Time NumPy's product in one process per usable CPU, one thread each, at the same time."""
     cores = usable_cpus()
-    command = [sys.executable, "-c", _MATMUL, str(size), str(seconds)]
+    command = python_command(_MATMUL, str(size), str(seconds))
     workers = [
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | _ONE_THREAD)
         for _ in range(cores)
@@ -164,9 +165,8 @@ def _library_probes(library: str, seconds: float) -> list[Probe] | str:
         return "not installed"
     cores = usable_cpus()
     counts = ",".join(map(str, dict.fromkeys((cores, max(1, cores // 2)))))
-    command = [sys.executable, "-m", "yonos_trt.bench.probes", library, str(seconds), counts]
-    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(cores)}
+    command = python_command(_PROBES, library, str(seconds), counts, package=True)
+    environment = os.environ | {"OMP_NUM_THREADS": str(cores)}
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, env=environment, timeout=_LIBRARY_TIMEOUT_S

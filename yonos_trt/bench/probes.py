@@ -1,4 +1,4 @@
-"""Time one library's own kernels on this CPU, in a process of its own: ``python -m yonos_trt.bench.probes``.
+"""Time one library's own kernels on this CPU, in a process of its own (`main`).
 
 The kernels are those the networks are made of: chains of 3 x 3 convolutions as wide as theirs, and square
 matrix products. Every library gets the same work, in every precision it computes in on this CPU, with all
@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LIBRARIES", "WORK", "Work", "onnx_bytes"]
+from yonos_trt.telemetry import import_onnxruntime, import_openvino
+
+__all__ = ["LIBRARIES", "WORK", "Work", "main", "onnx_bytes"]
 
 Array = NDArray[np.float32]
 
@@ -141,8 +143,7 @@ Case = tuple[str, Work, int, Callable[[Array], Any]]
 
 
 def _onnxruntime(threads: int) -> Iterator[Case]:
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     for work in WORK:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -156,8 +157,7 @@ def _call_session(session: Any, x: Array) -> Any:
 
 
 def _openvino(threads: int) -> Iterator[Case]:
-    import openvino
-
+    openvino = import_openvino()
     core = openvino.Core()
     able = [str(c) for c in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
     for precision, hint in (("fp32", "f32"), ("bf16", "bf16"), ("fp16", "f16")):
@@ -245,5 +245,7 @@ def run(library: str, seconds: float, thread_counts: list[int]) -> dict[str, Any
     return {"probes": found}
 
 
-if __name__ == "__main__":
-    print(json.dumps(run(sys.argv[1], float(sys.argv[2]), [int(n) for n in sys.argv[3].split(",")])))  # noqa: T201
+def main() -> None:
+    """Print what `run` finds for the library, seconds and thread counts in ``sys.argv``."""
+    library, seconds, counts = sys.argv[1:]
+    print(json.dumps(run(library, float(seconds), [int(n) for n in counts.split(",")])))  # noqa: T201

@@ -58,10 +58,11 @@ class CudaKernels:
             self._library: Any = declare(ctypes.CDLL(str(path)))
         except (OSError, AttributeError) as error:
             raise MissingExtraError(
-                "running on a GPU (build yonos-trt on a machine with nvcc to get its kernels)",
+                "running on a GPU (whose kernels are compiled where nvcc is, and only when asked for)",
                 package=path.name,
                 extra="tensorrt",
                 reason=str(error),
+                settings="-C cmake.define.YONOS_CUDA=ON",
             ) from error
 
     def launch(self, call: Launch, *, stream: int) -> None:

@@ -1,0 +1,172 @@
+"""Nothing is sent: what the libraries look up, connect to and leave in the home folder is recorded."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from compiled import network_recorder
+from helpers import picture
+from PIL import Image
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+LOUD = {"onnxruntime", "openvino", "openvino_telemetry"}
+
+
+@pytest.fixture
+def quiet(tmp_path: Path) -> Quiet:
+    return Quiet(tmp_path)
+
+
+class Quiet:
+    """Runs Python in an empty home, with every call that reaches for the network recorded and refused."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home = folder / "home"
+        self.home.mkdir()
+        self.record = folder / "record.txt"
+
+    def run(self, code: str, *arguments: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
+        private = {"ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "CI"}
+        environment = {key: value for key, value in os.environ.items() if key not in private} | {
+            "HOME": str(home or self.home),
+            "LD_PRELOAD": str(network_recorder()),
+            "YONOS_RECORD": str(self.record),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
+        return subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=300,
+        )
+
+    def reached(self) -> list[str]:
+        return self.record.read_text().splitlines() if self.record.exists() else []
+
+    def left(self) -> list[str]:
+        return sorted(str(path.relative_to(self.home)) for path in self.home.rglob("*"))
+
+
+YONOS = "import sys; from yonos_trt.cli import main; sys.exit(main())"
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.fromarray(picture(24, 32)).save(path)
+    return path
+
+
+def test_the_recorder_sees_look_ups_and_connections(quiet: Quiet) -> None:
+    code = """
+        import socket, sys
+        for call in (
+            lambda: socket.getaddrinfo("example.org", 443),
+            lambda: socket.socket().connect(("192.0.2.1", 80)),
+            lambda: socket.socket(type=socket.SOCK_DGRAM).sendto(b"x", ("192.0.2.1", 53)),
+        ):
+            try:
+                call()
+            except OSError:
+                pass
+            else:
+                sys.exit("not refused")
+    """
+    done = quiet.run("if True:" + code)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[0] for line in quiet.reached()] == ["getaddrinfo", "connect", "sendto"]
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_upscaling_sends_nothing_and_leaves_nothing_at_home(quiet: Quiet, photo: Path, runtime: str) -> None:
+    if runtime == "openvino":
+        pytest.importorskip("openvino", reason="openvino is not installed: pip install '.[openvino]'")
+    out = photo.with_name("out.png")
+    done = quiet.run(YONOS, "upscale", "-i", str(photo), "-o", str(out), "--runtime", runtime)
+    assert done.returncode == 0, done.stderr
+    assert out.exists()
+    assert (quiet.reached(), quiet.left()) == ([], [])
+
+
+@pytest.mark.parametrize("command", ["doctor --json", "info lite-x4 --json", "bench --help"])
+def test_other_commands_send_nothing_either(quiet: Quiet, command: str) -> None:
+    done = quiet.run(YONOS, *command.split())
+    assert done.returncode == 0, done.stderr
+    assert (quiet.reached(), quiet.left()) == ([], [])
+
+
+def test_progress_stays_json_where_the_home_folder_cannot_be_written(quiet: Quiet, photo: Path) -> None:
+    out = photo.with_name("out.png")
+    command = ["upscale", "-i", str(photo), "-o", str(out), "--progress", "json"]
+    done = quiet.run(YONOS, *command, home=Path("/proc/self/nowhere"))
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert events[-1]["event"] == "end"
+
+
+@pytest.mark.slow
+def test_training_and_exporting_libraries_send_nothing(quiet: Quiet, tmp_path: Path) -> None:
+    for package in ("diffusers", "accelerate", "onnxscript"):
+        pytest.importorskip(package)
+    code = """
+        import sys, torch
+        from accelerate import Accelerator
+        from diffusers import AutoencoderKL
+        import yonos_export.cli, yonos_export.verify, yonos_train.cli, yonos_train.stages, yonos_train.metrics
+        Accelerator(cpu=True)
+        AutoencoderKL(block_out_channels=(32,), norm_num_groups=8).save_pretrained(sys.argv[1])
+        AutoencoderKL.from_pretrained(sys.argv[1], local_files_only=True, use_safetensors=True)
+        layer = torch.nn.Conv2d(3, 3, 3).eval()
+        images = (torch.zeros(1, 3, 8, 8),)
+        torch.onnx.export(layer, images, sys.argv[1] + ".onnx", dynamo=True, verbose=False)
+    """
+    done = quiet.run("if True:" + code, str(tmp_path / "vae"))
+    assert done.returncode == 0, done.stderr
+    assert quiet.reached() == []
+    # torchmetrics brings matplotlib, which keeps its list of fonts
+    assert [p for p in quiet.left() if (quiet.home / p).is_file() and "matplotlib" not in p] == []
+
+
+def test_a_library_that_was_loaded_before_is_told_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from yonos_trt.telemetry import import_onnxruntime
+
+    told = []
+    monkeypatch.setattr(onnxruntime, "disable_telemetry_events", lambda: told.append(True))
+    assert import_onnxruntime() is onnxruntime
+    assert told == [True]
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names that a file imports when it runs; what only type checkers read does not count."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            names.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def test_only_one_module_imports_the_libraries_that_report_home() -> None:
+    folders = ("yonos_trt", "export", "train", "benchmarks", "examples")
+    files = [path for folder in folders for path in (REPOSITORY / folder).rglob("*.py")]
+    assert len(files) > 100
+    assert [str(p) for p in files if imported(p) & LOUD] == []
