@@ -39,7 +39,7 @@ def import_openvino() -> Any:
     ImportError
         It is not installed.
     """
-    if "openvino" in sys.modules:
+    if sys.modules.get("openvino") is not None:
         return sys.modules["openvino"]
     name = "openvino_telemetry"
     before = sys.modules.get(name, _MISSING)
