@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ av = pytest.importorskip("av")
 
 from video_clips import enlarge, run  # noqa: E402
 
-from yonos_trt.video import upscale_video  # noqa: E402
+from yonos_trt.video import VideoOptions, upscale_video  # noqa: E402
 from yonos_trt.video.color import SITINGS  # noqa: E402
 from yonos_trt.video.format import EncoderSettings  # noqa: E402
 from yonos_trt.video.info import frame_planes  # noqa: E402
 from yonos_trt.video.layouts import Layout, layout_of  # noqa: E402
 from yonos_trt.video.read import VideoReader  # noqa: E402
-from yonos_trt.video.sidedata import read_side_data  # noqa: E402
+from yonos_trt.video.sidedata import StreamSideData, read_side_data, with_side_data  # noqa: E402
 
 Array = NDArray[Any]
 HEIGHT, WIDTH = 64, 96
@@ -173,3 +174,114 @@ def test_a_stream_that_says_nothing_is_read_as_before(tmp_path: Path) -> None:
         assert reader.info.coding.siting == "left"
     run(source, tmp_path / "out.mkv", encoder=EncoderSettings("ffv1"))
     assert siting_of(tmp_path / "out.mkv") is None
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Panoramas, stereo, cropping
+
+
+def number(element: int, value: bytes) -> bytes:
+    raw = element.to_bytes((element.bit_length() + 7) // 8, "big")
+    return raw + bytes([0x80 | len(value)]) + value
+
+
+#: Matroska's Projection: type 1 equirectangular (with its private data), 2 cube map; pose in degrees
+EQUIRECTANGULAR = number(0x7671, b"\1") + number(0x7672, bytes(20))
+TURNED = EQUIRECTANGULAR + number(0x7673, struct.pack(">f", 30)) + number(0x7674, struct.pack(">f", -10))
+CUBE_MAP = number(0x7671, b"\2") + number(0x7672, bytes(12))
+
+
+def write_described(path: Path, side: StreamSideData, codec: str = "libx264") -> Path:
+    """A clip with side data: written as Matroska, described, and remuxed to the container of ``path``."""
+    plain = write_spot(path.with_name("plain.mkv"), "left", codec=codec)
+    described = io.BytesIO(with_side_data(plain.read_bytes(), side))
+    container = {".mkv": "matroska", ".webm": "webm"}.get(path.suffix, path.suffix[1:])
+    loose = {"strict": "unofficial"}
+    with av.open(described) as clip, av.open(str(path), "w", container, container_options=loose) as out:
+        new = out.add_stream_from_template(clip.streams.video[0], opaque=True)
+        for packet in clip.demux(video=0):
+            if packet.size:
+                packet.stream = new
+                out.mux(packet)
+    plain.unlink()
+    return path
+
+
+def side_of(path: Path) -> StreamSideData:
+    with av.open(str(path)) as clip:
+        return read_side_data(clip.streams.video[0])
+
+
+@pytest.mark.parametrize("to", [".mkv", ".mp4", ".mov"])
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+@pytest.mark.parametrize("projection", [EQUIRECTANGULAR, TURNED, CUBE_MAP], ids=["plain", "turned", "cube"])
+@pytest.mark.parametrize("encoder", [FINE, EncoderSettings("libx265", 8, "ultrafast")], ids=["h264", "hevc"])
+def test_a_panorama_stays_one(
+    tmp_path: Path, suffix: str, to: str, projection: bytes, encoder: EncoderSettings
+) -> None:
+    source = write_described(tmp_path / f"in{suffix}", StreamSideData(projection=projection))
+    before = side_of(source)
+    assert before.projection
+    report = run(source, tmp_path / f"out{to}", encoder=encoder)
+    kept = side_of(tmp_path / f"out{to}").projection == before.projection
+    assert report.left_out == ([] if kept else ["spherical projection (360 degree video)"])
+    assert kept or to == ".mov"
+    with av.open(str(tmp_path / f"out{to}")) as clip:
+        assert sum(1 for _ in clip.decode(video=0)) == 3
+
+
+@pytest.mark.parametrize("mode", [1, 2, 3, 11])  # side by side, top over bottom; either eye first
+@pytest.mark.parametrize("to", [".mkv", ".mp4", ".mov"])
+@pytest.mark.parametrize("projection", [b"", EQUIRECTANGULAR], ids=["flat", "panorama"])
+def test_stereo_is_kept_or_named(tmp_path: Path, mode: int, to: str, projection: bytes) -> None:
+    source = write_described(tmp_path / "in.mkv", StreamSideData(None, projection, mode))
+    assert side_of(source).stereo_mode == mode
+    report = run(source, tmp_path / f"out{to}", encoder=FINE)
+    kept = side_of(tmp_path / f"out{to}").stereo_mode == mode
+    assert report.left_out == ([] if kept else [f"stereo layout (Matroska's StereoMode {mode})"])
+    if to == ".mkv" or (to == ".mp4" and mode in (1, 3)):
+        assert kept
+    assert side_of(tmp_path / f"out{to}").projection == projection
+
+
+def test_panoramas_and_stereo_in_webm(tmp_path: Path) -> None:
+    wanted = StreamSideData(None, EQUIRECTANGULAR, 3)
+    source = write_described(tmp_path / "in.webm", wanted, codec="libvpx-vp9")
+    encoder = EncoderSettings("libvpx-vp9", options=(("cpu-used", "8"),))
+    report = run(source, tmp_path / "out.webm", encoder=encoder)
+    assert report.left_out == []
+    assert side_of(tmp_path / "out.webm") == side_of(source)
+
+
+@pytest.mark.parametrize("to", [".mkv", ".mp4", ".mov"])
+@pytest.mark.parametrize("scale", [2, 4])
+def test_cropping_grows_with_the_picture_or_is_named(tmp_path: Path, to: str, scale: int) -> None:
+    crop = (("top", 2), ("bottom", 4), ("left", 6), ("right", 8))
+    source = write_described(tmp_path / "in.mkv", StreamSideData(crop_px=crop))
+    assert dict(side_of(source).crop_px) == dict(crop)
+    report = run(source, tmp_path / f"out{to}", scale=scale, encoder=FINE)
+    grown = {side: scale * count for side, count in crop}
+    kept = dict(side_of(tmp_path / f"out{to}").crop_px) == grown
+    assert kept or "cropping of the picture" in report.left_out[0]
+    assert kept or to != ".mkv"
+
+
+def test_side_data_is_kept_over_a_resume(tmp_path: Path) -> None:
+    source = write_described(tmp_path / "in.mkv", StreamSideData(None, EQUIRECTANGULAR, 1))
+    target = tmp_path / "out.mp4"
+    calls = 0
+
+    def upscale(rgb: Array) -> Array:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise RuntimeError
+        return enlarge()(rgb)
+
+    options = VideoOptions(encoder=FINE, segment_frames=1)
+    with pytest.raises(RuntimeError):
+        upscale_video(source, target, upscale, scale=2, options=options)
+    options = VideoOptions(encoder=FINE, segment_frames=1, resume=True)
+    report = upscale_video(source, target, enlarge(), scale=2, options=options)
+    assert (report.frames_resumed > 0, report.left_out) == (True, [])
+    assert (side_of(target).projection, side_of(target).stereo_mode) == (EQUIRECTANGULAR, 1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -28,8 +27,6 @@ __all__ = [
     "plan_copies",
     "read_covers",
 ]
-
-log = logging.getLogger(__name__)
 
 Window = tuple[Fraction | None, Fraction | None]  # first and last time taken, in seconds of the file's clock
 
@@ -95,8 +92,6 @@ def plan_copies(
             )
         else:
             plan.left_out.append(f"{label}: {container} cannot hold it")
-    for entry in plan.left_out:
-        log.warning("not copied: %s", entry)
     return plan
 
 
@@ -184,7 +179,7 @@ def add_copied_streams(
     add_main: Callable[[], Any],
     covers: dict[int, bytes],
 ) -> dict[int, Any]:
-    """Add the streams and attachments of a plan to an output, in the source's order.
+    """Add the streams and attachments of a plan to an output, in the source's order; streams without tags.
 
     Returns
     -------
@@ -202,8 +197,6 @@ def add_copied_streams(
             new.time_base = Fraction(1, 1000)
         else:
             new = out.add_stream_from_template(old, opaque=True)
-        new.metadata.update(old.metadata)
-        new.disposition = old.disposition
         streams[index] = new
     for index in plan.attachments:
         old = source.streams[index]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -12,13 +13,21 @@ from yonos_trt.video.color import rgb_to_planes
 from yonos_trt.video.format import OutputFormat, new_context
 from yonos_trt.video.info import frame_planes, require_av
 from yonos_trt.video.layouts import REPACKED
+from yonos_trt.video.sidedata import StreamSideData, with_side_data
 
 if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.codeccontext import VideoCodecContext
     from av.video.frame import VideoFrame
 
-__all__ = ["FrameEncoder", "configure", "make_frame", "open_encoder"]
+__all__ = [
+    "FrameEncoder",
+    "add_video_stream",
+    "configure",
+    "described_with",
+    "make_frame",
+    "open_encoder",
+]
 
 
 def configure(context: Any, form: OutputFormat, *, global_header: bool) -> None:
@@ -63,6 +72,73 @@ def open_encoder(form: OutputFormat, *, global_header: bool = True) -> VideoCode
             f"encoder {form.vcodec} does not know the options {', '.join(unknown)} given with -e"
         )
     return context
+
+
+def add_video_stream(out: Any, form: OutputFormat, template: Any = None, extradata: bytes = b"") -> Any:
+    """Add the new video stream to an output; no frame goes through its encoder.
+
+    The container's header needs what the encoder says of itself, so an encoder is opened as for the segments.
+    Where FFmpeg was not the encoder, or more is to be said, ``template`` is a stream that says it, and
+    ``extradata`` the encoder's global header if the template has it in another form.
+
+    Raises
+    ------
+    ConfigError
+        The container does not hold the codec.
+    """
+    try:
+        if template is not None:
+            video = out.add_stream_from_template(template, opaque=True)
+        else:
+            video = out.add_stream(form.vcodec, rate=form.rate)
+    except ValueError as error:
+        raise ConfigError(
+            f"{out.format.name} cannot hold what {form.vcodec} makes ({error}); choose another -c, or an "
+            f".mkv output"
+        ) from error
+    context = video.codec_context
+    if template is None:
+        configure(context, form, global_header=True)
+    else:
+        context.framerate = form.rate
+    if extradata:
+        context.extradata = extradata
+        context.sample_aspect_ratio = form.sample_aspect_ratio or 0
+    video.time_base = form.time_base
+    if form.display_matrix is not None:
+        video.set_display_matrix(form.display_matrix)
+    return video
+
+
+def described_with(
+    form: OutputFormat, template: Any, side: StreamSideData, packets: Iterable[Any]
+) -> tuple[Any, bytes]:
+    """Return an open input whose only video stream is the new one with side data, for `add_video_stream`.
+
+    Parameters
+    ----------
+    form, template
+        As for `add_video_stream`.
+    side
+        What PyAV cannot set.
+    packets
+        The first of the new stream, for what readers take from there.
+
+    Returns
+    -------
+    container, bytes
+        The input, to be closed by the caller, and the encoder's global header.
+    """
+    av = require_av()
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska", container_options={"avoid_negative_ts": "disabled"}) as out:
+        video = add_video_stream(out, form, template)
+        out.start_encoding()
+        extradata = bytes(video.codec_context.extradata or b"")
+        for packet in packets:
+            packet.stream = video
+            out.mux_one(packet)
+    return av.open(io.BytesIO(with_side_data(file.getvalue(), side)), format="matroska"), extradata
 
 
 def make_frame(rgb: NDArray[Any], form: OutputFormat, pts: int) -> VideoFrame:

@@ -189,6 +189,8 @@ def output_format(
     said = coding.siting != "left" or (info.side.siting and settings.vcodec not in ("libx264", "libx265"))
     if said and layout.sub_w == 2:
         options["chroma_sample_location"] = coding.siting
+    if settings.vcodec == "libx265":  # it writes to standard error by itself, each time it is opened
+        extra["x265-params"] = ":".join(filter(None, ["log-level=error", extra.get("x265-params")]))
     for key, value in settings.options:
         joined = key in extra and key.endswith("-params")
         options[key] = f"{extra.pop(key)}:{value}" if joined else value

@@ -6,43 +6,23 @@ bytes of each copied stream are compared with the source's.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 from yonos_trt.atomic import atomic_file, sync
 from yonos_trt.errors import ConfigError, InputError
-from yonos_trt.video.copies import (
-    CopyPlan,
-    Window,
-    add_copied_streams,
-    chapters,
-    copied_packets,
-    lowest_time,
-    plan_copies,
-    read_covers,
-)
-from yonos_trt.video.encode import configure
+from yonos_trt.video.encode import open_encoder
 from yonos_trt.video.format import OutputFormat
-from yonos_trt.video.info import VideoInfo, exact_seconds, open_input, require_av
-from yonos_trt.video.ledger import CopiedStream, Entry, Ledger, Stamp, read_back, write_stamp
+from yonos_trt.video.info import VideoInfo, open_input, require_av
+from yonos_trt.video.ledger import CopiedStream, Stamp, read_back, write_stamp
+from yonos_trt.video.muxing import Muxing
 from yonos_trt.video.read import main_video_stream
 from yonos_trt.video.segments import Segment, remedy
-from yonos_trt.video.timing import video_packets
 
-__all__ = ["CONTAINERS", "MuxReport", "container_of", "count_frames", "mux_video"]
+__all__ = ["CONTAINERS", "MuxReport", "container_of", "count_frames", "mux_video", "rehearse"]
 
 CONTAINERS = {".mkv": "matroska", ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "webm"}
-
-#: Written by every muxer for its own file; the source's values would be wrong in ours.
-OWN_METADATA = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration"}
-#: Per-stream statistics some muxers leave as tags; they describe the old video stream.
-STATISTICS = ("BPS", "DURATION", "NUMBER_OF_", "_STATISTICS_")
 
 
 def container_of(target: Path) -> str:
@@ -77,27 +57,62 @@ class MuxReport:
     shift_s: float = 0.0  # added to every time; not 0 only with --start or for times below zero in Matroska
 
 
-def _add_video(out: Any, form: OutputFormat, main: Any, template: Any) -> Any:
-    """Add the new video stream; ``main`` is the source's, None for a pipe.
+class _Nowhere:
+    """A file that keeps nothing, to try what a muxer accepts."""
 
-    The container's header needs what the encoder says of itself, so an encoder is opened as for the segments;
-    no frame goes through it. Where FFmpeg was not the encoder, ``template`` is a stream that says it.
+    def __init__(self) -> None:
+        self._at = 0
+
+    def write(self, data: bytes) -> int:
+        self._at += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset if whence == 0 else self._at + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+
+def rehearse(
+    target: Path,
+    source_path: Path,
+    info: VideoInfo,
+    form: OutputFormat,
+    plan_options: dict[str, bool],
+    *,
+    start_s: float | None,
+    end_s: float | None,
+) -> list[str]:
+    """Write everything but the new video to nowhere: what the container refuses is known before the work.
+
+    Parameters are those of `mux_video`.
+
+    Returns
+    -------
+    list of str
+        Streams that will be left out.
+
+    Raises
+    ------
+    ConfigError
+        The container does not hold the video, a stream, or something of them.
+    InputError
+        The source cannot be read.
     """
-    if template is not None:
-        video = out.add_stream_from_template(template, opaque=True)
-        video.codec_context.framerate = form.rate
-    else:
-        video = out.add_stream(form.vcodec, rate=form.rate)
-        configure(video.codec_context, form, global_header=True)
-    video.time_base = form.time_base
-    if form.display_matrix is not None:
-        video.set_display_matrix(form.display_matrix)
-    if main is not None:
-        tags = {k: v for k, v in main.metadata.items() if not k.upper().startswith(STATISTICS)}
-        tags.pop("encoder", None)
-        video.metadata.update(tags)
-        video.disposition = main.disposition
-    return video
+    av = require_av()
+    if not form.nvenc:
+        open_encoder(form)
+    try:
+        job = Muxing(container_of(target), source_path, info, form, [], plan_options, start_s, end_s)
+        job.write(_Nowhere())
+        return job.plan.left_out
+    except (OSError, av.error.FFmpegError) as error:
+        raise ConfigError(
+            f"{target}: {_reason(error, container_of(target))}leave streams out "
+            "(--no-copy-audio, --no-copy-subtitles)"
+        ) from error
 
 
 def mux_video(
@@ -136,74 +151,22 @@ def mux_video(
     """
     av = require_av()
     container = container_of(target)
-    report = MuxReport()
-    with contextlib.ExitStack() as stack:
-        source = None
-        plan = CopyPlan()
-        if source_path is not None:
-            source = stack.enter_context(open_input(str(source_path), name=str(source_path)))
-            main = main_video_stream(source, str(source_path))
-            plan = plan_copies(source, main.index, container, **plan_options)
-        report.left_out = plan.left_out
-        clock = info.start_time * info.time_base
-        window = (
-            clock + exact_seconds(start_s) if start_s is not None else None,
-            clock + exact_seconds(end_s) if end_s is not None else None,
-        )
-        shift = -window[0] if window[0] is not None else Fraction(0)
-        options = {}
-        covers: dict[int, bytes] = {}
-        if container == "matroska" and source is not None:
-            # Matroska has no negative times: move everything by the same whole milliseconds
-            lowest = lowest_time(source, plan, window)
-            if lowest is not None and lowest + shift < 0:
-                shift += Fraction(math.ceil(-(lowest + shift) * 1000), 1000)
-            if plan.covers:
-                source.close()
-                source = stack.enter_context(open_input(str(source_path), name=str(source_path)))
-                covers = read_covers(source, plan)
-            source.close()
-            source = stack.enter_context(open_input(str(source_path), name=str(source_path)))
-        if container in ("matroska", "webm"):
-            options["avoid_negative_ts"] = "disabled"
-        report.shift_s = float(shift)
-        template = None
-        if form.nvenc:
-            from yonos_trt.video.nvenc import stream_template
-
-            described = stack.enter_context(stream_template(form, _beginning(segments[0])))
-            template = described.streams.video[0]
-        try:
-            part = stack.enter_context(atomic_file(target))
+    job = Muxing(container_of(target), source_path, info, form, segments, plan_options, start_s, end_s)
+    try:
+        with atomic_file(target) as part:
             with part.open("wb+") as file:
-                out = av.open(file, "w", format=container, container_options=options)
-                try:
-                    video_index, ledger = _write(
-                        out, source, plan, covers, form, segments, shift, window, template
-                    )
-                finally:
-                    out.close()
+                job.write(file)
             sync(part)
-            report.frames = sum(segment.frames for segment in segments)
-            report.copied = read_back(part, target.name, report.frames, video_index, ledger)
+            frames = sum(segment.frames for segment in segments)
+            copied = read_back(part, target.name, frames, job.video_index, job.ledger)
+            left_out = job.plan.left_out + job.lost(part)
             write_stamp(part, container, stamp)
-            stack.close()
-        except (OSError, av.error.FFmpegError) as error:
-            raise InputError(
-                f"{target} cannot be written: {_reason(error, container)}run the same command with --resume "
-                "(all frames are done and kept)"
-            ) from error
-    return report
-
-
-def _beginning(segment: Segment) -> bytes:
-    """Return a segment's header and its first packets, up to a few hundred kB: enough to tell what it is."""
-    data = segment.extradata
-    for _, payload in segment.payloads():
-        data += payload
-        if len(data) > 1 << 18:
-            break
-    return data
+    except (OSError, av.error.FFmpegError) as error:
+        raise InputError(
+            f"{target} cannot be written: {_reason(error, container)}run the same command with --resume (all "
+            "frames are done and kept)"
+        ) from error
+    return MuxReport(frames, copied, left_out, float(job.shift))
 
 
 def _reason(error: BaseException, container: str) -> str:
@@ -220,66 +183,5 @@ def _reason(error: BaseException, container: str) -> str:
             return f"{inner.strerror or inner}; {remedy(inner)}"
         inner = inner.__cause__ or inner.__context__
     text = getattr(error, "strerror", None) or error
-    return f"FFmpeg's {container} writer refuses what it is given ({text}); choose an .mkv output, or "
-
-
-def _write(
-    out: Any,
-    source: Any,
-    plan: CopyPlan,
-    covers: dict[int, bytes],
-    form: OutputFormat,
-    segments: list[Segment],
-    shift: Fraction,
-    window: Window,
-    template: Any,
-) -> tuple[int, Ledger]:
-    """Write header and packets; return the video's stream index and what the other streams got."""
-    streams: dict[int, Any] = {}
-    copies: Iterator[tuple[Fraction, int, Any]] = iter(())
-    if source is None:
-        video = _add_video(out, form, None, template)
-    else:
-        main = main_video_stream(source, "the source")
-        streams = add_copied_streams(
-            out, source, plan, main.index, lambda: _add_video(out, form, main, template), covers
-        )
-        video = streams.pop(main.index)
-        out.metadata.update({k: v for k, v in source.metadata.items() if k.lower() not in OWN_METADATA})
-        out.set_chapters(chapters(source, shift, window))
-        copies = copied_packets(source, plan, window)
-    out.start_encoding()
-    extradata = bytes(video.codec_context.extradata or b"")
-    if template is not None:  # the muxer has it in its own form; all segments must have begun alike
-        extradata = segments[0].extradata
-    if any(segment.extradata != extradata for segment in segments):
-        raise InputError(
-            "the encoder describes itself differently than when the segments were made (another FFmpeg or "
-            "machine?); start again with --overwrite without --resume"
-        )
-    ledger: Ledger = {}
-    for index, stream in streams.items():
-        context = source.streams[index].codec_context
-        ledger[stream.index] = (index, Entry(stream.type, context.name if context is not None else ""))
-
-    def copy(entry: tuple[Fraction, int, Any]) -> None:
-        _, index, packet = entry
-        ledger[streams[index].index][1].add(bytes(packet))
-        ticks = round(shift / packet.time_base)
-        if ticks:
-            packet.pts = packet.pts + ticks if packet.pts is not None else None
-            packet.dts = packet.dts + ticks if packet.dts is not None else None
-        packet.stream = streams[index]
-        out.mux_one(packet)
-
-    waiting = next(copies, None)
-    for when, packet in video_packets(segments, form.time_base, round(shift / form.time_base)):
-        while waiting is not None and waiting[0] <= when:
-            copy(waiting)
-            waiting = next(copies, None)
-        packet.stream = video
-        out.mux_one(packet)
-    while waiting is not None:
-        copy(waiting)
-        waiting = next(copies, None)
-    return video.index, ledger
+    other = "" if container == "matroska" else "choose an .mkv output, or "
+    return f"FFmpeg's {container} writer refuses what it is given ({text}); {other}"

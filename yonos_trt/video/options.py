@@ -46,6 +46,7 @@ class VideoReport:
     frames: int = 0
     frames_resumed: int = 0  # of these, frames that an earlier run had finished
     repeated_s: list[float] = field(default_factory=list)  # times at which a neighbour is shown
+    left_out: list[str] = field(default_factory=list)  # what of the input the output does not carry
     mux: MuxReport | None = None  # None: written to a pipe
     on_device: list[str] = field(default_factory=list)  # stages that ran in device memory: decode, encode
     seconds: dict[str, float] = field(default_factory=dict)  # busy time of the stages, and "wall"

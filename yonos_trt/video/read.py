@@ -177,18 +177,6 @@ class VideoReader:
         self._decoder = make(self._stream)
         self._decoded = self._decode()
 
-    def check_copies(self, container: str, **plan: bool) -> None:
-        """Refuse now what could not be copied later.
-
-        Raises
-        ------
-        ConfigError
-            See `yonos_trt.video.copies.plan_copies`.
-        """
-        from yonos_trt.video.copies import plan_copies
-
-        plan_copies(self._container, self._stream.index, container, **plan)
-
     def close(self) -> None:
         """Close the file. Idempotent."""
         if self._container is not None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
 
-__all__ = ["StreamSideData", "read_side_data", "with_side_data"]
+__all__ = ["StreamSideData", "correct_boxes", "read_side_data", "with_side_data"]
 
 # Matroska's element numbers, with their length marker (RFC 9559)
 SEGMENT, TRACKS, TRACK_ENTRY, VIDEO, COLOUR = 0x18538067, 0x1654AE6B, 0xAE, 0xE0, 0x55B0
@@ -36,11 +36,22 @@ class StreamSideData:
     stereo_mode: int = 0  # Matroska's StereoMode; 0: one picture
     crop_px: tuple[tuple[str, int], ...] = ()  # rows or columns that the container hides, by side
 
-    def elements(self) -> bytes:
-        """Return the elements that a copy of the picture keeps: those that do not count pixels."""
-        found = _element(PROJECTION, self.projection) if self.projection else b""
-        if self.stereo_mode:
-            found += _element(STEREO_MODE, bytes([self.stereo_mode]))
+    def scaled(self, scale: int) -> StreamSideData:
+        """Return the same for a picture ``scale`` times as large."""
+        return replace(self, crop_px=tuple((side, scale * count) for side, count in self.crop_px))
+
+    def lost(self, other: StreamSideData) -> list[str]:
+        """Return what of this ``other`` does not have."""
+        found = []
+        if self.siting is not None and self.siting != (other.siting or "left"):
+            found.append(f"chroma siting {self.siting}")
+        if self.projection and self.projection != other.projection:
+            found.append("spherical projection (360 degree video)")
+        if self.stereo_mode and self.stereo_mode != other.stereo_mode:
+            found.append(f"stereo layout (Matroska's StereoMode {self.stereo_mode})")
+        if self.crop_px and self.crop_px != other.crop_px:
+            hidden = ", ".join(f"{side} {count}" for side, count in self.crop_px)
+            found.append(f"cropping of the picture ({hidden} px)")
         return found
 
 
@@ -134,7 +145,14 @@ def with_side_data(matroska: bytes, side: StreamSideData) -> bytes:
         What to put in.
     """
     places = _path(matroska, SEGMENT, TRACKS, TRACK_ENTRY, VIDEO)
-    content = matroska[places[3][1] : places[3][2]] + side.elements()
+    content = matroska[places[3][1] : places[3][2]]
+    if side.projection:
+        content += _element(PROJECTION, side.projection)
+    if side.stereo_mode:
+        content += _element(STEREO_MODE, bytes([side.stereo_mode]))
+    for number, name in CROPS.items():
+        if count := dict(side.crop_px).get(name):
+            content += _element(number, count.to_bytes(4, "big"))
     inner = _element(VIDEO, content)
     for level, number in ((2, TRACK_ENTRY), (1, TRACKS)):
         _, begin, end = places[level]
@@ -146,3 +164,31 @@ def with_side_data(matroska: bytes, side: StreamSideData) -> bytes:
     unknown = b"\x01" + b"\xff" * 7  # the segment's size, which readers do without
     start = matroska[:segment_at] + SEGMENT.to_bytes(4, "big") + unknown
     return start + matroska[begin:tracks_at] + inner + matroska[tracks_end:]
+
+
+def correct_boxes(file: BinaryIO, container: str) -> None:
+    """Turn boxes of Apple's stereo video that FFmpeg writes beside the ones meant here into free space.
+
+    Readers prefer ``vexu`` to MP4's own boxes (``sv3d``, ``st3d``), and it lacks a panorama's direction and
+    how two views lie in one picture. MOV has only ``vexu``: there its ``eyes`` go, which would say that two views
+    are coded one after the other.
+    """
+    file.seek(0)
+    size = 1
+    while size:
+        at = file.tell()
+        head = file.read(16)
+        size = int.from_bytes(head[:4], "big")
+        if size == 1:
+            size = int.from_bytes(head[8:], "big")
+        if head[4:8] == b"moov":
+            file.seek(at)
+            moov = file.read(size)
+            box = moov.find(b"vexu")
+            end = box - 4 + int.from_bytes(moov[box - 4 : box], "big")
+            gone = box if container == "mp4" else moov.find(b"eyes", box, end)
+            if min(box, gone) > 0:
+                file.seek(at + gone)
+                file.write(b"free")
+        file.seek(at + size)
+    file.seek(0, io.SEEK_END)

@@ -21,6 +21,8 @@ def decoding_times(segments: list[Segment]) -> tuple[list[int], list[int]]:
     is shown no earlier than the (i - d)-th time in display order, which is therefore its decoding time; the
     first d packets go before the start at the pace of the first interval.
     """
+    if not segments:
+        return [], []
     times: list[int] = []
     depth = 0
     for segment in segments:
@@ -41,6 +43,8 @@ def video_packets(segments: list[Segment], base: Fraction, shift: int) -> Iterat
     """Yield (decoding time in seconds, packet) for all segments."""
     av = require_av()
     times, decode_times = decoding_times(segments)
+    if not segments:
+        return
     last = segments[-1].last_duration
     intervals = [later - earlier for earlier, later in pairwise(times)]
     intervals.append(last or (intervals[-1] if intervals else 0))

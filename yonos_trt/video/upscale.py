@@ -30,7 +30,7 @@ from yonos_trt.video.encode import make_frame
 from yonos_trt.video.format import OutputFormat
 from yonos_trt.video.info import VideoInfo, frame_planes
 from yonos_trt.video.ledger import Stamp, read_stamp
-from yonos_trt.video.mux import container_of, count_frames, mux_video
+from yonos_trt.video.mux import container_of, count_frames, mux_video, rehearse
 from yonos_trt.video.options import VideoOptions, VideoReport
 from yonos_trt.video.read import Frame, VideoReader
 from yonos_trt.video.segment_encode import SegmentedEncoder
@@ -241,10 +241,14 @@ def _to_file(
     with _opened(source, options) as reader:
         path = device_path(options, reader, scale)
         form, report.on_device = path.form, path.stages
+        known: list[str] = []
         identity: dict[str, Any] = {"input": None, "upscaler": upscaler_id}
         if file is not None:
             identity = _identity(file, form, options, path, upscaler_id)
-            reader.check_copies(container_of(target), **plan)
+            known = rehearse(
+                target, file, reader.info, form, plan, start_s=options.start_s, end_s=options.end_s
+            )
+            _tell_left_out(reader.name, known)
         job = Job(target, identity, resume=options.resume, overwrite=options.overwrite, anew=file is None)
         try:
             if options.resume and _is_finished(target, job):
@@ -293,12 +297,19 @@ def _to_file(
                 start_s=options.start_s,
                 end_s=options.end_s,
             )
+            report.left_out = report.mux.left_out
+            _tell_left_out(reader.name, [entry for entry in report.left_out if entry not in known])
             watch.seconds["mux"] = time.perf_counter() - begin
             job.remove()
         finally:
             job.close()
     report.seconds = {**watch.seconds, "wall": time.perf_counter() - watch.begin}
     return report
+
+
+def _tell_left_out(name: str, left_out: list[str]) -> None:
+    if left_out:
+        log.warning("%s: left out: %s", name, "; ".join(left_out))
 
 
 def _is_finished(target: Path, job: Job) -> bool:
