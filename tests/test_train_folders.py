@@ -13,7 +13,8 @@ pytest.importorskip("torch")
 
 from helpers import write_training_pictures
 from yonos_train import run as run_module
-from yonos_train.folders import share_equal_files, whole_folder
+from yonos_train.folders import share_equal_files
+from yonos_train.loop import TrainingError
 from yonos_train.presets import PRESETS
 from yonos_train.run import Run
 
@@ -22,53 +23,6 @@ SMOKE = PRESETS["smoke"]
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
-    target = tmp_path / "deep" / "target"
-    with whole_folder(target) as folder:
-        (folder / "one").write_text("1")
-        assert not target.exists()
-    assert names(target) == ["one"]
-    with whole_folder(target) as folder:
-        (folder / "two").write_text("2")
-        assert names(target) == ["one"]
-    assert names(target) == ["two"]
-    assert names(target.parent) == ["target"]
-
-
-def test_an_error_leaves_the_old_folder(tmp_path: Path) -> None:
-    (tmp_path / "target").mkdir()
-    (tmp_path / "target" / "one").write_text("1")
-
-    def fill() -> None:
-        with whole_folder(tmp_path / "target") as folder:
-            (folder / "half").write_text("2")
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        fill()
-    assert names(tmp_path) == ["target"]
-    assert names(tmp_path / "target") == ["one"]
-
-
-def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "target").mkdir()
-    (tmp_path / "target" / "one").write_text("1")
-    rename = os.rename
-
-    def refuse_new(source: Path, target: Path) -> None:
-        if source.name == "new":
-            raise PermissionError("not now")
-        rename(source, target)
-
-    monkeypatch.setattr(os, "rename", refuse_new)
-    with pytest.raises(PermissionError), whole_folder(tmp_path / "target") as folder:
-        (folder / "two").write_text("2")
-    assert names(tmp_path) == ["target"]
-    assert names(tmp_path / "target") == ["one"]
 
 
 def test_files_of_equal_bytes_and_name_are_stored_once(tmp_path: Path) -> None:
@@ -124,7 +78,7 @@ def test_a_run_stopped_before_its_bundle_writes_it_when_it_goes_on(
             raise OSError("disk full")
 
         patch.setattr(run_module, "save_bundle", full)
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(TrainingError, match=r"disk full\. What is done stays"):
             run()
     assert names(bundles) == []  # no half of one
     run()

@@ -53,6 +53,22 @@ class Batch:
     seeds: tuple[int, ...]
 
 
+def picture_files(root: Path, *, limit: int = 0) -> list[Path]:
+    """Return the files below ``root`` that have a picture's suffix, in sorted order, the first ``limit``.
+
+    Raises
+    ------
+    DataError
+        No such folder, or no such file in it.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: not a folder; expected a folder with images ({', '.join(SUFFIXES)})")
+    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)[: limit or None]
+    if not files:
+        raise DataError(f"{root}: no image in it; expected files ending in {', '.join(SUFFIXES)}")
+    return files
+
+
 class ImageFolder:
     """All pictures below a folder, decoded once to uint8 RGB and kept in memory.
 
@@ -73,13 +89,7 @@ class ImageFolder:
 
     def __init__(self, folder: str | os.PathLike[str], *, smallest_px: int, limit: int = 0) -> None:
         root = Path(folder)
-        if not root.is_dir():
-            raise DataError(f"{root}: not a folder; expected a folder with images ({', '.join(SUFFIXES)})")
-        files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
-        if limit:
-            files = files[:limit]
-        if not files:
-            raise DataError(f"{root}: no image in it; expected files ending in {', '.join(SUFFIXES)}")
+        files = picture_files(root, limit=limit)
         self.root, self.skipped, self.images = root, list[Skipped](), list[NDArray[np.uint8]]()
         with ThreadPoolExecutor() as pool:
             for path, result in zip(files, pool.map(_decode, files), strict=True):
@@ -105,16 +115,13 @@ class ImageFolder:
 
 
 def _decode(path: Path) -> NDArray[np.uint8] | str:
-    from PIL import Image, ImageOps
+    from yonos_trt.errors import YonosError
+    from yonos_trt.images import read_rgb8
 
     try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            return np.asarray(upright.convert("RGB"), dtype=np.uint8)
-    except (
-        Exception
-    ) as error:  # Pillow raises seven kinds on malformed files; every one means: this file is unusable
-        return f"cannot be decoded ({type(error).__name__}: {error})"
+        return read_rgb8(path)
+    except (YonosError, OSError) as error:
+        return f"cannot be decoded ({error})"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +13,8 @@ from typing import Any, Final
 import numpy as np
 import torch
 from PIL import Image
+
+from yonos_trt.atomic import atomic_file, write_file
 
 from .metrics import HIGHER_IS_BETTER, SET_METRICS, MetricError, Metrics, Picture
 from .pairs import EvaluationError, Pair, crop_pairs, read_picture, whole_pairs
@@ -76,9 +77,7 @@ class Report:
         paths = Path(f"{stem}.json"), Path(f"{stem}.md")
         for path, text in zip(paths, (self.to_json(), self.to_markdown()), strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(path.name + ".part")
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, path)
+            write_file(path, text)
         return paths
 
 
@@ -140,7 +139,8 @@ def evaluate(
             if save is not None:
                 target = save / method / pair.set / f"{pair.name}.png"
                 target.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(sr).save(target)
+                with atomic_file(target) as part:
+                    Image.fromarray(sr).save(part, format="PNG")
     means = _means(rows, metrics, pictures)
     record = {"machine": platform.machine(), "torch": torch.__version__, **dict(settings or {})}
     return Report(metrics.names, rows, means, record)

@@ -1,40 +1,38 @@
-"""Folders that appear whole or not at all, and copies that take no space."""
+"""Safetensors files that appear whole or not at all, and copies that take no space."""
 
 from __future__ import annotations
 
 import filecmp
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
-__all__ = ["share_equal_files", "whole_folder"]
+from torch import Tensor
+
+from yonos_trt.atomic import atomic_file
+
+__all__ = ["save_tensors", "share_equal_files"]
 
 
-@contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of ``target`` when the block ends.
+def save_tensors(
+    tensors: Mapping[str, Tensor], target: Path, *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors, of any device, by way of `atomic_file`.
 
-    An old ``target`` stays until then; after an error in the block it stays for good.
+    Raises
+    ------
+    OSError
+        Full disk, or a folder that cannot be written; the message names ``target``.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    new, old = work / "new", work / "old"
-    try:
-        new.mkdir()
-        yield new
-        if target.exists():
-            os.rename(target, old)
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with atomic_file(target) as part:
         try:
-            os.rename(new, target)
-        except OSError:
-            if old.exists():
-                os.rename(old, target)
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+            save_file(plain, part, metadata=None if metadata is None else dict(metadata))
+        except SafetensorError as error:
+            raise OSError(f"{target} cannot be written: {error}") from error
 
 
 def share_equal_files(folder: Path, other: Path) -> int:
@@ -52,11 +50,12 @@ def share_equal_files(folder: Path, other: Path) -> int:
         twin = other / path.relative_to(folder)
         if not twin.is_file() or path.samefile(twin) or not filecmp.cmp(path, twin, shallow=False):
             continue
-        link = path.with_name(path.name + ".part")
+        size = path.stat().st_size
         try:
-            os.link(twin, link)
+            with atomic_file(path) as part:
+                part.unlink()
+                os.link(twin, part)
         except OSError:
             return saved
-        saved += path.stat().st_size
-        os.replace(link, path)
+        saved += size
     return saved

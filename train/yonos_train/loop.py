@@ -17,17 +17,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from .checkpoints import Checkpoints, TrainingState
+from .checkpoints import Checkpoints, TrainingError, TrainingState
 from .data import Batch, Crops, generator
 from .ema import Ema
 from .records import MetricsLog, write_curves, write_grid
 from .stage import Stage, StageConfig
 
+__all__ = ["LoopConfig", "Trainer", "TrainingError", "average_gradients", "learning_rate"]
+
 log = logging.getLogger(__name__)
 
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says where it stopped and which checkpoint is good."""
+_BUCKET = 1 << 25  # elements of an all-reduce: 128 MiB of float32
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Trainer:
 
     def resume(self) -> bool:
         """Load the newest checkpoint that can be read; return whether there was one."""
-        found = self.checkpoints.read()
+        found = self.checkpoints.read(self._state().misfit)
         if found is None:
             return False
         self._state().restore(found.tensors)
@@ -297,7 +297,21 @@ class Trainer:
 
 
 def average_gradients(params: list[nn.Parameter], accelerator: Any) -> None:
-    """Average the gradients over all processes: one all-reduce a step, after accumulation."""
-    for p in params:
-        if p.grad is not None:
-            p.grad = accelerator.reduce(p.grad, reduction="mean")
+    """Average the gradients over all processes, after accumulation; they are written back in place.
+
+    They travel in vectors of up to `_BUCKET` elements of one dtype: one all-reduce for the lite networks, a
+    few dozen for Stable Diffusion's. Every process has gradients of the same parameters: which ones a stage's
+    loss reaches does not depend on the batch.
+    """
+    buckets: list[list[torch.Tensor]] = []
+    room = 0
+    for grad in (p.grad for p in params if p.grad is not None):
+        if grad.numel() > room or buckets[-1][0].dtype != grad.dtype:
+            buckets.append([])
+            room = _BUCKET
+        buckets[-1].append(grad)
+        room -= grad.numel()
+    for grads in buckets:
+        mean = accelerator.reduce(torch.cat([grad.reshape(-1) for grad in grads]), reduction="mean")
+        for grad, part in zip(grads, mean.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(part.view(grad.shape))

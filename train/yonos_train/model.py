@@ -14,6 +14,9 @@ from typing import Any
 
 from torch import nn
 
+from yonos_trt.atomic import write_file
+
+from .folders import save_tensors
 from .networks import Decoder, Encoder, LiteConfig, UNet, set_latent_stats
 from .schedule import Schedule
 
@@ -148,19 +151,12 @@ def with_decoder(bundle: Bundle, network: Mapping[str, Any]) -> Bundle:
 
 def save_bundle(bundle: Bundle, folder: str | os.PathLike[str]) -> Path:
     """Write ``config.json`` and three safetensors files; each file appears complete or not at all."""
-    from safetensors.torch import save_file
-
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     for name in ("encoder", "unet", "decoder"):
         module: nn.Module = getattr(bundle, name)
-        tensors = {k: v.detach().float().cpu().contiguous() for k, v in module.state_dict().items()}
-        part = path / f"{name}.safetensors.part"
-        save_file(tensors, part)
-        os.replace(part, path / f"{name}.safetensors")
-    part = path / "config.json.part"
-    part.write_text(bundle.config.to_json(), encoding="utf-8")
-    os.replace(part, path / "config.json")
+        save_tensors({k: v.float() for k, v in module.state_dict().items()}, path / f"{name}.safetensors")
+    write_file(path / "config.json", bundle.config.to_json())
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .data import CropConfig
@@ -115,6 +116,22 @@ class RunConfig:
             stages=tuple(StageConfig(**stage) for stage in raw.pop("stages")),
             **raw,
         )
+
+    @classmethod
+    def load(cls, path: Path) -> RunConfig:
+        """Read a run's ``config.json``.
+
+        Raises
+        ------
+        ValueError
+            It is none, or of another version; the message names the file.
+        """
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path}: not a run's config ({error!r}); expected what `yonos-train --dry-run` prints"
+            ) from error
 
     def bundle_config(self, scale: int) -> BundleConfig:
         """Return the config of the bundle for ``scale``."""

@@ -1,6 +1,7 @@
 """A whole training run: the preset's stages in order, each resumable, and a bundle folder a scale at the end.
 
 <run>/config.json                          what was run
+<run>/<stage>/stage.json                   what it is trained with
 <run>/<stage>/checkpoint-*.safetensors     to resume from
 <run>/<stage>/{metrics.jsonl, samples/, curves.png}
 <run>/<stage>/<module>.safetensors         the stage's result (EMA weights); its presence means: done
@@ -15,17 +16,21 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Container
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from yonos_trt.atomic import atomic_directory, remove_leftovers, write_file
+
 from .checkpoints import Checkpoints
 from .data import Crops, ImageFolder
-from .folders import share_equal_files, whole_folder
-from .loop import Trainer
+from .folders import save_tensors, share_equal_files
+from .loop import Trainer, TrainingError
 from .model import Bundle, new_bundle, save_bundle, weights_sha256, with_decoder
+from .preflight import RECORD, check_run, check_same, stage_record
 from .presets import SHIPPING, RunConfig
 from .small import PARTS, SIZES, SUFFIXES, make_small, save_small, with_small
 from .stages import (
@@ -49,8 +54,8 @@ class Run:
     Parameters
     ----------
     config
-        The run's config; must equal the folder's ``config.json`` where there is one (stage budgets may
-        differ).
+        The run's config. Where the folder has a run already: the same networks, and for every finished
+        stage the same settings; what is begun may change its budget and its optimiser's settings.
     folder
         Created when missing.
     data
@@ -73,20 +78,13 @@ class Run:
         self.config, self.folder, self.data = config, Path(folder), data
         self.weights, self.limit = weights, limit
         self._images: ImageFolder | None = None
+        self._rehearsal: dict[int, Bundle] | None = None
         known = self.folder / "config.json"
-        if known.is_file():
-            old = RunConfig.from_json(known.read_text(encoding="utf-8"))
-            for name in ("architecture", "schedule", "name", "base"):
-                if getattr(old, name) != getattr(config, name):
-                    raise ValueError(
-                        f"{known}: this run was started with {name} = {getattr(old, name)}, "
-                        f"now {getattr(config, name)}; "
-                        f"use another run folder"
-                    )
+        old = RunConfig.load(known) if known.is_file() else None
+        check_same(self, old)
         self.folder.mkdir(parents=True, exist_ok=True)
-        part = known.with_suffix(f".{os.getpid()}.part")  # every process of a run writes it
-        part.write_text(config.to_json(), encoding="utf-8")
-        os.replace(part, known)
+        if old != config:
+            write_file(known, config.to_json())
 
     @property
     def images(self) -> ImageFolder:
@@ -106,9 +104,22 @@ class Run:
         return all(self.result(stage.name, name).is_file() for name in _RESULTS[stage.kind])
 
     def _load(self, stage: str, name: str, into: nn.Module) -> nn.Module:
+        """Load a stage's result; `rehearse` leaves it out."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        into.load_state_dict(load_file(self.result(stage, name)))
+        if self._rehearsal is not None:
+            return into
+        path = self.result(stage, name)
+        try:
+            into.load_state_dict(load_file(path))
+        except FileNotFoundError as error:
+            raise TrainingError(f"{path}: not found; train the stage {stage} first") from error
+        except (SafetensorError, RuntimeError, OSError) as error:
+            raise TrainingError(
+                f"{path} cannot be used: {error}. Remove it to finish the stage {stage} again from its last "
+                f"checkpoint"
+            ) from error
         return into
 
     def _named(self, name: str) -> StageConfig:
@@ -129,11 +140,15 @@ class Run:
             return dataclasses.replace(bundle, config=own)
         if run.base is None:
             return new_bundle(run.bundle_config(scale))
+        if self._rehearsal is not None and scale in self._rehearsal:
+            return dataclasses.replace(self._rehearsal[scale])
         from .sd_folder import load_sd
 
         bundle = load_sd(
             run.base, scale, small=False, name=f"{run.name}-x{scale}", learn_context=run.learn_context
         )
+        if self._rehearsal is not None:
+            self._rehearsal = {scale: bundle}  # one at a time: they are large
         facts = {key: getattr(run, key) for key in ("training", "licence", "card") if getattr(run, key)}
         bundle.config = dataclasses.replace(bundle.config, **facts)
         return bundle
@@ -186,10 +201,27 @@ class Run:
             return SmallDecoderStage(config, bundle, weights=self.weights)
         return EncoderStage(config, bundle)
 
+    def rehearse(self, stages: list[StageConfig]) -> None:
+        """Make every stage's modules without the earlier ones' results: what they lack shows now.
+
+        Raises
+        ------
+        ValueError
+            A stage cannot be made; the message says what it lacks.
+        """
+        self._rehearsal = {}
+        try:
+            for config in sorted(stages, key=lambda stage: stage.scale):
+                try:
+                    self.build(config)
+                except TypeError as error:
+                    raise ValueError(f"stage {config.name}: {error}") from error
+        finally:
+            self._rehearsal = None
+
     def run_stage(self, config: StageConfig) -> dict[str, float]:
         """Train one stage, write its result and the scale's bundles that it changes."""
         import torch
-        from safetensors.torch import save_file
 
         torch.manual_seed(self.config.loop.seed)  # initial weights of fresh modules
         stage = self.build(config)
@@ -198,17 +230,18 @@ class Run:
             dataclasses.replace(self.config.crops, crop_px=config.crop_px),
             seed=self.config.loop.seed,
         )
-        trainer = Trainer(stage, config, crops, self.folder / config.name, self.config.loop)
+        folder = self.folder / config.name
+        trainer = Trainer(stage, config, crops, folder, self.config.loop)
+        if trainer.accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(folder)
+            write_file(folder / RECORD, json.dumps(stage_record(self, config), indent=2) + "\n")
         metrics = trainer.run()
         if trainer.accelerator.is_main_process:
             trained = {n: m for modules in stage.groups.values() for n, m in modules.items()}
             for name in _RESULTS[config.kind]:
-                tensors = {
-                    k: v.detach().float().cpu().contiguous() for k, v in trained[name].state_dict().items()
-                }
-                part = self.result(config.name, name).with_suffix(".part")
-                save_file(tensors, part)
-                os.replace(part, self.result(config.name, name))
+                tensors = {k: v.float() for k, v in trained[name].state_dict().items()}
+                save_tensors(tensors, self.result(config.name, name))
             self._write_bundles(config)
         trainer.accelerator.wait_for_everyone()
         return metrics
@@ -220,19 +253,20 @@ class Run:
             variants.append(True)
         for small in variants:
             folder = self._bundle_folder(stage.scale, small=small)
-            if not (missing and stage.name in self._stages_of(folder)):
+            if not (missing and self._is_current(folder, stage)):
                 self.write_bundle(stage.scale, small=small)
 
-    def _stages_of(self, bundle: Path) -> Container[str]:
-        """Return the stages that a written bundle names; none where it cannot be read."""
+    def _is_current(self, bundle: Path, stage: StageConfig) -> bool:
+        """Return whether a written bundle names the stage, and says what the config says of its origins."""
         from .sd_folder import FACTS_FILE
 
-        facts = bundle / ("config.json" if self.config.base is None else FACTS_FILE)
+        file = bundle / ("config.json" if self.config.base is None else FACTS_FILE)
         try:
-            stages: dict[str, Any] = json.loads(facts.read_text(encoding="utf-8"))["training"]["stages"]
-        except (OSError, ValueError, KeyError):
-            return ()
-        return stages
+            facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            same = (facts["licence"], facts["card"]) == (self.config.licence, self.config.card)
+            return same and stage.name in facts["training"]["stages"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def _bundle_folder(self, scale: int, *, small: bool) -> Path:
         """Return where a bundle lies; its name is the one that `with_small` gives its config."""
@@ -247,7 +281,7 @@ class Run:
         facts = {**bundle.config.training, **self.training_facts(scale, small=small)}
         variant.config = dataclasses.replace(variant.config, training=facts)
         target = self._bundle_folder(scale, small=small)
-        with whole_folder(target) as folder:
+        with atomic_directory(target) as folder:
             if self.config.base is None:
                 save_bundle(variant, folder)
                 log.info("%s: weights_sha256 %s", target.name, weights_sha256(variant))
@@ -292,16 +326,29 @@ class Run:
         return {"pictures": len(self.images), "seed": self.config.loop.seed, "stages": stages}
 
     def run(self, only: tuple[str, ...] = ()) -> None:
-        """Run all stages that are not done (or just those named ``only``)."""
+        """Run all stages that are not done (or just those named ``only``).
+
+        Raises
+        ------
+        ValueError
+            A stage lacks something; said before the first step of the first one.
+        TrainingError
+            The disk is full or the loss diverged; what is done stays.
+        """
         unknown = set(only) - {stage.name for stage in self.config.stages}
         if unknown:
             names = ", ".join(stage.name for stage in self.config.stages)
             raise ValueError(f"stage: got {', '.join(sorted(unknown))}, expected one of {names}")
+        chosen = [stage for stage in self.config.stages if not only or stage.name in only]
+        with self._disk_errors():
+            check_run(self, [stage for stage in chosen if not self.is_done(stage)])
+            remove_leftovers(self.folder)
+            self._run(chosen)
+
+    def _run(self, chosen: list[StageConfig]) -> None:
         from accelerate import Accelerator
 
-        for config in self.config.stages:
-            if only and config.name not in only:
-                continue
+        for config in chosen:
             if self.is_done(config):
                 log.info("%s: done already", config.name)
                 if Accelerator().is_main_process:  # it may have been stopped before its bundles were written
@@ -309,6 +356,20 @@ class Run:
                 continue
             metrics: dict[str, Any] = self.run_stage(config)
             log.info("%s: %s", config.name, ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        """Turn what the disk refuses into a `TrainingError`."""
+        from safetensors import SafetensorError
+
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise TrainingError(
+                f"{getattr(error, 'filename', None) or self.folder}: {reason}. What is done stays: once that "
+                f"is mended, the same command goes on from the last checkpoint"
+            ) from error
 
 
 _RESULTS: dict[str, tuple[str, ...]] = {

@@ -20,6 +20,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from yonos_trt.atomic import write_file
+
+from .folders import save_tensors
 from .model import Bundle
 from .schedule import Schedule
 from .sd import Prediction, SdConfig, SdDecoder, SdEncoder, SdFolderError, SdUNet, grow_input
@@ -120,8 +123,6 @@ def save_sd(bundle: Bundle, base: str | os.PathLike[str], target: str | os.PathL
 
     The autoencoder's and scheduler's configs come from ``base``, the folder that training started from.
     """
-    from safetensors.torch import save_file
-
     path, config = Path(target), bundle.config
     unet, encoder, decoder = bundle.unet, bundle.encoder, bundle.decoder
     if (
@@ -144,18 +145,12 @@ def save_sd(bundle: Bundle, base: str | os.PathLike[str], target: str | os.PathL
     scheduler = json.loads((Path(base) / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
     scheduler["prediction_type"] = "v_prediction"
     (path / "scheduler").mkdir(exist_ok=True)
-    _write(path / "scheduler" / "scheduler_config.json", json.dumps(scheduler, indent=2) + "\n")
-    save_file({"context": unet.context.detach().cpu().contiguous()}, path / CONTEXT_FILE)
+    write_file(path / "scheduler" / "scheduler_config.json", json.dumps(scheduler, indent=2) + "\n")
+    save_tensors({"context": unet.context}, path / CONTEXT_FILE)
     facts = {key: value for key, value in dataclasses.asdict(config).items() if key in _KEPT_FACTS}
     facts["timestep"] = round(config.timestep * (bundle.schedule.num_timesteps - 1))
-    _write(path / FACTS_FILE, json.dumps(facts, indent=2) + "\n")
+    write_file(path / FACTS_FILE, json.dumps(facts, indent=2) + "\n")
     return path
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def _load_part(folder: Path, part: str, kind: str) -> Any:
@@ -183,6 +178,8 @@ def _read_scheduler(path: Path) -> tuple[Schedule, Prediction]:
     """Return the schedule and what the checkpoint predicts, from ``scheduler_config.json``."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise ValueError(f"got a {type(raw).__name__}, expected an object")
     except (OSError, ValueError) as error:
         raise SdFolderError(f"{path} cannot be read: {error}") from error
     if raw.get("beta_schedule") != "scaled_linear" or raw.get("trained_betas") is not None:
@@ -195,22 +192,27 @@ def _read_scheduler(path: Path) -> tuple[Schedule, Prediction]:
     prediction = raw.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):
         raise SdFolderError(f"{path}: prediction_type {prediction!r}, expected 'epsilon' or 'v_prediction'.")
-    schedule = Schedule(
-        kind="scaled_linear",
-        beta_start=float(raw["beta_start"]),
-        beta_end=float(raw["beta_end"]),
-        num_timesteps=int(raw["num_train_timesteps"]),
-    )
+    try:
+        start, end, count = float(raw["beta_start"]), float(raw["beta_end"]), int(raw["num_train_timesteps"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise SdFolderError(
+            f"{path}: {error!r}; expected beta_start, beta_end and num_train_timesteps, each a number."
+        ) from error
+    schedule = Schedule(kind="scaled_linear", beta_start=start, beta_end=end, num_timesteps=count)
     return schedule, prediction
 
 
 def _read_context(folder: Path, width: int, *, optional: bool) -> Tensor:
     """Return the constant prompt embedding (1, L, D): the file's, the empty prompt's, or zeros."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = folder / CONTEXT_FILE
     if path.is_file():
-        context = load_file(path).get("context")
+        try:
+            context = load_file(path).get("context")
+        except (SafetensorError, OSError) as error:
+            raise SdFolderError(f"{path} cannot be read: {error}") from error
         if context is None or context.ndim != 3 or context.shape[0] != 1 or context.shape[2] != width:
             raise SdFolderError(f"{path}: expected one tensor 'context' (1, L, {width}).")
         return context.float()
@@ -233,8 +235,16 @@ def _empty_prompt(folder: Path) -> Tensor:
             f"the empty prompt's embedding needs the package transformers ({error}). Install it, or save the "
             f"embedding as {folder / CONTEXT_FILE}."
         ) from error
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", local_files_only=True).eval()
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        encoder = CLIPTextModel.from_pretrained(
+            folder / "text_encoder", local_files_only=True, use_safetensors=True
+        ).eval()
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise SdFolderError(
+            f"{folder / 'text_encoder'} cannot be loaded from safetensors: {error}. Save the text encoder "
+            f"with safe_serialization=True, or its embedding as {folder / CONTEXT_FILE}."
+        ) from error
     tokens = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt")
     with torch.no_grad():
         context: Tensor = encoder(tokens.input_ids)[0].float()
@@ -245,5 +255,8 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     path = folder / FACTS_FILE
     if not path.is_file():
         return {}
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SdFolderError(f"{path} cannot be read: {error}") from error
     return facts if isinstance(facts, dict) else {}

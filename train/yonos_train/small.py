@@ -18,6 +18,9 @@ from typing import Any, Final
 
 from torch import nn
 
+from yonos_trt.atomic import write_file
+
+from .folders import save_tensors
 from .model import Bundle, BundleConfig, Decoder, Encoder, LiteConfig, set_latent_stats
 from .sd import SdConfig, SdFolderError
 
@@ -70,20 +73,17 @@ def with_small(kind: str, bundle: Bundle, small: nn.Module, network: Mapping[str
 
 def save_small(bundle: Bundle, folder: str | os.PathLike[str]) -> None:
     """Write the small networks of a diffusers bundle into ``<folder>/small``, ``config.json`` last."""
-    from safetensors.torch import save_file
-
     sizes = architecture(bundle.config, {})
     path = Path(folder) / FOLDER
     path.mkdir(parents=True, exist_ok=True)
     modules = {part: getattr(bundle, part) for part in PARTS.values()}
     parts = [part for part, module in modules.items() if isinstance(module, (Encoder, Decoder))]
     for part in parts:
-        tensors = {k: v.detach().float().cpu().contiguous() for k, v in modules[part].state_dict().items()}
-        save_file(tensors, path / f"{part}.part")
-        os.replace(path / f"{part}.part", path / f"{part}.safetensors")
+        save_tensors(
+            {k: v.float() for k, v in modules[part].state_dict().items()}, path / f"{part}.safetensors"
+        )
     facts = {"architecture": dataclasses.asdict(sizes), "scale": bundle.config.scale, "parts": parts}
-    (path / "config.part").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    os.replace(path / "config.part", path / "config.json")
+    write_file(path / "config.json", json.dumps(facts, indent=2) + "\n")
 
 
 def read_small(

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..folders import save_tensors
 from ..schedule import Schedule, ddim
 
 log = logging.getLogger(__name__)
@@ -115,19 +116,9 @@ class References:
         return reference
 
     def _write(self, path: Path, record: dict[str, str], reference: Tensor, z_l: Tensor) -> None:
-        """Write the file whole or not at all; a crash leaves at most a ``.part`` that nothing reads."""
-        from safetensors.torch import save_file
-
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        tensors = {
-            "reference": reference.cpu().contiguous(),
-            "z_l": z_l.detach().cpu().to(torch.float16).contiguous(),
-        }
-        save_file(tensors, part, metadata=record)
-        with open(part, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(part, path)
+        tensors = {"reference": reference, "z_l": z_l.to(torch.float16)}
+        save_tensors(tensors, path, metadata=record)
 
 
 def _rms(x: Tensor) -> float:
