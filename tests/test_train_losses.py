@@ -28,21 +28,26 @@ def shapes(net: str) -> list[tuple[int, int, int]]:
     return [(out, (3, *VGG_OUT)[i], 3) for i, out in enumerate(VGG_OUT)]
 
 
+def random_lpips(net: str, g: Any) -> dict[str, Any]:
+    """Return the tensors of a random LPIPS network of the true shapes."""
+    tensors = {}
+    for i, (out, into, size) in enumerate(shapes(net)):
+        scale = (2 / (into * size * size)) ** 0.5
+        tensors[f"conv{i}.weight"] = torch.randn(out, into, size, size, generator=g) * scale
+        tensors[f"conv{i}.bias"] = torch.randn(out, generator=g) * 0.05
+    for k, channels in enumerate(LINS[net]):
+        tensors[f"lin{k}.weight"] = torch.rand(1, channels, 1, 1, generator=g) / channels
+    return tensors
+
+
 @pytest.fixture(scope="module")
 def weight_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Random networks of the true shapes: every formula is exercised without downloads."""
     folder, g = tmp_path_factory.mktemp("weights"), torch.Generator().manual_seed(0)
     files = {}
     for net in ("alex", "vgg"):
-        tensors = {}
-        for i, (out, into, size) in enumerate(shapes(net)):
-            scale = (2 / (into * size * size)) ** 0.5
-            tensors[f"conv{i}.weight"] = torch.randn(out, into, size, size, generator=g) * scale
-            tensors[f"conv{i}.bias"] = torch.randn(out, generator=g) * 0.05
-        for k, channels in enumerate(LINS[net]):
-            tensors[f"lin{k}.weight"] = torch.rand(1, channels, 1, 1, generator=g) / channels
         files[net] = folder / f"{net}.safetensors"
-        save_file(tensors, files[net])
+        save_file(random_lpips(net, g), files[net])
     files["dists"] = folder / "dists.pt"
     torch.save({"alpha": torch.rand(1, 1475, 1, 1), "beta": torch.rand(1, 1475, 1, 1)}, files["dists"])
     return files

@@ -44,14 +44,13 @@ def extremes(side: int = 128) -> Picture:
 
 def read_pictures(paths: Sequence[Path]) -> dict[str, Picture]:
     """Return name -> RGB picture: the package's own two, the computed one, then those at `paths`."""
-    from PIL import Image
+    from yonos_trt.images import read_rgb8
 
     pictures: dict[str, Picture] = {}
     for path in (*sorted(PICTURES.glob("*.png")), *paths):
         try:
-            with Image.open(path) as image:
-                pictures[path.name] = np.asarray(image.convert("RGB"), np.uint8)
-        except (OSError, ValueError, SyntaxError) as error:
+            pictures[path.name] = read_rgb8(path)
+        except (OSError, InputError) as error:
             raise InputError(f"verification picture {path} cannot be read: {error}") from error
     pictures["extremes"] = extremes()
     return pictures

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .evaluate_command import evaluate_command
+from .evaluate_command import evaluate_command, named_paths
 
 
 def parse_overrides(pairs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -34,9 +34,10 @@ def parse_overrides(pairs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 
 def apply_overrides(config: Any, overrides: dict[str, dict[str, Any]]) -> Any:
     """Return the run config with the stages' fields replaced; ``*`` names every stage, ``loop`` and
-    ``crops`` those."""
+    ``crops`` those. What is said of one stage goes before what is said of all."""
     stages = {stage.name: stage for stage in config.stages}
-    for where, fields in overrides.items():
+    for where in sorted(overrides, key=lambda where: where != "*"):
+        fields = overrides[where]
         targets = list(stages) if where == "*" else [where]
         try:
             if where in ("loop", "crops"):
@@ -49,11 +50,27 @@ def apply_overrides(config: Any, overrides: dict[str, dict[str, Any]]) -> Any:
                     raise click.BadParameter(
                         f"no stage {name!r}; the preset has {', '.join(stages)}", param_hint="--set"
                     )
-                fields = {k: {**stages[name].loss, **v} if k == "loss" else v for k, v in fields.items()}
-                stages[name] = dataclasses.replace(stages[name], **fields)
+                own = {k: {**stages[name].loss, **v} if k == "loss" else v for k, v in fields.items()}
+                stages[name] = dataclasses.replace(stages[name], **own)
         except TypeError as error:
-            raise click.BadParameter(str(error), param_hint="--set") from error
+            raise click.BadParameter(f"{where}: {error}", param_hint="--set") from error
     return dataclasses.replace(config, stages=tuple(stages.values()))
+
+
+def with_budget(
+    overrides: dict[str, dict[str, Any]], *, minutes: float | None, steps: int | None
+) -> dict[str, dict[str, Any]]:
+    """Return the overrides with every stage's budget in them; ``--steps`` alone takes the minutes away."""
+    budget: dict[str, Any] = {k: v for k, v in (("minutes", minutes), ("steps", steps)) if v is not None}
+    every = overrides.get("*", {})
+    for name, value in budget.items():
+        if every.get(name, value) != value:
+            raise click.BadParameter(
+                f"got *.{name}={every[name]} and --{name} {value}; give one of them", param_hint="--set"
+            )
+    if steps is not None and minutes is None:
+        budget = {"minutes": None, **budget}
+    return {**overrides, "*": {**budget, **every}} if budget else overrides
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
@@ -121,7 +138,10 @@ def main(
     from .presets import PRESETS, RunConfig
 
     if config_file is not None:
-        config = RunConfig.from_json(Path(config_file).read_text(encoding="utf-8"))
+        try:
+            config = RunConfig.load(Path(config_file))
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--config") from error
     elif preset is None:
         raise click.UsageError(f"give --preset ({', '.join(PRESETS)}) or --config FILE")
     elif preset not in PRESETS:
@@ -130,18 +150,15 @@ def main(
         )
     else:
         config = PRESETS[preset]
-    budget = {k: v for k, v in (("minutes", minutes), ("steps", steps)) if v is not None}
-    if steps is not None and minutes is None:
-        budget["minutes"] = None  # type: ignore[assignment]
     try:
-        changes = parse_overrides(overrides)
-        if budget:
-            changes = {"*": dict(budget), **changes}
+        changes = with_budget(parse_overrides(overrides), minutes=minutes, steps=steps)
         if seed is not None:
             changes.setdefault("loop", {})["seed"] = seed
         config = apply_overrides(config, changes)
         if licence is not None:
             facts = json.loads(Path(licence).read_text(encoding="utf-8"))
+            if not isinstance(facts, dict):
+                raise ValueError(f"--licence {licence}: got a {type(facts).__name__}, expected an object")
             config = dataclasses.replace(config, licence=facts)
         if card is not None:
             config = dataclasses.replace(config, card=Path(card).read_text(encoding="utf-8"))
@@ -156,14 +173,17 @@ def main(
         return
     if data is None or run_folder is None:
         raise click.UsageError("give --data IMAGES and --run FOLDER")
-    paths = dict(pair.partition("=")[::2] for pair in weights)
+    paths = named_paths(weights, "--weights", known=("lpips_alex", "lpips_vgg", "dists"))
+    for name, file in paths.items():
+        if not Path(file).is_file():
+            raise click.BadParameter(f"{name}: no file {file!r}", param_hint="--weights")
     from .data import DataError
     from .loop import TrainingError
     from .run import Run
 
     try:
         Run(config, run_folder, data=data, weights=paths, limit=limit).run(only)
-    except (DataError, TrainingError, ValueError, FileNotFoundError) as error:
+    except (DataError, TrainingError, ValueError, OSError) as error:
         click.echo(f"yonos-train: {error}", err=True)
         sys.exit(1)
 

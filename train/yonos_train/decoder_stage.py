@@ -51,6 +51,12 @@ class DecoderStage(Conditioned):
         self.vgg_share = float(loss.get("vgg_share", 1.0))
         self.w_gan, self.disc_start = float(loss.get("gan", 0.0)), int(loss.get("disc_start", 0))
         self.shift_px = int(loss.get("shift", 4))
+        for name, network in self.lpips.items():
+            if isinstance(network, Lpips) and config.crop_px - self.shift_px + 1 < network.smallest_px:
+                raise ValueError(
+                    f"stage {config.name}: crop_px got {config.crop_px}; lpips_{name} needs at least "
+                    f"{network.smallest_px + self.shift_px - 1}"
+                )
         self._shared: tuple[object, Pictures] | None = None
         self.groups = {"decoder": {"decoder": self.decoder}}
         if self.w_gan > 0:

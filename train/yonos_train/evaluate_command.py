@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,15 @@ if TYPE_CHECKING:
     from .model import Bundle
 
 
-def _named(pairs: tuple[str, ...], option: str) -> dict[str, str]:
+def named_paths(pairs: tuple[str, ...], option: str, *, known: Sequence[str] = ()) -> dict[str, str]:
+    """Parse ``NAME=PATH`` pairs, each name once and, where ``known`` is given, one of those."""
     out: dict[str, str] = {}
     for pair in pairs:
         name, separator, value = pair.partition("=")
         if not separator or not name or not value or name in out:
             raise click.BadParameter(f"got {pair!r}, expected NAME=PATH, each name once", param_hint=option)
+        if known and name not in known:
+            raise click.BadParameter(f"got {name!r}, expected one of {', '.join(known)}", param_hint=option)
         out[name] = value
     return out
 
@@ -107,6 +111,7 @@ def evaluate_command(
 
     from .evaluate import Upscaler, crop_pairs, evaluate, whole_pairs
     from .metrics import Metrics
+    from .preflight import check_writable
     from .upscalers import BicubicUpscaler, BundleUpscaler
 
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -116,9 +121,12 @@ def evaluate_command(
         "protocol": protocol, "scale": scale, "seed": seed, "steps": counts, "degradation": degradation,
         "crops": crops if protocol == "crops" else None, "crop_px": crop_px if protocol == "crops" else None,
     }  # fmt: skip
-    bundles, folders = _named(models, "--model"), _named(results, "--results")
-    files = _named(weights, "--weights")
+    bundles, folders = named_paths(models, "--model"), named_paths(results, "--results")
+    files = named_paths(weights, "--weights")
     try:
+        for target in (output, save_images):
+            if target:
+                check_writable(Path(target).parent if target == output else Path(target))
         if protocol == "crops":
             pairs = crop_pairs(
                 data, scale, crops=crops, hr_px=crop_px, sets=wanted, seed=seed, limit=limit,
@@ -146,9 +154,9 @@ def evaluate_command(
             settings=settings,
             progress=lambda items: tqdm(items, unit="picture", mininterval=2),
         )
-    except (ValueError, FileNotFoundError) as error:
+        if output:
+            report.write(output)
+    except (ValueError, OSError) as error:
         click.echo(f"yonos-train eval: {error}", err=True)
         sys.exit(1)
-    if output:
-        report.write(output)
     click.echo(report.to_markdown(), nl=False)

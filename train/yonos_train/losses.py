@@ -6,6 +6,8 @@ missing file is an error, never a skipped term. They own no trainable parameters
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, Literal
 
@@ -22,6 +24,16 @@ _ALEX_GEOMETRY: Final = ((4, 2), (1, 2), (1, 1), (1, 1), (1, 1))
 _ALEX_TAPS: Final = (0, 1, 2, 3, 4)
 _VGG_POOL_BEFORE: Final = frozenset({2, 4, 7, 10})
 _VGG_TAPS: Final = (1, 3, 6, 9, 12)  # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3
+_VGG_WIDTHS: Final = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+# Shapes (out, in, height, width) of the convolutions, and the channels that LPIPS weights, per tap.
+CONVOLUTIONS: Final[Mapping[Network, tuple[tuple[int, int, int, int], ...]]] = {
+    "alex": ((64, 3, 11, 11), (192, 64, 5, 5), (384, 192, 3, 3), (256, 384, 3, 3), (256, 256, 3, 3)),
+    "vgg": tuple((out, into, 3, 3) for into, out in pairwise((3, *_VGG_WIDTHS))),
+}
+_TAPPED: Final[Mapping[Network, tuple[int, ...]]] = {
+    "alex": tuple(CONVOLUTIONS["alex"][i][0] for i in _ALEX_TAPS),
+    "vgg": tuple(CONVOLUTIONS["vgg"][i][0] for i in _VGG_TAPS),
+}
 
 # LPIPS' input normalisation for images in [-1, 1] (Zhang et al. 2018): ImageNet statistics in that range.
 _LPIPS_SHIFT: Final = (-0.030, -0.088, -0.188)
@@ -39,13 +51,30 @@ def _load(path: str | Path, what: str) -> dict[str, Tensor]:
     if not file.is_file():
         raise WeightsError(
             f"{what} needs its weights; got {str(path)!r}, which is not a file. "
-            "Name a .safetensors file with tensors conv{i}.weight, conv{i}.bias and lin{i}.weight, "
-            "or give this loss the weight 0."
+            "Name a .safetensors file with tensors conv{i}.weight, conv{i}.bias and lin{i}.weight "
+            "(`yonos-train weights` makes it), or give this loss the weight 0."
         )
     try:
         return {name: value.float() for name, value in load_file(file).items()}
     except Exception as error:
         raise WeightsError(f"{what}: {str(path)!r} is not a readable safetensors file ({error}).") from error
+
+
+def _check_tensors(
+    weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], net: Network, path: str | Path
+) -> None:
+    """Refuse a file that lacks a tensor or has one of another shape."""
+    missing = [f"{name} is missing" for name in shapes if name not in weights]
+    wrong = missing or [
+        f"{name} has shape {tuple(weights[name].shape)}, expected {shape}"
+        for name, shape in shapes.items()
+        if tuple(weights[name].shape) != shape
+    ]
+    if wrong:
+        raise WeightsError(
+            f"{net}: tensor {wrong[0]} in {str(path)!r}. Name the file that belongs to this network; "
+            "`yonos-train weights` makes it."
+        )
 
 
 def _channels(values: tuple[float, float, float]) -> Tensor:
@@ -67,21 +96,13 @@ class _Trunk(nn.Module):
         self.net = net
         self.taps = _ALEX_TAPS if net == "alex" else _VGG_TAPS
         self.pool_before = _ALEX_POOL_BEFORE if net == "alex" else _VGG_POOL_BEFORE
-        count = 5 if net == "alex" else 13
-        first = (64, 3, 11, 11) if net == "alex" else (64, 3, 3, 3)
-        for i in range(count):
+        shapes: dict[str, tuple[int, ...]] = {}
+        shapes |= {f"conv{i}.weight": shape for i, shape in enumerate(CONVOLUTIONS[net])}
+        shapes |= {f"conv{i}.bias": shape[:1] for i, shape in enumerate(CONVOLUTIONS[net])}
+        _check_tensors(weights, shapes, net, path)
+        for i in range(len(CONVOLUTIONS[net])):
             for part in ("weight", "bias"):
-                if f"conv{i}.{part}" not in weights:
-                    raise WeightsError(
-                        f"{net}: tensor conv{i}.{part} is missing in {str(path)!r}; expected conv0 to "
-                        f"conv{count - 1}. Name the file that belongs to this network."
-                    )
                 self.register_buffer(f"{part}{i}", weights[f"conv{i}.{part}"], persistent=False)
-        if tuple(weights["conv0.weight"].shape) != first:
-            raise WeightsError(
-                f"{net}: conv0.weight in {str(path)!r} has shape {tuple(weights['conv0.weight'].shape)}, "
-                f"expected {first}. Name the file that belongs to this network."
-            )
 
     def pool(self, x: Tensor) -> Tensor:
         return functional.max_pool2d(x, 3, 2) if self.net == "alex" else functional.max_pool2d(x, 2, 2)
@@ -132,21 +153,24 @@ class Lpips(nn.Module):
             raise ValueError(f"Lpips: net must be 'alex' or 'vgg'; got {net!r}.")
         weights = _load(weights_path, f"LPIPS ({net})")
         self.trunk = _Trunk(net, weights, weights_path)
-        for k in range(5):
-            if f"lin{k}.weight" not in weights:
-                raise WeightsError(
-                    f"LPIPS ({net}): tensor lin{k}.weight is missing in {str(weights_path)!r}."
-                )
+        shapes = {f"lin{k}.weight": (1, channels, 1, 1) for k, channels in enumerate(_TAPPED[net])}
+        _check_tensors(weights, shapes, net, weights_path)
+        for k in range(len(shapes)):
             self.register_buffer(f"lin{k}", weights[f"lin{k}.weight"], persistent=False)
         self.register_buffer("shift", _channels(_LPIPS_SHIFT), persistent=False)
         self.register_buffer("scale", _channels(_LPIPS_SCALE), persistent=False)
 
+    @property
+    def smallest_px(self) -> int:
+        """The smallest side of a picture that every layer still has a position in."""
+        return 31 if self.trunk.net == "alex" else 16
+
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the five unit-length feature maps of ``x`` (N, 3, H, W) in [-1, 1], float32."""
-        smallest = 31 if self.trunk.net == "alex" else 16
-        if min(x.shape[-2:]) < smallest:
+        if min(x.shape[-2:]) < self.smallest_px:
             raise ValueError(
-                f"LPIPS ({self.trunk.net}) needs at least {smallest} px a side; got {tuple(x.shape[-2:])}."
+                f"LPIPS ({self.trunk.net}) needs at least {self.smallest_px} px a side; "
+                f"got {tuple(x.shape[-2:])}."
             )
         x = (x - self.get_buffer("shift")) / self.get_buffer("scale")
         return [_unit(f) for f in self.trunk(x)]
@@ -203,7 +227,12 @@ class Dists(nn.Module):
         self.trunk = _L2PoolTrunk(_load(vgg_path, "DISTS (VGG16)"), vgg_path)
         if not Path(weights_path).is_file():
             raise WeightsError(f"DISTS needs alpha and beta; got {str(weights_path)!r}, which is not a file.")
-        learnt = torch.load(weights_path, map_location="cpu", weights_only=True)
+        try:
+            learnt = torch.load(weights_path, map_location="cpu", weights_only=True)
+        except Exception as error:  # pickle raises what it likes on other files
+            raise WeightsError(
+                f"DISTS: {str(weights_path)!r} is no file of tensors ({type(error).__name__}: {error})."
+            ) from error
         for name in ("alpha", "beta"):
             if name not in learnt or tuple(learnt[name].shape) != (1, 1475, 1, 1):
                 raise WeightsError(f"DISTS: {str(weights_path)!r} holds no {name} of shape (1, 1475, 1, 1).")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+
+from yonos_trt.images import read_rgb8
 
 from .data import SUFFIXES
 from .degrade import degrade
@@ -74,9 +75,8 @@ class Pair:
 
 
 def read_picture(path: Path) -> Picture:
-    """Return the file's picture as uint8 RGB (H, W, 3)."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"), dtype=np.uint8)
+    """Return the file's picture as uint8 RGB (H, W, 3), upright; `InputError` where it cannot be read."""
+    return read_rgb8(path)
 
 
 def _pixels(x: np.ndarray[Any, Any]) -> Picture:
@@ -134,8 +134,8 @@ def whole_pairs(
 
 
 def _fits(lr: Path, hr: Path, scale: int) -> bool:
-    with Image.open(lr) as small, Image.open(hr) as large:
-        return all(a * scale == b // scale * scale for a, b in zip(small.size, large.size, strict=True))
+    small, large = read_picture(lr).shape[:2], read_picture(hr).shape[:2]
+    return all(a * scale == b // scale * scale for a, b in zip(small, large, strict=True))
 
 
 def crop_pairs(
@@ -157,8 +157,7 @@ def crop_pairs(
         raise EvaluationError(f"crop side {hr_px} px is no multiple of the scale {scale}.")
     pairs: list[Pair] = []
     for whole in whole_pairs(root, scale, sets=sets, limit=limit):
-        with Image.open(whole.hr) as image:
-            width, height = image.size
+        height, width = read_picture(whole.hr).shape[:2]
         if min(width, height) < hr_px:
             log.info("%s: %d x %d px, the crop has %d px; left out", whole.hr, width, height, hr_px)
             continue

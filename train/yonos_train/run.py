@@ -116,8 +116,9 @@ class Run:
         except FileNotFoundError as error:
             raise TrainingError(f"{path}: not found; train the stage {stage} first") from error
         except (SafetensorError, RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split())
             raise TrainingError(
-                f"{path} cannot be used: {error}. Remove it to finish the stage {stage} again from its last "
+                f"{path} cannot be used: {reason}. Remove it to finish the stage {stage} again from its last "
                 f"checkpoint"
             ) from error
         return into
@@ -263,7 +264,8 @@ class Run:
         file = bundle / ("config.json" if self.config.base is None else FACTS_FILE)
         try:
             facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            same = (facts["licence"], facts["card"]) == (self.config.licence, self.config.card)
+            given = {key: value for key in ("licence", "card") if (value := getattr(self.config, key))}
+            same = all(facts[key] == value for key, value in given.items())
             return same and stage.name in facts["training"]["stages"]
         except (OSError, ValueError, KeyError, TypeError):
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,10 @@ from .schedule import Schedule
 from .small import SIZES
 
 Logs = dict[str, float]
+_NUMBERS: dict[str, Any] = {
+    **dict.fromkeys(("scale", "steps", "batch", "accumulate", "crop_px", "repeat", "warmup_steps"), int),
+    **dict.fromkeys(("minutes", "lr", "weight_decay", "clip", "ema"), int | float),
+}
 KINDS = ("autoencoder", "diffusion", "decoder", "one_step_pixels", "encoder", "small_decoder")
 
 
@@ -92,9 +97,16 @@ class StageConfig:
         if unknown := sorted(set(self.network) - set(may_set)):
             allowed = ", ".join(may_set) or "nothing for this kind of stage"
             raise ValueError(f"stage {self.name}: network got {', '.join(unknown)}, expected {allowed}")
+        for name, kind in _NUMBERS.items():
+            value = getattr(self, name)
+            if value is None and name in ("steps", "minutes"):
+                continue
+            if not isinstance(value, kind) or isinstance(value, bool) or not math.isfinite(value):
+                what = "a whole number" if kind is int else "a number"
+                raise ValueError(f"stage {self.name}: {name} got {value!r}, expected {what}")
         Degradation.of(self.degradation)  # refuses unknown names
-        for name in ("batch", "accumulate", "crop_px", "lr", "clip"):
-            if getattr(self, name) <= 0:
+        for name in ("steps", "minutes", "batch", "accumulate", "crop_px", "lr", "clip"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"stage {self.name}: {name} got {getattr(self, name)}, expected > 0")
         if self.repeat < 0:
             raise ValueError(f"stage {self.name}: repeat got {self.repeat}, expected >= 0")
