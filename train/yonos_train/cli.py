@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .evaluate_command import evaluate_command, named_paths
+from .evaluate_command import INTERRUPTED, evaluate_command, named_paths
 
 
 def parse_overrides(pairs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -186,6 +186,9 @@ def main(
     except (DataError, TrainingError, ValueError, OSError) as error:
         click.echo(f"yonos-train: {error}", err=True)
         sys.exit(1)
+    except KeyboardInterrupt:
+        click.echo("yonos-train: interrupted; the same command goes on from the last checkpoint", err=True)
+        sys.exit(INTERRUPTED)
 
 
 main.add_command(evaluate_command, "eval")

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from .model import Bundle
 
 
+INTERRUPTED = 130  # exit code
+
+
 def named_paths(pairs: tuple[str, ...], option: str, *, known: Sequence[str] = ()) -> dict[str, str]:
     """Parse ``NAME=PATH`` pairs, each name once and, where ``known`` is given, one of those."""
     out: dict[str, str] = {}
@@ -159,4 +162,6 @@ def evaluate_command(
     except (ValueError, OSError) as error:
         click.echo(f"yonos-train eval: {error}", err=True)
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     click.echo(report.to_markdown(), nl=False)
