@@ -401,7 +401,7 @@ def test_animated_and_many_page_files_are_refused(tmp_path: Path, suffix: str) -
     frames = [Image.fromarray(np.roll(RGB, k, 0)) for k in range(3)]
     path = tmp_path / f"x.{suffix}"
     frames[0].save(path, save_all=True, append_images=frames[1:])
-    with pytest.raises(InputError, match=r"holds 3 frames or pages.*extract the one you want"):
+    with pytest.raises(InputError, match=r"holds 3 frames or pages.*(yonos video -i|save the page you want)"):
         read_image(path)
     with Image.open(path) as image, pytest.raises(InputError, match="holds 3 frames or pages"):
         from_pil(image)

@@ -53,6 +53,8 @@ def write_clip(
     rotation: int | None = None,
     options: dict[str, str] | None = None,
     audio: bool = False,
+    audio_s: float = 0.512,
+    audio_start_s: float = 0,
     subtitles: Sequence[str] = (),
     attachment: bytes | None = None,
     chapters: bool = False,
@@ -111,10 +113,11 @@ def write_clip(
             out.mux(video.encode(frame))
         out.mux(video.encode())
         if sound is not None:
-            for block in range(4):
+            for block in range(round(audio_s * 8000 / 1024)):
                 samples = (3000 * np.sin(np.arange(1024) / 9 + block)).astype(np.int16)
                 chunk = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
-                chunk.sample_rate, chunk.pts, chunk.time_base = 8000, 1024 * block, Fraction(1, 8000)
+                chunk.sample_rate, chunk.pts = 8000, round(audio_start_s * 8000) + 1024 * block
+                chunk.time_base = Fraction(1, 8000)
                 out.mux(sound.encode(chunk))
             out.mux(sound.encode())
         for index, line in enumerate(subtitles):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,7 +127,7 @@ def from_pil(image: Image.Image, *, name: str | None = None) -> Picture:
     label = name or str(getattr(image, "filename", "")) or "PIL image"
     try:
         if getattr(image, "is_animated", False) and image.format != "MPO":
-            raise _animated(label, getattr(image, "n_frames", 2))
+            raise _animated(label, getattr(image, "n_frames", 2), image.format or "")
         if ";16" in str(getattr(image, "tile", "")) and not image.mode.startswith("I;16"):
             logger.warning("%s: Pillow reads this 16-bit file as 8 bits; pass the path to keep 16", label)
         tiles = getattr(image, "tile", None)
@@ -179,11 +180,11 @@ def _check_suffix(path: Path, header: Header) -> None:
         )
 
 
-def _animated(name: str, frames: int) -> InputError:
-    return InputError(
-        f"{name}: holds {frames} frames or pages, expected one picture; "
-        "extract the one you want, or use `yonos video`"
-    )
+def _animated(name: str, frames: int, format: str) -> InputError:
+    advice = f"upscale it as a video: yonos video -i {shlex.quote(name)}"
+    if format == "TIFF":
+        advice = "save the page you want as a file of its own"
+    return InputError(f"{name}: holds {frames} frames or pages, expected one picture; {advice}")
 
 
 def _check_size(name: str, height_px: int, width_px: int, max_pixels: int | None) -> None:
@@ -196,7 +197,7 @@ def _check_size(name: str, height_px: int, width_px: int, max_pixels: int | None
 
 def _decode(data: bytes, header: Header, name: str, max_pixels: int | None) -> Picture:
     if header.frames > 1:
-        raise _animated(name, header.frames)
+        raise _animated(name, header.frames, header.format)
     _check_size(name, header.height_px, header.width_px, max_pixels)
     if header.format == "PNG":
         check_png_pixels(data, header)
@@ -213,7 +214,7 @@ def _decode(data: bytes, header: Header, name: str, max_pixels: int | None) -> P
     image = _open_pillow(pixels_alone(data, header.format), header.format)
     _check_size(name, image.height, image.width, max_pixels)
     if header.format == "AVIF" and getattr(image, "n_frames", 1) > 1:
-        raise _animated(name, getattr(image, "n_frames", 2))
+        raise _animated(name, getattr(image, "n_frames", 2), header.format)
     if header.format == "PNG" and header.bits == 16 and header.channels > 1:
         pixels = deep_png(data)
         mode = {2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[2]]

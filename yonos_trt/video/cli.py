@@ -30,7 +30,9 @@ class _Time(click.ParamType[float]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, (int, float)):
-            return float(value)
+            value = str(value)
+        from yonos_trt.video.info import LAST_S
+
         seconds = 0.0
         try:
             for part in str(value).split(":"):
@@ -41,6 +43,8 @@ class _Time(click.ParamType[float]):
             )
         if seconds < 0:
             self.fail(f"{value!r} is negative; times count from the start of the file", param)
+        if not seconds <= LAST_S:
+            self.fail(f"{value!r} is no time in a file; expected 0 to {LAST_S} s", param)
         return seconds
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.video.info import require_av
+from yonos_trt.video.survey import Survey, continuous
 
 __all__ = [
     "CopyPlan",
@@ -100,14 +101,21 @@ def _subrip_text(payload: bytes) -> bytes:
     return payload[2 : 2 + int.from_bytes(payload[:2], "big")].replace(b"\r", b"\n")
 
 
-def copied_packets(source: Any, plan: CopyPlan, window: Window) -> Iterator[tuple[Fraction, int, Any]]:
-    """Yield (time in seconds, source stream index, packet) of all streams to copy, in file order."""
+def copied_packets(
+    source: Any, plan: CopyPlan, window: Window, found: Survey
+) -> Iterator[tuple[Fraction, int, Any]]:
+    """Yield (time in seconds, source stream index, packet) of all streams to copy, in file order.
+
+    Times run on through joins. What an edit list hides is left out with all that begins before the file's
+    start; of a stream that only begins with its decoder's priming, nothing is.
+    """
     av = require_av()
     cover = av.stream.Disposition.attached_pic
     wanted = [source.streams[i] for i in sorted(plan.packets + plan.to_subrip)]
     if not wanted:
         return
-    for packet in source.demux(*wanted):
+    start = Fraction(source.start_time or 0, av.time_base)
+    for packet in continuous(source.demux(*wanted), found.joins):
         if not packet.size:
             continue
         if packet.stream.disposition & cover:  # shown for the whole file, and has no time of its own
@@ -122,6 +130,8 @@ def copied_packets(source: Any, plan: CopyPlan, window: Window) -> Iterator[tupl
         if (window[0] is not None and begin < window[0]) or (window[1] is not None and begin >= window[1]):
             continue
         index = packet.stream.index
+        if index in found.trimmed and (packet.is_discard or begin < start):
+            continue
         if index in plan.to_subrip:
             text = _subrip_text(bytes(packet))
             if not text:
@@ -133,10 +143,10 @@ def copied_packets(source: Any, plan: CopyPlan, window: Window) -> Iterator[tupl
         yield begin, index, packet
 
 
-def lowest_time(source: Any, plan: CopyPlan, window: Window) -> Fraction | None:
+def lowest_time(source: Any, plan: CopyPlan, window: Window, found: Survey) -> Fraction | None:
     """Return the lowest time in the first second of the copied streams, in seconds; None: no packets."""
     lowest: Fraction | None = None
-    for begin, _, _ in copied_packets(source, plan, window):
+    for begin, _, _ in copied_packets(source, plan, window, found):
         lowest = begin if lowest is None else min(lowest, begin)
         if begin > lowest + 1:
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -35,6 +36,10 @@ class EncoderSettings:
     preset: str | None = None  # the encoder's own default
     pix_fmt: str | None = None  # the input's, or the nearest one that the encoder has
     options: tuple[tuple[str, str], ...] = ()  # passed on as they are
+
+    def __post_init__(self) -> None:
+        if self.crf is not None and not math.isfinite(self.crf):
+            raise ConfigError(f"crf is {self.crf}, expected a finite number, for example 16")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,25 +5,30 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yonos_trt.errors import InputError, MissingExtraError
+from yonos_trt.errors import ConfigError, InputError, MissingExtraError
 from yonos_trt.video.color import Coding
-from yonos_trt.video.layouts import ALIASES, Layout, layout_of
+from yonos_trt.video.layouts import ALIASES, WITH_ALPHA, Layout, layout_of
 from yonos_trt.video.sidedata import StreamSideData, read_side_data
+from yonos_trt.video.webp import animated_webp
 
 if TYPE_CHECKING:
     import av
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
+    from yonos_trt.video.survey import Survey
+
 __all__ = [
     "ColorTags",
     "HdrMetadata",
     "VideoInfo",
+    "check_interval",
     "color_tags",
     "color_tags_of_frame",
     "decide_coding",
@@ -38,12 +43,28 @@ UNSPECIFIED = 2  # H.273: primaries, transfer and matrix
 MATRIX_RGB = 0
 FULL, LIMITED = 2, 1  # FFmpeg's colour range numbers; 0 is "not said"
 TRANSFER_PQ, TRANSFER_HLG = 16, 18  # H.273 numbers of the two HDR transfer functions
+LAST_S = 36_000_000  # times up to here fit every time base in 64 bits
 HD_LINES = 720  # untagged video from this height on is taken as BT.709, below as BT.601: what players assume
 
 
 def exact_seconds(seconds: float) -> Fraction:
     """Return the time a user means by a decimal number: 0.2 is one fifth, not the nearest binary fraction."""
     return Fraction(seconds).limit_denominator(1_000_000)
+
+
+def check_interval(start_s: float | None, end_s: float | None) -> None:
+    """Refuse an interval that is none.
+
+    Raises
+    ------
+    ConfigError
+        A time is negative, infinite, not a number, or beyond 10000 hours; or the end is not after the start.
+    """
+    for option, time in (("--start", start_s), ("--end", end_s)):
+        if time is not None and not 0 <= time <= LAST_S:
+            raise ConfigError(f"{option} is {time} s, expected a time from 0 to {LAST_S} s")
+    if start_s is not None and end_s is not None and end_s <= start_s:
+        raise ConfigError(f"--end must lie after --start, got {start_s} .. {end_s} s")
 
 
 def require_av() -> Any:
@@ -117,6 +138,7 @@ class VideoInfo:
     hdr: HdrMetadata | None
     dynamic_hdr: tuple[str, ...]  # per-frame HDR metadata that could not be kept
     side: StreamSideData = field(default_factory=StreamSideData)
+    survey: Survey | None = None  # what a reading of all packets found; None for a pipe
 
     def seconds(self, pts: int) -> float:
         """Return the time of ``pts`` since the start of the file, in seconds."""
@@ -131,6 +153,23 @@ def frame_planes(frame: VideoFrame, layout: Layout) -> list[NDArray[Any]]:
         view = np.frombuffer(memoryview(plane), layout.dtype).reshape(-1, stride)
         views.append(view[: plane.height, : plane.width])
     return views
+
+
+def _name_unknown_side_data() -> None:
+    """Let PyAV number the kinds of side data that FFmpeg has and it has no name for.
+
+    PyAV 18.1 ends at 27 (FFmpeg 8.1 has EXIF as 31) and raises ValueError at the first one beyond.
+    """
+    from av.sidedata.sidedata import Type
+
+    def number(cls: Any, value: Any) -> Any:
+        if not isinstance(value, int):
+            return None
+        member = object.__new__(cls)
+        member._name_, member._value_ = f"UNKNOWN_{value}", value
+        return member
+
+    Type._missing_ = classmethod(number)  # type: ignore[assignment, method-assign]
 
 
 def _side_data(frame: VideoFrame) -> dict[str, bytes]:
@@ -235,7 +274,7 @@ def inspect(
     pix_fmt = frame.format.name
     stream_side = read_side_data(stream)
     try:
-        layout = layout_of(pix_fmt)
+        layout = layout_of(WITH_ALPHA.get(pix_fmt, pix_fmt))
         tags = color_tags(context)
         tags = ColorTags(
             int(frame.color_range) or tags.color_range or container_tags.color_range,
@@ -277,8 +316,13 @@ def inspect(
 def open_input(source: Any, *, name: str, format: str | None = None) -> av.container.InputContainer:
     """Open a file or a binary stream for reading; every failure is an `InputError` with the reason."""
     lib = require_av()
+    _name_unknown_side_data()
     try:
+        if isinstance(source, (str, Path)):
+            source = animated_webp(Path(source)) or f"file:{source}"  # a name with a colon is no protocol
         container: av.container.InputContainer = lib.open(source, "r", format=format)
+    except InputError:
+        raise
     except (lib.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(

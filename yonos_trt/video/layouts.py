@@ -8,7 +8,7 @@ import numpy as np
 
 from yonos_trt.errors import InputError
 
-__all__ = ["ALIASES", "LAYOUTS", "REPACKED", "Layout", "layout_of"]
+__all__ = ["ALIASES", "LAYOUTS", "REPACKED", "WITH_ALPHA", "Layout", "layout_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +60,28 @@ REPACKED = {
     "rgb0": "gbrp",
     "bgr0": "gbrp",
     "rgb48le": "gbrp16le",
+    "rgb48be": "gbrp16le",
+    "gray16be": "gray16le",
 }
 
 #: Other names of the same planes; the j says "full range".
 ALIASES = {"yuvj420p": "yuv420p", "yuvj422p": "yuv422p", "yuvj444p": "yuv444p"}
+
+
+def _with_alpha() -> dict[str, str]:
+    found = dict.fromkeys(("rgba", "bgra", "argb", "abgr", "gbrap"), "gbrp")
+    found |= dict.fromkeys(("rgba64le", "rgba64be", "gbrap16le"), "gbrp16le")
+    found |= {"gbrap10le": "gbrp10le", "gbrap12le": "gbrp12le", "ya8": "gray", "ya16le": "gray16le"}
+    found["ya16be"] = "gray16le"
+    for chroma in ("420", "422", "444"):
+        for depth in ("", "9le", "10le", "12le", "16le"):
+            if f"yuv{chroma}p{depth}" in LAYOUTS:
+                found[f"yuva{chroma}p{depth}"] = f"yuv{chroma}p{depth}"
+    return found
+
+
+#: Formats with an alpha channel, by the layout of their colours: read where every pixel is opaque.
+WITH_ALPHA = _with_alpha()
 
 
 def layout_of(pix_fmt: str) -> Layout:

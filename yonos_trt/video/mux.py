@@ -33,6 +33,8 @@ def container_of(target: Path) -> str:
     ConfigError
         The suffix names no container that keeps timestamps and tags as promised.
     """
+    if "\0" in str(target):
+        raise ConfigError(f"{str(target)!r} has a NUL in it and names no file; choose another -o")
     name = CONTAINERS.get(target.suffix.lower())
     if name is None:
         raise ConfigError(

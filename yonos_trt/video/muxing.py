@@ -29,6 +29,7 @@ from yonos_trt.video.ledger import Entry, Ledger
 from yonos_trt.video.read import main_video_stream
 from yonos_trt.video.segments import Segment
 from yonos_trt.video.sidedata import StreamSideData, correct_boxes, read_side_data
+from yonos_trt.video.survey import Survey
 from yonos_trt.video.tags import file_tags, lost_tags, needs_keys, stream_tags
 from yonos_trt.video.timing import video_packets
 
@@ -62,6 +63,7 @@ class Muxing:
         self._container = container
         self._source_path, self._info, self._form, self._segments = source_path, info, form, segments
         self._plan_options = plan_options
+        self._survey = info.survey or Survey()
         clock = info.start_time * info.time_base
         self._window: Window = (
             clock + exact_seconds(start_s) if start_s is not None else None,
@@ -89,7 +91,9 @@ class Muxing:
                     main = main_video_stream(source, str(self._source_path))
                     self.plan = plan_copies(source, main.index, container, **self._plan_options)
                     # Matroska has no negative times: move everything by the same whole milliseconds
-                    lowest = lowest_time(source, self.plan, self._window) if container == "matroska" else None
+                    lowest = None
+                    if container == "matroska":
+                        lowest = lowest_time(source, self.plan, self._window, self._survey)
                     if lowest is not None and lowest + self.shift < 0:
                         self.shift += Fraction(math.ceil(-(lowest + self.shift) * 1000), 1000)
                 if self.plan.covers:
@@ -160,7 +164,7 @@ class Muxing:
             video = streams.pop(main.index)
             out.metadata.update(file_tags(source.metadata, cut=not self._begins))
             out.set_chapters(chapters(source, self.shift, self._window))
-            copies = copied_packets(source, self.plan, self._window)
+            copies = copied_packets(source, self.plan, self._window, self._survey)
             self._streams = {main.index: video.index}
         out.start_encoding()
         # FFmpeg's muxer has a device's header in its own form, but all segments must have begun alike

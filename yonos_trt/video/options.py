@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from yonos_trt.errors import ConfigError
 from yonos_trt.video.format import EncoderSettings
+from yonos_trt.video.info import check_interval
 from yonos_trt.video.mux import MuxReport
 from yonos_trt.video.nvcodec import HWACCELS
 
@@ -35,6 +36,7 @@ class VideoOptions:
     def __post_init__(self) -> None:
         if self.hwaccel not in HWACCELS:
             raise ConfigError(f"hwaccel is {self.hwaccel!r}, expected one of {', '.join(HWACCELS)}")
+        check_interval(self.start_s, self.end_s)
         if self.segment_frames < 1:
             raise ConfigError(f"segment_frames must be at least 1, got {self.segment_frames}")
 
@@ -46,6 +48,7 @@ class VideoReport:
     frames: int = 0
     frames_resumed: int = 0  # of these, frames that an earlier run had finished
     repeated_s: list[float] = field(default_factory=list)  # times at which a neighbour is shown
+    damage: list[str] = field(default_factory=list)  # what of the file is missing, with on_error="repeat"
     left_out: list[str] = field(default_factory=list)  # what of the input the output does not carry
     mux: MuxReport | None = None  # None: written to a pipe
     on_device: list[str] = field(default_factory=list)  # stages that ran in device memory: decode, encode

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -20,9 +21,20 @@ from numpy.typing import NDArray
 
 from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.video.color import planes_to_rgb
-from yonos_trt.video.info import color_tags, exact_seconds, frame_planes, inspect, open_input, require_av
-from yonos_trt.video.layouts import REPACKED
+from yonos_trt.video.info import (
+    VideoInfo,
+    check_interval,
+    color_tags,
+    exact_seconds,
+    frame_planes,
+    inspect,
+    open_input,
+    require_av,
+)
+from yonos_trt.video.layouts import REPACKED, WITH_ALPHA
 from yonos_trt.video.packets import UNCOUNTED_CODECS, PacketDecoder, Tally
+from yonos_trt.video.structure import structural_damage
+from yonos_trt.video.survey import Survey, continuous, survey
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -31,6 +43,10 @@ if TYPE_CHECKING:
 __all__ = ["Frame", "VideoReader", "main_video_stream"]
 
 log = logging.getLogger(__name__)
+
+#: decoders check the sums that a stream carries (FFV1, PNG, HEVC's picture hashes) and do not hide errors
+ERROR_DETECTION = "crccheck+bitstream+buffer+explode"
+PLANAR_ALPHA = ("yuva", "gbrap")  # formats whose fourth plane is alpha
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +61,60 @@ class Frame:
 
 
 def main_video_stream(container: Any, name: str) -> VideoStream:
-    """Return the largest video stream that is not a cover picture, the first of equals."""
+    """Return the largest video stream that is not a cover picture, the first of equals.
+
+    A single picture comes behind a sequence of the same size (AVIF has both).
+    """
     cover = require_av().stream.Disposition.attached_pic
     streams = [s for s in container.streams.video if not s.disposition & cover]
     if not streams:
         kinds = sorted({s.type for s in container.streams}) or ["nothing"]
         raise InputError(f"{name} holds no video stream (found: {', '.join(kinds)}); expected at least one")
-    best: VideoStream = max(streams, key=lambda s: (s.width or 0) * (s.height or 0))
+    known = [s for s in streams if s.codec_context is not None]
+    if not known:
+        raise InputError(
+            f"{name}: the codec of its video stream is not one that this build of FFmpeg decodes; convert it "
+            f"with a program that knows it, for example to FFV1 in Matroska"
+        )
+    best: VideoStream = max(known, key=lambda s: ((s.width or 0) * (s.height or 0), s.frames != 1))
     return best
+
+
+class _Counted:
+    """A binary stream that counts the bytes FFmpeg read from it."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.bytes = 0
+
+    def read(self, count: int = -1) -> bytes:
+        data = self._stream.read(count)
+        self.bytes += len(data)
+        return data
+
+
+def _regular_file(source: str | Path) -> Path:
+    """Refuse what cannot be opened again and read from its start, before any work."""
+    path = Path(source)
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        hint = ""
+        if "://" in str(source):
+            hint = "; addresses are not read: download the file first"
+        elif "%" in path.name:
+            hint = "; patterns of numbered pictures are not read: upscale their folder with yonos upscale"
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{source} cannot be opened as video: {reason}{hint}") from error
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{path} is a folder; yonos video takes one video file, yonos upscale takes folders")
+    if not stat.S_ISREG(mode):
+        raise InputError(
+            f"{path} is no regular file (a pipe or a device?), so its other streams could not be read after "
+            f"its frames; save it to a file first, or send y4m to standard input: "
+            f"ffmpeg -i IN -f yuv4mpegpipe - | yonos video -i -"
+        )
+    return path
 
 
 class VideoReader:
@@ -92,8 +154,7 @@ class VideoReader:
     ) -> None:
         if on_error not in ("stop", "repeat"):
             raise ConfigError(f"on_error must be 'stop' or 'repeat', got {on_error!r}")
-        if start_s is not None and end_s is not None and end_s <= start_s:
-            raise ConfigError(f"--end must lie after --start, got {start_s} .. {end_s} s")
+        check_interval(start_s, end_s)
         av = require_av()
         piped = not isinstance(source, (str, Path))
         self.name = "standard input" if piped else str(source)
@@ -103,11 +164,21 @@ class VideoReader:
         self._interval_s = (start_s, end_s)
         #: presentation times (seconds) of frames that are repetitions
         self.repeated_s: list[float] = []
-        self._source = source
+        self._source: Any = source
         #: whether the input is a stream that cannot be read again
         self.piped = piped
+        if isinstance(source, (str, Path)):
+            self._source = _regular_file(source)
+        else:
+            self._source = _Counted(source)
         self._decoder: PacketDecoder | None = None  # None: FFmpeg's own
+        #: what a reading of all packets found before any work; of a pipe, nothing
+        self.survey = Survey()
+        #: sentences that say what of the file is missing or damaged (with on_error="repeat")
+        self.damage: list[str] = []
         try:
+            if not piped:
+                self._survey()
             self._open()
             container_tags = color_tags(self._stream.codec_context)
             clock = Fraction(self._container.start_time or 0, av.time_base)
@@ -128,27 +199,65 @@ class VideoReader:
                 container_start=round(clock / base),
                 container_tags=container_tags,
             )
+            if not piped:
+                self.info = replace(self.info, survey=self.survey)
             if self.info.interlaced:
                 self._tally.enabled = False
+            if self.info.pix_fmt in WITH_ALPHA and not piped:
+                self._check_all_opaque()
         except BaseException:
             self.close()
             raise
+
+    def _survey(self) -> None:
+        """Read all packets; refuse what is not whole, or say so."""
+        av = require_av()
+        end_s = self._interval_s[1]
+        container = open_input(self._source, name=self.name)
+        with container:
+            stream = main_video_stream(container, self.name)
+            clock = Fraction(container.start_time or 0, av.time_base)
+            end = None if end_s is None else clock + exact_seconds(end_s)
+            self.survey = found = survey(container, stream, name=self.name, end_s=end)
+            damage = list(found.damage)
+            if found.whole:
+                in_memory = not container.name.startswith("file:")  # animated WebP, which is whole
+                structure = None if in_memory else structural_damage(self._source, container.format.name)
+                damage = ([structure] if structure else []) + damage + found.shortfall(container, stream)
+        if not damage:
+            return
+        self.damage = damage
+        more = f" (and {len(damage) - 3} more)" if len(damage) > 3 else ""
+        message = f"{self.name} is not whole: {'; '.join(damage[:3])}{more}"
+        if self._on_error == "stop":
+            raise InputError(f"{message}; pass --on-error repeat to upscale what there is")
+        log.warning("%s", message)
+
+    def _check_all_opaque(self) -> None:
+        """Refuse transparent pixels before any work, and go back to the start."""
+        for frame in [self._first, *self._decoded]:
+            if frame is not None:
+                _check_opaque(frame, self.info)
+        self.close()
+        self._open()
+        self._first, self._decoded = None, self._decode()
 
     def _open(self) -> None:
         """Open the file and go to the key frame before the interval; nothing is decoded yet."""
         piped, start_s = self.piped, self._interval_s[0]
         self._container = open_input(
-            self._source if piped else str(self._source),
+            self._source,
             name=self.name,
             format="yuv4mpegpipe" if piped else None,
         )
         self._stream = main_video_stream(self._container, self.name)
         self._stream.thread_type = "AUTO"
-        self._stream.codec_context.options = {"err_detect": "explode"}
+        self._stream.codec_context.options = {"err_detect": ERROR_DETECTION}
         self._tally = Tally(self._stream.codec_context.name not in UNCOUNTED_CODECS)
         self._reason = "the decoder gave no frame for it"
         self._packets = 0
-        if start_s and not piped:
+        self._end_byte = 0  # where the last packet ended
+        if start_s and not piped and not self.survey.joins:
             clock = Fraction(self._container.start_time or 0, require_av().time_base)
             offset = math.floor(
                 (clock + exact_seconds(start_s)) / (self._stream.time_base or Fraction(1, 90000))
@@ -189,22 +298,38 @@ class VideoReader:
         self.close()
 
     def _decode(self) -> Iterator[VideoFrame]:
-        """Yield what the decoder yields; a packet it refuses leaves its announcement in the tally."""
-        packets = self._container.demux(self._stream)
+        """Yield what the decoder yields; a packet it refuses leaves its announcement in the tally.
+
+        What comes before the first key frame, in the file or on screen, is shown if it can be decoded and
+        not missed if not: a cut there left its references out (open GOP), and players skip it. FFmpeg's
+        H.264 decoder, told not to hide errors, would not recover from it: there it is left out at once.
+        """
+        packets = continuous(self._container.demux(self._stream), self.survey.joins)
+        first_key: int | None = None
+        skips_leading = self._stream.codec_context.name == "h264" and self.survey.keys > 0
         errors = self._error_types + (self._decoder.errors if self._decoder is not None else ())
         while True:
             try:
                 packet = next(packets, None)
             except self._error_types as error:
+                if self.survey.damage and self._on_error == "repeat":
+                    return  # which the survey found, and the user was told
                 raise InputError(
                     f"{self.name} cannot be read on after {self._packets} packets: {error}; "
                     f"is the disk or network share still there?"
                 ) from error
             if packet is None:
                 return
-            if packet.size and not packet.is_discard:
+            if packet.size:
                 self._packets += 1
-                self._tally.announce(packet.pts)
+                self._end_byte = (packet.pos or 0) + packet.size
+                if first_key is None and packet.is_keyframe:
+                    first_key = packet.pts
+                leading = packet.pts is not None and (first_key is None or packet.pts < first_key)
+                if leading and skips_leading:
+                    continue
+                if not packet.is_discard and not leading:
+                    self._tally.announce(packet.pts)
             try:
                 frames = packet.decode() if self._decoder is None else self._decoder.decode(packet)
             except InputError:
@@ -278,16 +403,22 @@ class VideoReader:
             previous = frame
 
     def _check_complete(self) -> None:
-        # only this family's index is exact: AVI, for one, may list a frame that was never there
-        exact = self._container.format.name.startswith("mov")
-        declared = self.info.frames_declared if exact else None
-        if declared is None or self._interval_s != (None, None) or self._packets >= declared:
+        """Refuse an end that is not the one that was announced."""
+        message = None
+        if self.piped:
+            cut = self._source.bytes - self._end_byte
+            if cut:
+                message = f"{self.name} ends inside a frame: {cut} bytes follow the last whole one"
+        elif self._interval_s == (None, None) and self._packets < self.survey.packets:
+            message = (
+                f"{self.name} has changed since it was opened: {self._packets} of {self.survey.packets} "
+                f"packets are there"
+            )
+        if message is None:
             return
-        message = (
-            f"{self.name} ends early: {self._packets} of the {declared} frames its index lists are there"
-        )
         if self._on_error == "stop":
             raise InputError(f"{message}; pass --on-error repeat to upscale what there is")
+        self.damage.append(message)
         log.warning("%s", message)
 
     def _inside(self, pts: int) -> bool:
@@ -322,6 +453,29 @@ class VideoReader:
             on_device: Any = frame
             rgb: NDArray[Any] = on_device.rgb(layout, self.info.coding)
             return rgb
-        if frame.format.name in REPACKED:
+        if frame.format.name in WITH_ALPHA:
+            _check_opaque(frame, self.info)
+            if not frame.format.name.startswith(PLANAR_ALPHA):
+                frame = frame.reformat(format=layout.name)
+        elif frame.format.name in REPACKED:
             frame = frame.reformat(format=layout.name)
-        return planes_to_rgb(frame_planes(frame, layout), layout, self.info.coding)
+        planes = frame_planes(frame, layout)[: 1 if layout.kind == "gray" else 3]
+        return planes_to_rgb(planes, layout, self.info.coding)
+
+
+def _check_opaque(frame: VideoFrame, info: VideoInfo) -> None:
+    """Refuse a frame with transparent pixels, which no output here could keep."""
+    if frame.format.name.startswith(PLANAR_ALPHA):
+        alpha = frame_planes(frame, info.layout)[3]
+        opaque = (1 << info.layout.bits) - 1
+    else:
+        deep = info.layout.bits > 8
+        alpha = frame.reformat(format="rgba64le" if deep else "rgba").to_ndarray()[..., 3]
+        opaque = 65535 if deep else 255
+    if alpha.min() < opaque:
+        pts = frame.pts if frame.pts is not None else 0
+        raise InputError(
+            f"{info.name} has transparent pixels (alpha channel, {frame.format.name}, at "
+            f"{info.seconds(pts):.3f} s), which no output here could keep; put it on a background first, for "
+            f"example: ffmpeg -i IN -pix_fmt yuv444p -c:v ffv1 OUT.mkv"
+        )

@@ -90,7 +90,7 @@ def _expected_frames(info: VideoInfo, options: VideoOptions) -> int | None:
 def _identity(
     source: Path, form: OutputFormat, options: VideoOptions, path: DevicePath, upscaler_id: str
 ) -> dict[str, Any]:
-    """Describe all that the segments' bits depend on."""
+    """Describe all that the segments' bits depend on (not ``on_error``: what "stop" let pass is the same)."""
     stat = source.stat()
     return {
         "input": [source.name, stat.st_size, stat.st_mtime_ns],
@@ -98,7 +98,7 @@ def _identity(
         "encoder": [form.vcodec, form.pix_fmt, [list(o) for o in form.options]],
         "size": [form.height_px, form.width_px],
         "interval": [options.start_s, options.end_s],
-        "decoding": [options.on_error, options.chroma_siting],
+        "decoding": [options.chroma_siting],
         "segment_frames": options.segment_frames,
         "stabilize": options.stabilize,
         **({"hwaccel": path.stages} if path.stages else {}),
@@ -211,7 +211,7 @@ def _to_pipe(
                 report.frames += 1
                 if progress is not None:
                     progress(report.frames, total)
-        report.repeated_s = list(reader.repeated_s)
+        report.repeated_s, report.damage = list(reader.repeated_s), list(reader.damage)
     report.seconds = {**watch.seconds, "wall": time.perf_counter() - watch.begin}
     return report
 
@@ -284,6 +284,7 @@ def _to_file(
                 )
             report.frames = job.frames
             report.repeated_s = [t for segment in job.segments for t in segment.repeated_s]
+            report.damage = list(reader.damage)
             _check_free(target, job)
             begin = time.perf_counter()
             report.mux = mux_video(
