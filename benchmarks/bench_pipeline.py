@@ -99,7 +99,7 @@ def bench_picture(benchmark: Any, engine_dir: Path, origin: dict[str, Any], poin
         "overlap_px": planned.tiles.overlap_px,
         "mpx_s": pixels / seconds / 1e6,
         "tile_pixels_per_pixel": planned.tiles.tiles * tile_px / pixels,
-        "predicted_mib": planned.peak_bytes / 2**20,
+        "predicted_mib": planned.host_bytes / 2**20,
         "psnr_to_input_db": check(image, out, manifest.model.scale),
     }
     print(
@@ -350,7 +350,7 @@ with SR(directory, lanes=lanes, batch=batch) as sr:
     for rows in upscale(image, backend, plan=plan.tiles, threads=sr.threads):
         del rows
 measured = (status_kb("VmHWM") - before) / 1024
-print(json.dumps({"predicted_mb": plan.peak_bytes / 2**20, "measured_mb": measured}))
+print(json.dumps({"predicted_mb": plan.host_bytes / 2**20, "measured_mb": measured}))
 """
 
 

@@ -122,11 +122,11 @@ def test_out_of_memory_halves_the_batch_then_the_tile_and_goes_on(
         got = sr.upscale(image)
         again = sr.upscale(image)
     messages = [r.getMessage() for r in caplog.records if "going on" in r.getMessage()]
-    assert [m.split("going on with ")[1] for m in messages][:3] == [
-        "tiles of 64 x 64 px, batch 2",
-        "tiles of 64 x 64 px, batch 1",
-        "tiles of 32 x 32 px, batch 1",
-    ]
+    assert [m.split("going on with tiles of at most ")[1] for m in messages] == [
+        "64 px, batch 2, for this picture and later ones",
+        "64 px, batch 1, for this picture and later ones",
+        "32 px, batch 1, for this picture and later ones",
+    ]  # and none of them for the second picture
     assert "asked for" in messages[0]
     assert np.array_equal(got, reference(image, plan_for(image, tile_px=32)))
     assert np.array_equal(got, again)
@@ -163,15 +163,15 @@ def test_the_limit_is_kept_by_what_the_engines_say_and_lanes_go_before_the_tile(
     limit = int(whole)  # a little less than all lanes take
     assert needed_mb(engine_dir, plan_for(image), 1) < limit < whole
     driver = SimulatedDriver()
-    with make_sr(engine_dir, driver, monkeypatch, lanes=24, memory_limit_mb=limit) as sr:
+    with make_sr(engine_dir, driver, monkeypatch, lanes=24, device_memory_limit_mb=limit) as sr:
         planned = sr.plan(64, 600)
         assert planned.lanes < 24
         assert planned.tiles.tile_h_px == 64
-        assert planned.peak_bytes == round(needed_mb(engine_dir, planned.tiles, planned.lanes) * 2**20)
+        assert planned.device_bytes == round(needed_mb(engine_dir, planned.tiles, planned.lanes) * 2**20)
         got = sr.upscale(image)
         weights = sum(f.stat().st_size for f in engine_dir.glob("*.engine"))
         # Exactly as predicted, although more lanes are open: the others hold nothing.
-        assert driver.peak_bytes == planned.peak_bytes - CONTEXT_BYTES - weights
+        assert driver.peak_bytes == planned.device_bytes - CONTEXT_BYTES - weights
     assert np.array_equal(got, reference(image, plan_for(image)))
 
 
@@ -185,14 +185,14 @@ def test_the_plan_of_an_sr_counts_its_colour_fix(
         planned = sr.plan(40, 60)
         got = sr.upscale(image)
     weights = sum(f.stat().st_size for f in engine_dir.glob("*.engine"))
-    assert driver.peak_bytes == planned.peak_bytes - CONTEXT_BYTES - weights
+    assert driver.peak_bytes == planned.device_bytes - CONTEXT_BYTES - weights
     assert np.array_equal(got, reference(image, planned.tiles, color_fix=fix))
 
 
 def test_a_limit_that_nothing_fits_says_what_would(engine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = SimulatedDriver()
     with (
-        make_sr(engine_dir, driver, monkeypatch, memory_limit_mb=300) as sr,
-        pytest.raises(ConfigError, match="the memory limit is 300 MiB"),
+        make_sr(engine_dir, driver, monkeypatch, device_memory_limit_mb=300) as sr,
+        pytest.raises(ConfigError, match="the device memory limit is 300 MiB"),
     ):
         sr.upscale(picture(10, 10))

@@ -7,6 +7,7 @@ import threading
 import time
 import tracemalloc
 from concurrent.futures import CancelledError
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -349,3 +350,50 @@ def test_other_arrays_are_refused(image: Array) -> None:
 def test_a_plan_for_another_size_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"80 x 80 px, this picture needs 84 x 80"):
         upscale_array(picture(21, 20), NumpyBackend(), plan=plan_for(picture(20, 20)))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Going on at a row
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(1, 120),
+    st.integers(1, 30),
+    st.floats(0, 1),
+    st.sampled_from([32, 64, 96]),
+    st.sampled_from(["wavelet", "none"]),
+    st.sampled_from([np.uint8, np.uint16, np.float32]),
+    st.sampled_from([2, 4, 8]),
+)
+def test_a_run_from_a_row_on_gives_the_same_rows(
+    height: int, width: int, share: float, tile: int, fix: str, dtype: Any, scale: int
+) -> None:
+    image = picture(height, width, dtype=dtype)
+    backend = NumpyBackend(
+        identity_manifest(scale=scale), decode=lambda z: (z * 0.9 + 0.05).astype(np.float32)
+    )
+    plan = plan_for(image, scale, tile=tile, overlap=16)
+    whole = upscale_array(image, backend, plan=plan, color_fix=fix)
+    row = min(int(share * plan.height_px), plan.height_px - 1)
+    rest = np.concatenate(list(upscale(image, backend, plan=plan, color_fix=fix, first_row_px=row)))
+    np.testing.assert_array_equal(rest, whole[row:])
+
+
+def test_a_run_from_a_row_on_works_on_what_that_needs_only() -> None:
+    image = picture(400, 20)
+    counts = []
+    for row in (0, 1200):
+        seen: list[tuple[int, int]] = []
+        told = partial(lambda to, *n: to.append(n), seen)
+        rows = upscale(image, NumpyBackend(), plan=plan_for(image), first_row_px=row, on_tiles=told)
+        assert sum(map(len, rows)) == 1600 - row
+        counts.append(len(seen))
+        assert seen[-1][0] == seen[-1][1] == len(seen)
+    assert counts[1] < counts[0] * 0.35
+
+
+def test_adain_cannot_begin_in_the_middle() -> None:
+    image = picture(100, 20)
+    with pytest.raises(ConfigError, match="whole picture"):
+        list(upscale(image, NumpyBackend(), plan=plan_for(image), color_fix="adain", first_row_px=8))

@@ -29,10 +29,13 @@ from yonos_trt.errors import (
     NumericError,
     OutOfMemoryError,
 )
-from yonos_trt.images import read_image
+from yonos_trt.file_stages import FileStages
+from yonos_trt.host_cpus import usable_cpus
+from yonos_trt.images import from_array, read_image
+from yonos_trt.jobs import Job
 from yonos_trt.manifest import load_manifest
 from yonos_trt.ort import OrtBackend
-from yonos_trt.planning import plan_picture
+from yonos_trt.planning import WorkingBytes, plan_picture
 from yonos_trt.sr import SR, UpscaledImage
 
 
@@ -192,7 +195,6 @@ def test_bad_files_name_path_and_reason(sr: SR, tmp_path: Path) -> None:
         "empty.png": b"",
         "text.png": b"hello",
         "cut.png": whole.getvalue()[:400],
-        "wrong.jpg": whole.getvalue(),
     }
     for name, raw in cases.items():
         (tmp_path / name).write_bytes(raw)
@@ -308,6 +310,10 @@ def test_with_opens_and_closes(engine_dir: Path) -> None:
         ({"threads": 0}, "threads is 0"),
         ({"device": -1}, "device is -1"),
         ({"memory_limit_mb": 0}, "memory_limit_mb"),
+        ({"device_memory_limit_mb": 0}, "device_memory_limit_mb"),
+        ({"batch": 100_000_000}, "batch is 100000000, expected 1 to 1024"),
+        ({"batch": 0}, "batch is 0"),
+        ({"lanes": 65}, "lanes is 65, expected at most 64"),
         ({"precision": "int8"}, "fp32, fp16, bf16"),
         ({"tile_px": 65}, "multiple of 8 from 16 to 512"),
         ({"tile_px": 1024}, "multiple of 8 from 16 to 512"),
@@ -403,25 +409,25 @@ def test_the_probe_of_the_driver_answers_on_any_machine() -> None:
 def test_plan_says_tiles_and_memory(sr: SR) -> None:
     planned = sr.plan(100, 50)
     assert (planned.tiles.height_px, planned.tiles.width_px) == (400, 200)
-    assert planned.peak_bytes > 0
+    assert planned.host_bytes > 0
 
 
 def test_the_memory_limit_shrinks_batch_then_lanes_then_tile(engine_dir: Path) -> None:
     manifest = load_manifest(engine_dir)
 
     def plan(limit: int | None, **options: Any) -> Any:
-        return plan_picture(manifest, 300, 300, lanes=3, limit_bytes=limit, **options)
+        return plan_picture(manifest, 300, 300, lanes=3, host_limit_bytes=limit, **options)
 
     plans = [plan(None)]
     for _ in range(4):
-        plans.append(plan(plans[-1].peak_bytes - 1))
-        assert plans[-1].peak_bytes < plans[-2].peak_bytes
+        plans.append(plan(plans[-1].host_bytes - 1))
+        assert plans[-1].host_bytes < plans[-2].host_bytes
     shapes = [(p.tiles.tile_h_px, p.lanes) for p in plans]
     assert shapes == [(64, 3), (64, 2), (64, 1), (32, 1), (16, 1)]
     with pytest.raises(ConfigError, match="leave tile, overlap and batch to the planner"):
-        plan(plans[2].peak_bytes - 1, tile_px=64)
-    with pytest.raises(ConfigError, match="the memory limit is"):
-        plan(plans[-1].peak_bytes - 1)
+        plan(plans[2].host_bytes - 1, tile_px=64)
+    with pytest.raises(ConfigError, match="the host memory limit is"):
+        plan(plans[-1].host_bytes - 1)
 
 
 def test_less_memory_gives_the_same_picture_in_smaller_tiles(engine_dir: Path) -> None:
@@ -429,8 +435,8 @@ def test_less_memory_gives_the_same_picture_in_smaller_tiles(engine_dir: Path) -
     image = picture(150, 150)
     whole = SR(engine_dir).upscale(image)
     lanes = SR(engine_dir, lanes=4).plan(150, 150)
-    limit = -(-SR(engine_dir).plan(150, 150).peak_bytes >> 20)
-    assert lanes.peak_bytes >> 20 >= limit
+    limit = -(-SR(engine_dir).plan(150, 150).host_bytes >> 20)
+    assert lanes.host_bytes >> 20 >= limit
     limited = SR(engine_dir, lanes=4, memory_limit_mb=limit)
     assert limited.plan(150, 150).lanes < 4
     np.testing.assert_array_equal(limited.upscale(image), whole)
@@ -458,13 +464,90 @@ def test_out_of_memory_halves_the_tile_and_goes_on(
     with caplog.at_level("WARNING"):
         got = SR(engine_dir, batch=2).upscale(image)
     assert psnr_db(got, wanted) > 55
-    assert [r.message.rsplit("tiles of ")[1] for r in caplog.records] == [
-        "64 x 64 px, batch 1",
-        "32 x 32 px, batch 1",
+    assert [r.message.rsplit("tiles of at most ")[1] for r in caplog.records] == [
+        "64 px, batch 1, for this picture and later ones",
+        "32 px, batch 1, for this picture and later ones",
     ]
     monkeypatch.setattr(OrtBackend, "decode", lambda self, z, lane: 1 / 0 if z is None else _raise_oom())
     with pytest.raises(OutOfMemoryError):
         SR(engine_dir).upscale(image)
+
+
+@pytest.mark.parametrize("color_fix", ["wavelet", "none", "adain"])
+def test_after_memory_ran_out_the_finished_rows_stay_and_later_pictures_are_planned_smaller(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch, color_fix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = picture(150, 60)  # a canvas of 600 x 240: many rows of tiles
+    decode, decoded = OrtBackend.decode, []
+
+    def short_of_memory(self: Any, z_0: Any, *, lane: int) -> Any:
+        tiles = decode(self, z_0, lane=lane)
+        decoded.append(tiles.shape[2])
+        if tiles.shape[2] > 32 and decoded.count(tiles.shape[2]) > 30:
+            raise MemoryError if color_fix == "none" else OutOfMemoryError("decode")
+        return tiles
+
+    with SR(engine_dir, color_fix=color_fix, tile_px=64, threads=1) as sr:
+        large = sr.upscale(image)
+        small = SR(engine_dir, color_fix=color_fix, tile_px=32, threads=1).upscale(image)
+        all_small = (tiles := SR(engine_dir, tile_px=32).plan(150, 60).tiles).bands * len(tiles.xs)
+        monkeypatch.setattr(OrtBackend, "decode", short_of_memory)
+        got = sr.upscale(image)
+        ran = decoded.count(32)
+        if color_fix == "adain":  # nothing is finished before the last row
+            assert ran == all_small
+            np.testing.assert_array_equal(got, small)
+        else:
+            other = np.flatnonzero((got != large).any(axis=(1, 2)))
+            kept = int(other[0]) if len(other) else len(got)  # rows that are as before
+            assert kept > 200
+            np.testing.assert_array_equal(got[kept:], small[kept:])
+            assert ran < 0.8 * all_small
+        decoded.clear()
+        caplog.clear()
+        np.testing.assert_array_equal(sr.upscale(image), small)
+        assert set(decoded) == {32}
+        assert not caplog.records
+        assert sr.plan(150, 60).tiles.tile_h_px == 32
+
+
+def test_host_memory_that_numpy_cannot_get_is_our_error(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SR(engine_dir) as sr:
+        monkeypatch.setattr(OrtBackend, "gather", lambda *_, **__: np.empty((1 << 60,), np.uint8))
+        with pytest.raises(OutOfMemoryError, match="Unable to allocate"):
+            sr.upscale(picture(20, 20))
+    with SR(engine_dir) as sr:
+        huge = np.broadcast_to(np.zeros((1, 1, 3), np.uint8), (1 << 22, 1 << 22, 3))
+        with pytest.raises(OutOfMemoryError, match="row by row") as caught:
+            sr._array(huge, None)
+        assert caught.value.asked_bytes == 3 * 16 << 44
+
+
+def test_device_memory_is_not_compared_with_the_hosts(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with SR(engine_dir) as sr:
+        monkeypatch.setattr(sr.backend, "working_bytes", lambda *_, **__: WorkingBytes(1 << 20, 1 << 45))
+        planned = sr.plan(40, 40)
+        assert (planned.host_bytes, planned.device_bytes) == (1 << 20, 1 << 45)
+        # the weights of large engines exceed what the host has free, the picture does not
+        sr.upscale_file(from_array(picture(40, 40)), tmp_path / "small.jpg")
+        stages = FileStages(sr)
+        job = Job(tmp_path / "in.png", tmp_path / "out.jpg")
+        assert stages.needed_bytes(job, from_array(picture(40, 40))) < stages.free_bytes()
+
+
+def test_more_threads_than_cpus_are_lowered_with_a_warning(
+    engine_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING"):
+        sr = SR(engine_dir, threads=2000)
+    assert sr.threads == usable_cpus()
+    assert f"threads is 2000, lowered to the {usable_cpus()} CPUs" in caplog.text
+    with sr:
+        assert sr.backend.threads == usable_cpus()  # type: ignore[attr-defined]
 
 
 def _raise_oom() -> Any:

@@ -422,7 +422,7 @@ def test_the_predicted_memory_is_what_gets_allocated(
     image = picture(50, 70)
     plan = plan_for(image, batch=batch)
     weights = sum(f.stat().st_size for f in engines["fp16"].glob("*.engine"))
-    predicted = backend.peak_bytes(plan, color_fix=fix) - CONTEXT_BYTES - weights
+    predicted = backend.working_bytes(plan, color_fix=fix).device - CONTEXT_BYTES - weights
     assert driver.used_bytes == 0
     upscale(backend, image, plan, color_fix=fix)
     assert driver.peak_bytes == predicted
@@ -641,7 +641,7 @@ def test_close_is_idempotent_and_use_after_it_raises(engines: dict[str, Path]) -
     for call in (
         lambda: backend.upload(image),
         lambda: backend.canvas(plan_for(image)),
-        lambda: backend.peak_bytes(plan_for(image)),
+        lambda: backend.working_bytes(plan_for(image)),
     ):
         with pytest.raises(ClosedError, match="closed"):
             call()
@@ -651,7 +651,7 @@ def test_out_of_memory_for_the_colour_fix_leaves_nothing_of_the_plan(engines: di
     image = picture(60, 60)
     plan = plan_for(image)
     sizing = open_backend(engines["fp16"], SimulatedDriver())
-    without, held = (sizing.peak_bytes(plan, color_fix=fix) for fix in ("none", "adain"))
+    without, held = (sizing.working_bytes(plan, color_fix=fix).device for fix in ("none", "adain"))
     weights = sum(f.stat().st_size for f in engines["fp16"].glob("*.engine"))
     sizing.close()
     driver = SimulatedDriver(total_bytes=without - weights - CONTEXT_BYTES + 1000)
@@ -684,3 +684,17 @@ def test_an_unknown_colour_fix_and_a_replaced_picture_are_refused(engines: dict[
 def test_lanes_must_be_positive(engines: dict[str, Path]) -> None:
     with pytest.raises(ConfigError, match="lanes is 0"):
         open_backend(engines["fp16"], SimulatedDriver(), lanes=0)
+
+
+@pytest.mark.parametrize("fix", ["none", "wavelet"])
+@pytest.mark.parametrize("row", [0, 1, 63, 64, 200, 377, 399])
+def test_a_run_from_a_row_on_gives_the_same_rows(engines: dict[str, Path], fix: str, row: int) -> None:
+    image = picture(100, 30)
+    plan = plan_for(image)
+    driver = SimulatedDriver()
+    backend = open_backend(engines["fp16"], driver)
+    whole = upscale(backend, image, plan, color_fix=fix)
+    rest = np.concatenate(list(pipeline.upscale(image, backend, plan=plan, color_fix=fix, first_row_px=row)))
+    assert np.array_equal(rest, whole[row:])
+    assert np.array_equal(upscale(backend, image, plan, color_fix=fix), whole)
+    backend.close()

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from yonos_trt import noise, tiling
 from yonos_trt.errors import install_command
+from yonos_trt.planning import WorkingBytes, host_peak_bytes
 from yonos_trt.tile_batches import TileBatch, batches
 from yonos_trt.tiling import TilePlan
 
@@ -54,6 +55,11 @@ class Backend(Protocol):
 
     lanes: int
     manifest: EngineManifest
+    any_tile: bool
+    """Whether every legal tile runs at the same speed per pixel, so that plans may choose the size freely."""
+
+    def working_bytes(self, plan: TilePlan, lanes: int, *, color_fix: str) -> WorkingBytes:
+        """Predict the memory that `plan` takes on this many lanes, beside input and output picture."""
 
     def upload(self, image: Array) -> Any:
         """Take an (H, W, 3) uint8, uint16 or float32 picture; keeps a reference at most."""
@@ -198,7 +204,6 @@ class NumpyBackend:
         Threads of the compiled functions; the twins take no notice.
     """
 
-    # Networks on the host take every legal tile at the same speed per pixel: plans choose the size freely.
     any_tile = True
 
     def __init__(
@@ -219,6 +224,10 @@ class NumpyBackend:
         self.threads = threads
         self.kernels = host_kernels(kernels)
         self._encode, self._step, self._decode = encode, step, decode
+
+    def working_bytes(self, plan: TilePlan, lanes: int, *, color_fix: str) -> WorkingBytes:
+        """Return the figures of `yonos_trt.planning`; nothing is on a device."""
+        return WorkingBytes(host_peak_bytes(plan, lanes))
 
     def upload(self, image: Array) -> Array:
         """Keep a reference; nothing is copied unless the rows are not contiguous."""

@@ -40,7 +40,7 @@ from yonos_trt.color_cells import (
 from yonos_trt.errors import ConfigError
 from yonos_trt.tiling import TilePlan
 
-__all__ = ["HALO_ROWS_PX", "MODES", "ColorFix", "RowColorFix"]
+__all__ = ["HALO_ROWS_PX", "MODES", "ColorFix", "RowColorFix", "finished_rows", "first_canvas_row"]
 
 native: ModuleType | None
 try:
@@ -50,6 +50,29 @@ except ImportError:
 
 ColorFix = Literal["wavelet", "adain", "none"]
 MODES: Final[tuple[str, ...]] = get_args(ColorFix)
+
+
+def first_canvas_row(mode: str, row_px: int) -> int:
+    """Return the canvas row from which `RowColorFix` has to see the canvas, for `row_px` to come out right.
+
+    Raises
+    ------
+    ConfigError
+        For "adain" and a row that is not the first: it needs the whole picture.
+    """
+    if row_px and mode == "adain":
+        raise ConfigError(f"color_fix='adain' needs the whole picture, it cannot begin at row {row_px}")
+    if mode == "none":
+        return row_px
+    # the upper of the two grid lines around the row, and what its blur reads
+    return max(0, (row_px - BLOCK_PX // 2) // BLOCK_PX - REACH) * BLOCK_PX
+
+
+def finished_rows(mode: str, height_px: int, end_px: int) -> int:
+    """Return how many rows of a picture are finished when the canvas rows [0, end_px) are final."""
+    if mode == "wavelet":
+        return progress(height_px, end_px).finished_px
+    return end_px if mode == "none" or end_px == height_px else 0
 
 
 class RowColorFix:
@@ -63,6 +86,8 @@ class RowColorFix:
     mode : "wavelet", "adain" or "none".
     threads : for the native kernels; the result does not depend on it.
     streaming : the caller cannot hold the picture in memory.
+    first_row_px : the canvas row at which the blocks begin, from `first_canvas_row`. As if black rows had
+        come before: rows that depend on them come out wrong.
 
     Raises
     ------
@@ -79,6 +104,7 @@ class RowColorFix:
         mode: str = "wavelet",
         threads: int = 1,
         streaming: bool = False,
+        first_row_px: int = 0,
     ) -> None:
         if mode not in MODES:
             raise ConfigError(f"color_fix must be one of {', '.join(MODES)}, got {mode!r}")
@@ -89,10 +115,11 @@ class RowColorFix:
             )
         self._image, self._scale, self._mode, self._threads = image, scale, mode, threads
         self._height, self._width = plan.height_px, plan.width_px
-        self._received = 0
-        self._held: Float = np.empty((0, self._width, 3), np.float32)
+        self._received = first_row_px
+        held = first_row_px - finished_rows(mode, self._height, first_row_px)
+        self._held: Float = np.zeros((held, self._width, 3), np.float32)
         if mode == "wavelet":
-            self._wavelet = _Wavelet(image, self._height, self._width, scale, threads)
+            self._wavelet = _Wavelet(image, self._height, self._width, scale, threads, first_row_px)
 
     def push(self, rows: Float) -> Float:
         """Take the next rows, float32 (n, width_px, 3) in [-1, 1]; return the finished ones, at least 0 of
@@ -154,16 +181,20 @@ class RowColorFix:
 class _Wavelet:
     """lowpass(bicubic - ours) on the coarse grid, a few grid rows at a time."""
 
-    def __init__(self, image: Image, height: int, width: int, scale: int, threads: int) -> None:
+    def __init__(
+        self, image: Image, height: int, width: int, scale: int, threads: int, first_row_px: int = 0
+    ) -> None:
         self._image, self._threads = image, threads
         self._height = height
         self._rows, columns = -(-height // BLOCK_PX), -(-width // BLOCK_PX)
         self._taps_y = cell_taps(height, image.shape[0], scale)
         self._taps_x = cell_taps(width, image.shape[1], scale)
-        self._cells = 0  # grid rows whose difference is known
-        self._smooth: Float = np.empty((0, columns, 3), np.float32)  # blurred along x: the last ones
-        self._grid: Float = np.empty((0, columns, 3), np.float32)  # blurred along both: the last ones
-        self._blurred = 0
+        before = progress(height, first_row_px)
+        self._cells = before.cells  # grid rows whose difference is known
+        # blurred along x, and along both: the last ones
+        self._smooth: Float = np.zeros((min(before.cells, 2 * REACH + 1), columns, 3), np.float32)
+        self._grid: Float = np.zeros((min(before.blurred, 2), columns, 3), np.float32)
+        self._blurred = before.blurred
 
     def add_to(self, rows: Float, first: int) -> int:
         """Add the low pass to the leading finished rows of ``rows``, which start at canvas row ``first``.

@@ -167,7 +167,7 @@ class OutOfMemoryError(CudaError):
         def mib(value: int | None) -> str:
             return "an unknown amount" if value is None else f"{value / 2**20:.0f} MiB"
 
-        hint = hint or "use a smaller tile (-t / tile_px), batch=1, lanes=1 or memory_limit_mb"
+        hint = hint or "use a smaller tile (-t / tile_px), batch=1, lanes=1 or a memory limit"
         super().__init__(f"{what}: asked for {mib(asked_bytes)}, {mib(free_bytes)} free; {hint}")
         self.asked_bytes = asked_bytes
         self.free_bytes = free_bytes

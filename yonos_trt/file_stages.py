@@ -50,18 +50,18 @@ class FileStages:
         return picture
 
     def needed_bytes(self, job: Job, picture: Picture) -> int:
-        """Return the bytes of the result, its encoder and the networks; the picture itself is there."""
+        """Return the host bytes of the result, its encoder and the networks; the picture itself is there."""
         from yonos_trt.images import estimate_output
 
         height, width = picture.height_px * self._sr.scale, picture.width_px * self._sr.scale
         needed = estimate_output(picture.kind, height, width, job.target, format=self._format).peak_bytes
         try:
-            return needed + self._sr.plan(picture.height_px, picture.width_px).peak_bytes
+            return needed + self._sr.plan(picture.height_px, picture.width_px).host_bytes
         except ConfigError as error:  # `sr` found its options good: it is this picture that is too large
             raise InputError(f"{job.source}: {error}") from error
 
     def free_bytes(self) -> int:
-        """Return what is free, within the limit `sr` was given."""
+        """Return what is free of the host's memory, within the limit `sr` was given."""
         return self._sr.free_bytes()
 
     def upscale(

@@ -43,10 +43,20 @@ class HostFinish:
     """Colour fix and rounding on the host; parameters as in `yonos_trt.pipeline.upscale`."""
 
     def __init__(
-        self, image: Array, backend: Backend, canvas: Any, plan: TilePlan, *, color_fix: str, threads: int
+        self,
+        image: Array,
+        backend: Backend,
+        canvas: Any,
+        plan: TilePlan,
+        *,
+        color_fix: str,
+        threads: int,
+        first_row_px: int = 0,
     ) -> None:
         scale = backend.manifest.model.scale
-        self._fix = RowColorFix(image, plan, scale, mode=color_fix, threads=threads)
+        self._fix = RowColorFix(
+            image, plan, scale, mode=color_fix, threads=threads, first_row_px=first_row_px
+        )
         self._backend, self._canvas, self._plan = backend, canvas, plan
         self._dtype, self._threads = image.dtype, threads
         self._kernels = host_kernels()

@@ -98,7 +98,14 @@ machine = compose(
         "memory_limit_mb",
         type=int,
         metavar="MIB",
-        help="Bound on the working memory; tiles shrink to fit.",
+        help="Bound on the host's working memory; tiles shrink to fit.",
+    ),
+    click.option(
+        "--device-memory-limit",
+        "device_memory_limit_mb",
+        type=int,
+        metavar="MIB",
+        help="Bound on the GPU's memory; tiles shrink to fit.",
     ),
 )
 

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from yonos_trt.backend import Array, Backend, TileBatch, batches
+from yonos_trt.color import finished_rows, first_canvas_row
 from yonos_trt.errors import ConfigError, InputError, NumericError
 from yonos_trt.finish import Finish, HostFinish
+from yonos_trt.planning import from_row
 from yonos_trt.tiling import TilePlan, rows_final_after_band
 
 __all__ = ["STAGES", "Timings", "upscale", "upscale_array"]
@@ -35,6 +37,7 @@ def upscale(
     color_fix: str = "wavelet",
     lanes: int | None = None,
     threads: int = 1,
+    first_row_px: int = 0,
     timings: Timings | None = None,
     on_tiles: Callable[[int, int], None] | None = None,
     cancel: threading.Event | None = None,
@@ -57,6 +60,9 @@ def upscale(
         How many of the backend's lanes to use; None: all.
     threads
         Threads of the colour fix and the final rounding.
+    first_row_px
+        Go on from this row of the result, where another run ended; only what it needs is worked on. Not with
+        "adain", whose colours depend on every row.
     timings
         Adds up the seconds spent in every stage, over all lanes. A back end that fixes colours itself does so
         in "download".
@@ -81,6 +87,8 @@ def upscale(
         `cancel` was set (``concurrent.futures.CancelledError``).
     """
     _check(image, backend, plan)
+    begin = first_canvas_row(color_fix, first_row_px)
+    plan = from_row(plan, begin)
     clock = timings if timings is not None else Timings()
 
     def run_batch(batch: TileBatch, lane: int) -> Any:
@@ -104,11 +112,13 @@ def upscale(
         own_finish = getattr(backend, "finish", None)
         finish: Finish
         if own_finish is None:
-            finish = HostFinish(image, backend, canvas, plan, color_fix=color_fix, threads=threads)
+            finish = HostFinish(
+                image, backend, canvas, plan, color_fix=color_fix, threads=threads, first_row_px=begin
+            )
         else:
             finish = own_finish(source, canvas, plan, color_fix=color_fix)
     todo = list(batches(plan))
-    y0 = 0
+    y0, at = begin, finished_rows(color_fix, plan.height_px, begin)
     with closing(_on_lanes(run_batch, todo, lanes, cancel)) as results:
         for batch, tiles in zip(todo, results, strict=True):
             with clock("blend"):
@@ -121,9 +131,11 @@ def upscale(
             final = rows_final_after_band(plan, batch.band)
             while y0 < final:
                 y1 = min(y0 + finish.block_rows, final)
-                if len(rows := finish.push(y0, y1, clock)):
-                    yield rows
-                y0 = y1
+                rows = finish.push(y0, y1, clock)
+                fresh = rows[max(0, first_row_px - at) :]
+                y0, at = y1, at + len(rows)
+                if len(fresh):
+                    yield fresh
 
 
 def upscale_array(image: Array, backend: Backend, *, plan: TilePlan, **options: Any) -> Array:

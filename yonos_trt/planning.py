@@ -1,4 +1,4 @@
-"""How a picture is cut and how much host memory that takes: `plan_picture`.
+"""How a picture is cut and how much memory that takes, host and device apart: `plan_picture`.
 
 The model, in bytes, for tiles of h x w px, n of them per batch and j lanes, beside the input picture and the
 output picture that the caller holds::
@@ -7,14 +7,16 @@ output picture that the caller holds::
     networks    NETWORK_BYTES_PER_PX * j * n * h * w      what the sessions allocate at their peak
     in flight   12 * (j + 1) * n * h * w                  decoded tiles that wait for the blend
     rows        ROW_BLOCKS * max(4 MiB, 192 * width)      finished rows on their way out, colour fix included
+
+Device memory is counted by `yonos_trt.memory`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from yonos_trt.errors import ConfigError
 from yonos_trt.tiling import TilePlan, plan_tiles
@@ -22,7 +24,15 @@ from yonos_trt.tiling import TilePlan, plan_tiles
 if TYPE_CHECKING:
     from yonos_trt.schema import EngineManifest
 
-__all__ = ["NETWORK_BYTES_PER_PX", "PicturePlan", "host_peak_bytes", "plan_picture", "smaller"]
+__all__ = [
+    "NETWORK_BYTES_PER_PX",
+    "PicturePlan",
+    "WorkingBytes",
+    "from_row",
+    "host_peak_bytes",
+    "plan_picture",
+    "smaller",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -31,6 +41,13 @@ NETWORK_BYTES_PER_PX = 600
 _ROW_BLOCKS = 6
 _BLOCK_BYTES = 4 << 20
 _ROW_BLOCK_BYTES_PER_PX = 12 * 16
+
+
+class WorkingBytes(NamedTuple):
+    """Memory beside the input and the output picture."""
+
+    host: int
+    device: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +60,16 @@ class PicturePlan:
         Canvas, tile size, origins and batch.
     lanes : int
         Tile batches that are worked on at the same time.
-    peak_bytes : int
-        Predicted working memory, without the input and the output picture.
+    host_bytes : int
+        Predicted working memory of the host, without the input and the output picture.
+    device_bytes : int
+        Predicted memory of the GPU, weights and context included; 0 on the CPU.
     """
 
     tiles: TilePlan
     lanes: int
-    peak_bytes: int
+    host_bytes: int
+    device_bytes: int = 0
 
 
 def plan_picture(
@@ -61,9 +81,11 @@ def plan_picture(
     overlap_px: int | None = None,
     batch: int | None = None,
     lanes: int = 1,
-    limit_bytes: int | None = None,
-    peak_bytes: Callable[[TilePlan, int], int] | None = None,
+    host_limit_bytes: int | None = None,
+    device_limit_bytes: int | None = None,
+    working_bytes: Callable[[TilePlan, int], WorkingBytes] | None = None,
     level: bool = False,
+    at_most: tuple[int, int] | None = None,
 ) -> PicturePlan:
     """Plan one picture.
 
@@ -74,17 +96,20 @@ def plan_picture(
     height_lr_px, width_lr_px
         Size of the input picture.
     tile_px, overlap_px, batch
-        Wanted values; None takes the manifest's default (batch: 1) and lets `limit_bytes` lower it. A value
+        Wanted values; None takes the manifest's default (batch: 1) and lets the limits lower it. A value
         that was given is kept.
     lanes
-        Lanes at most; `limit_bytes` may lower them.
-    limit_bytes
-        Upper bound of the plan's `peak_bytes`; the batch is halved first, then the lanes go, then the tile
-        is halved.
-    peak_bytes
-        ``(tiles, lanes) -> bytes``, a backend's own figures; None takes the model of this module.
+        Lanes at most; the limits may lower them.
+    host_limit_bytes, device_limit_bytes
+        Upper bounds of the plan's `host_bytes` and `device_bytes`; the batch is halved first, then the lanes
+        go, then the tile is halved.
+    working_bytes
+        ``(tiles, lanes) -> WorkingBytes``, a backend's own figures; None takes the model of this module.
     level
         Shrink the tiles to what as many of them need to cover the picture; a given `tile_px` is kept.
+    at_most
+        Tile side and batch that are not exceeded, whatever was wanted: what memory was found to be enough
+        for.
 
     Raises
     ------
@@ -104,8 +129,15 @@ def plan_picture(
             f"{tiles.largest_px} px of the output; the default of {manifest.model.name} is {tiles.default_px}"
         )
 
+    def measured(cut: TilePlan, lanes: int) -> WorkingBytes:
+        return (
+            WorkingBytes(host_peak_bytes(cut, lanes)) if working_bytes is None else working_bytes(cut, lanes)
+        )
+
     def plan(tile: int, batch: int, lanes: int) -> PicturePlan:
-        overlap = min(tiles.overlap_px, tile // 2) if overlap_px is None else overlap_px
+        overlap = tiles.overlap_px if overlap_px is None else overlap_px
+        if overlap_px is None or at_most is not None:
+            overlap = min(overlap, tile // 2)
         try:
             cut = plan_tiles(
                 height_lr_px * scale,
@@ -119,25 +151,36 @@ def plan_picture(
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        return PicturePlan(cut, lanes, (peak_bytes or host_peak_bytes)(cut, lanes))
+        return PicturePlan(cut, lanes, *measured(cut, lanes))
 
     choice = (tile_px or tiles.default_px, batch if batch is not None else 1, lanes)
+    if at_most is not None:
+        choice = (min(choice[0], at_most[0]), min(choice[1], at_most[1]), lanes)
     while True:
         planned = plan(*choice)
-        if limit_bytes is None or planned.peak_bytes <= limit_bytes:
+        over = [
+            (kind, limit, needed)
+            for kind, limit, needed in (
+                ("host", host_limit_bytes, planned.host_bytes),
+                ("device", device_limit_bytes, planned.device_bytes),
+            )
+            if limit is not None and needed > limit
+        ]
+        if not over:
             return planned
         tile, count, lane_count = choice
-        half = tile // 2 // tiles.multiple_px * tiles.multiple_px
+        half = _half(tile, tiles.overlap_px if overlap_px is None else overlap_px, manifest)
         if batch is None and count > 1:
             choice = (tile, count // 2, lane_count)
         elif lane_count > 1:
             choice = (tile, count, lane_count - 1)
-        elif tile_px is None and half >= tiles.smallest_px and (overlap_px or 0) * 2 <= half:
+        elif tile_px is None and half is not None and (overlap_px or 0) * 2 <= half:
             choice = (half, count, lane_count)
         else:
+            kind, limit, needed = over[0]
             raise ConfigError(
-                f"the memory limit is {limit_bytes >> 20} MiB, {height_lr_px} x {width_lr_px} px "
-                f"need {-(-planned.peak_bytes >> 20)} MiB with tiles of {tile} px, batch {count} and "
+                f"the {kind} memory limit is {limit >> 20} MiB, {height_lr_px} x {width_lr_px} px "
+                f"need {-(-needed >> 20)} MiB with tiles of {tile} px, batch {count} and "
                 f"{lane_count} lane; raise the limit, or leave tile, overlap and batch to the planner"
             )
 
@@ -150,24 +193,26 @@ def host_peak_bytes(plan: TilePlan, lanes: int) -> int:
     return canvas + NETWORK_BYTES_PER_PX * lanes * tile + 12 * (lanes + 1) * tile + rows
 
 
-def smaller(plan: PicturePlan, manifest: EngineManifest) -> PicturePlan | None:
-    """Return the next smaller plan after memory ran out: half the batch, then half the tile, else None."""
-    tiles, old = manifest.tiles, plan.tiles
-    side = max(old.tile_h_px, old.tile_w_px)
-    half = side // 2 // tiles.multiple_px * tiles.multiple_px
-    if old.batch > 1:
-        tile, batch = side, old.batch // 2
-    elif half >= tiles.smallest_px:
-        tile, batch = half, 1
-    else:
-        return None
-    cut = plan_tiles(
-        old.height_px,
-        old.width_px,
-        tile_px=tile,
-        overlap_px=min(old.overlap_px, tile // 2),
-        multiple_px=tiles.multiple_px,
-        smallest_px=tiles.smallest_px,
-        batch=batch,
-    )
-    return PicturePlan(cut, plan.lanes, host_peak_bytes(cut, plan.lanes))
+def smaller(plan: TilePlan, manifest: EngineManifest) -> tuple[int, int] | None:
+    """Return `at_most` after memory ran out: this tile and half the batch, or else half the tile; or None."""
+    side = max(plan.tile_h_px, plan.tile_w_px)
+    if plan.batch > 1:
+        return side, plan.batch // 2
+    half = _half(side, plan.overlap_px, manifest)
+    return None if half is None else (half, 1)
+
+
+def from_row(plan: TilePlan, first_px: int) -> TilePlan:
+    """Return the plan without the rows of tiles that give nothing to the canvas rows from `first_px` on."""
+    skipped = 0
+    while plan.ys[skipped] + plan.tile_h_px <= first_px:
+        skipped += 1
+    return replace(plan, ys=plan.ys[skipped:]) if skipped else plan
+
+
+def _half(tile_px: int, overlap_px: int, manifest: EngineManifest) -> int | None:
+    """Return the next smaller tile side; None where it is not legal, or too small to overlap."""
+    tiles = manifest.tiles
+    half = tile_px // 2 // tiles.multiple_px * tiles.multiple_px
+    overlaps = half >= 2 * tiles.multiple_px or overlap_px == 0
+    return half if half >= tiles.smallest_px and overlaps else None

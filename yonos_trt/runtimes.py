@@ -24,6 +24,7 @@ from yonos_trt.errors import (
     EngineVersionError,
     MissingExtraError,
 )
+from yonos_trt.host_cpus import usable_cpus
 from yonos_trt.manifest import EngineManifest, Precision, Runtime
 
 __all__ = [
@@ -41,6 +42,7 @@ _log = logging.getLogger(__name__)
 
 RuntimeName = Literal["auto", "onnx", "openvino", "tensorrt", "tensorrt-rtx"]
 RUNTIMES: tuple[str, ...] = get_args(RuntimeName)
+LARGEST_LANES = 64
 _MODULES = {"tensorrt": ("tensorrt", "tensorrt"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
 
 
@@ -55,16 +57,15 @@ class Request:
     device : int
         CUDA device number; only TensorRT uses it.
     lanes : int or None
-        Tile batches worked on at once; None: 1 on the CPU, 2 on a GPU.
+        Tile batches worked on at once, at most `LARGEST_LANES`; None: 1 on the CPU, 2 on a GPU.
     threads : int or None
-        Host threads; None: all usable CPUs.
+        Host threads; None: all usable CPUs. More than there are would only wait for each other, and each
+        takes memory: it is lowered to that many, with a warning.
     precision : str or None
         "fp32", "fp16", "bf16"; None: fp32 first on the CPU, fp16 first with TensorRT, bf16 with OpenVINO
         where the CPU has it.
     providers : sequence of str
         Execution providers of ONNX Runtime.
-    memory_limit_bytes : int or None
-        Bound on device memory where there is a device.
     """
 
     runtime: str = "auto"
@@ -73,7 +74,6 @@ class Request:
     threads: int | None = None
     precision: Precision | None = None
     providers: Sequence[str] = ("CPUExecutionProvider",)
-    memory_limit_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
@@ -86,6 +86,11 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}, expected at least 1")
+        if self.lanes is not None and self.lanes > LARGEST_LANES:
+            raise ConfigError(f"lanes is {self.lanes}, expected at most {LARGEST_LANES}")
+        if self.threads is not None and self.threads > (usable := usable_cpus()):
+            _log.warning("threads is %d, lowered to the %d CPUs this process may use", self.threads, usable)
+            object.__setattr__(self, "threads", usable)
         if self.device < 0:
             raise ConfigError(f"device is {self.device}, expected a CUDA device number from 0 up")
 

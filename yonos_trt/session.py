@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import threading
@@ -26,11 +27,14 @@ from yonos_trt.noise import LARGEST_SEED
 from yonos_trt.planning import PicturePlan, plan_picture, smaller
 from yonos_trt.runtimes import Request, find_model, open_backend, shipped_model
 
-__all__ = ["OnTiles", "Session"]
+__all__ = ["LARGEST_BATCH", "OnTiles", "Session"]
 
 _log = logging.getLogger(__name__)
 
 _DEFAULT_SCALE = 4
+
+LARGEST_BATCH = 1024
+"""Beyond that a batch is a mistake, not a wish."""
 
 OnTiles = Callable[[int, int], None]
 """Called with (tiles done, tiles in all)."""
@@ -56,6 +60,7 @@ class Session:
         color_fix: str = "wavelet",
         seed: int = 0,
         memory_limit_mb: int | None = None,
+        device_memory_limit_mb: int | None = None,
         threads: int | None = None,
         precision: Precision | None = None,
         providers: Sequence[str] = ("CPUExecutionProvider",),
@@ -64,9 +69,16 @@ class Session:
             raise ConfigError(f"color_fix is {color_fix!r}, expected one of {', '.join(MODES)}")
         if not 0 <= seed <= LARGEST_SEED:
             raise ConfigError(f"seed is {seed}, expected 0 to 2^64 - 1")
-        if memory_limit_mb is not None and memory_limit_mb < 1:
-            raise ConfigError(f"memory_limit_mb is {memory_limit_mb}, expected at least 1")
-        self._limit_bytes = None if memory_limit_mb is None else memory_limit_mb << 20
+        for name, limit in (
+            ("memory_limit_mb", memory_limit_mb),
+            ("device_memory_limit_mb", device_memory_limit_mb),
+        ):
+            if limit is not None and limit < 1:
+                raise ConfigError(f"{name} is {limit}, expected at least 1")
+        if batch is not None and not 1 <= batch <= LARGEST_BATCH:
+            raise ConfigError(f"batch is {batch}, expected 1 to {LARGEST_BATCH}")
+        self._host_limit_bytes = None if memory_limit_mb is None else memory_limit_mb << 20
+        self._device_limit_bytes = None if device_memory_limit_mb is None else device_memory_limit_mb << 20
         self._request = Request(
             runtime=runtime,
             device=device,
@@ -74,9 +86,8 @@ class Session:
             threads=threads,
             precision=precision,
             providers=tuple(providers),
-            memory_limit_bytes=self._limit_bytes,
         )
-        self.threads = threads or usable_cpus()
+        self.threads = self._request.threads or usable_cpus()
         self._wanted = {"tile_px": tile_px, "overlap_px": overlap_px, "batch": batch}
         self._color_fix = color_fix
         self._seed = seed
@@ -90,6 +101,7 @@ class Session:
                 "scale out, or name the engine directory of another model"
             )
         self._backend: Backend | None = None
+        self._at_most: tuple[int, int] | None = None
         self._closed = False
         self._lock = threading.RLock()
         self.plan(1, 1)  # refuses a tile, overlap or batch that is not legal
@@ -140,30 +152,32 @@ class Session:
     def plan(self, height_lr_px: int, width_lr_px: int) -> PicturePlan:
         """Return tiles, lanes and predicted working memory for an input of this size; opens nothing.
 
-        Once TensorRT engines are open, the prediction is of device memory and comes from their own figures.
+        Device memory is predicted from the engines' own figures, so it is 0 before TensorRT engines are open.
+        After memory ran out, no plan has larger tiles or batches than those that were enough.
 
         Raises
         ------
         ConfigError
-            Nothing fits `memory_limit_mb`.
+            Nothing fits `memory_limit_mb` or `device_memory_limit_mb`.
         """
         backend = self._backend
-        peak = getattr(backend, "peak_bytes", None)
         on_host = not self._request.runtime.startswith("tensorrt")
         return plan_picture(
             self.manifest,
             height_lr_px,
             width_lr_px,
             lanes=backend.lanes if backend is not None else self._request.lanes or 1,
-            limit_bytes=self._limit_bytes,
-            peak_bytes=peak if peak is None else partial(peak, color_fix=self._color_fix),
-            level=on_host if backend is None else getattr(backend, "any_tile", False),
+            host_limit_bytes=self._host_limit_bytes,
+            device_limit_bytes=self._device_limit_bytes,
+            working_bytes=backend and partial(backend.working_bytes, color_fix=self._color_fix),
+            level=on_host if backend is None else backend.any_tile,
+            at_most=self._at_most,
             **self._wanted,
         )
 
     def free_bytes(self) -> int:
         """Return the host memory a picture's result and the work on it may take: free, and in the limit."""
-        return min(available_bytes(), self._limit_bytes or sys.maxsize)
+        return min(available_bytes(), self._host_limit_bytes or sys.maxsize)
 
     def info(self) -> dict[str, Any]:
         """Describe the model, its licence chain, the artifacts and the options; opens nothing."""
@@ -197,7 +211,16 @@ class Session:
     # -- Arrays -------------------------------------------------------------------------------------------
 
     def _array(self, rgb: Array, on_tiles: OnTiles | None, *, color_fix: str | None = None) -> Array:
-        out = np.empty((rgb.shape[0] * self.scale, rgb.shape[1] * self.scale, 3), rgb.dtype)
+        shape = (rgb.shape[0] * self.scale, rgb.shape[1] * self.scale, 3)
+        try:
+            out = np.empty(shape, rgb.dtype)
+        except MemoryError as error:
+            raise OutOfMemoryError(
+                f"the result of {shape[0]} x {shape[1]} px does not fit into host memory",
+                asked_bytes=math.prod(shape) * rgb.dtype.itemsize,
+                free_bytes=available_bytes(),
+                hint="use upscale_file with stream='always', which writes row by row",
+            ) from error
         y = 0
         with closing(self._rows(rgb, on_tiles, color_fix=color_fix)) as blocks:
             for rows in blocks:
@@ -208,12 +231,11 @@ class Session:
     def _rows(
         self, rgb: Array, on_tiles: OnTiles | None, *, color_fix: str | None = None
     ) -> Generator[Array, None, None]:
-        """Yield finished rows; when memory runs out, go on from the same row with a smaller plan."""
+        """Yield finished rows; when memory runs out, go on from the next row with a smaller plan."""
         backend = self._opened()
-        planned: PicturePlan | None = self.plan(*rgb.shape[:2])
         emitted = 0
-        while planned is not None:
-            y = 0
+        while True:
+            planned = self.plan(*rgb.shape[:2])
             try:
                 with closing(
                     pipeline.upscale(
@@ -224,22 +246,35 @@ class Session:
                         color_fix=color_fix or self._color_fix,
                         lanes=planned.lanes,
                         threads=self.threads,
+                        first_row_px=emitted,
                         on_tiles=on_tiles,
                     )
                 ) as blocks:
                     for rows in blocks:
-                        fresh = rows[max(0, emitted - y) :]
-                        y += len(rows)
-                        if len(fresh):
-                            emitted = y
-                            yield fresh
+                        emitted += len(rows)
+                        yield rows
                 return
-            except OutOfMemoryError as error:
-                next_plan = smaller(planned, self.manifest)
-                if next_plan is None:
-                    raise
-                _log.warning(
-                    "%s; going on with tiles of %d x %d px, batch %d",
-                    error, next_plan.tiles.tile_h_px, next_plan.tiles.tile_w_px, next_plan.tiles.batch,
-                )  # fmt: skip
-                planned = next_plan
+            except (OutOfMemoryError, MemoryError) as error:
+                self._shrink(planned, error)
+
+    def _shrink(self, planned: PicturePlan, error: OutOfMemoryError | MemoryError) -> None:
+        """Plan smaller from now on, for this picture and all later ones.
+
+        Raises
+        ------
+        OutOfMemoryError
+            `planned` was the smallest.
+        """
+        at_most = smaller(planned.tiles, self.manifest)
+        if at_most is None:
+            if isinstance(error, OutOfMemoryError):
+                raise error
+            raise OutOfMemoryError(
+                f"host memory ran out with the smallest tiles ({str(error) or 'no size was named'})",
+                free_bytes=available_bytes(),
+            ) from error
+        self._at_most = at_most
+        _log.warning(
+            "%s; going on with tiles of at most %d px, batch %d, for this picture and later ones",
+            str(error) or "host memory ran out", *at_most,
+        )  # fmt: skip

@@ -56,21 +56,24 @@ class SR(Session):
     device
         CUDA device number, for the TensorRT runtimes.
     lanes
-        Tile batches worked on at the same time; None: 1 on the CPU, 2 on a GPU. Does not change the result.
+        Tile batches worked on at the same time, 1 to 64; None: 1 on the CPU, 2 on a GPU. Does not change the
+        result.
     tile_px, overlap_px
         Tile size and overlap in output px; None: the model's own.
     batch
-        Tiles per batch; None: 1, or what the planner chooses.
+        Tiles per batch, 1 to 1024; None: 1, or what the planner chooses.
     color_fix
         "wavelet" keeps the colours of the input, "adain" matches mean and deviation of the whole picture,
         "none".
     seed
         Names the noise field, 0 to 2^64 - 1. Same seed, same result.
     memory_limit_mb
-        Upper bound of the working memory in MiB, beside the pictures themselves (host memory on the CPU,
-        device memory on a GPU): batch, lanes and tile are lowered to fit.
+        Upper bound of the host's working memory in MiB, beside the pictures themselves: batch, lanes and tile
+        are lowered to fit.
+    device_memory_limit_mb
+        The same for the memory of the GPU, weights and CUDA's own share included; unused on the CPU.
     threads
-        Host threads; None: all usable CPUs.
+        Host threads; None: all usable CPUs. A larger number is lowered to that, with a warning.
     precision
         "fp32", "fp16" or "bf16" artifacts; None: the best that is there.
     providers
@@ -294,7 +297,7 @@ class SR(Session):
 
         height, width = picture.height_px * self.scale, picture.width_px * self.scale
         needed = estimate_output(picture.kind, height, width, target, format=format).peak_bytes
-        needed += self.plan(picture.height_px, picture.width_px).peak_bytes
+        needed += self.plan(picture.height_px, picture.width_px).host_bytes
         return needed <= self.free_bytes()
 
     def _stream(

@@ -62,7 +62,7 @@ def compare(
             results[f"lanes {lanes}, {'graphs' if graphs else 'no graphs'}"] = {
                 "first_ms": times[0],
                 "median_ms": steps.median(times[1:]),
-                "predicted_mib": backend.peak_bytes(plan) >> 20,
+                "predicted_mib": backend.working_bytes(plan).device >> 20,
                 "device_used_mib": (total - free) >> 20,
             }
             backend.close()

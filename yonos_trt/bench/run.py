@@ -183,7 +183,7 @@ def _runtime(
                 tile_px=tile_px,
                 batch=config.batch,
                 lanes=backend.lanes,
-                level=getattr(backend, "any_tile", False),
+                level=backend.any_tile,
             )
             entry = _picture(config, backend, planned.tiles, peaks, precision)
             yield {

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from yonos_trt.backend import Array
-from yonos_trt.color import MODES
+from yonos_trt.color import MODES, finished_rows
 from yonos_trt.color_cells import BLOCK_PX, cell_taps, progress
 from yonos_trt.cuda.device import Driver, Memory
 from yonos_trt.cuda.kernels import TileKernels
@@ -126,10 +126,7 @@ class DeviceFinish:
 
     def finished(self, end_px: int) -> int:
         """Return how many rows are finished when the canvas rows [0, end_px) are final."""
-        height = self._plan.height_px
-        if self._mode == "wavelet":
-            return progress(height, end_px).finished_px
-        return end_px if self._mode == "none" or end_px == height else 0
+        return finished_rows(self._mode, self._plan.height_px, end_px)
 
     def take(self, y0_px: int, y1_px: int) -> None:
         """Queue what the colour fix computes of the canvas rows [y0, y1), which follow those taken before."""

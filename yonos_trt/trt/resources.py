@@ -22,6 +22,7 @@ from yonos_trt.errors import (
 from yonos_trt.lanes import LaneScheduler
 from yonos_trt.manifest import EngineManifest, Precision, Runtime, load_manifest
 from yonos_trt.memory import CONTEXT_BYTES, SLOTS_PER_LANE, BatchShape, finish_layout, layout
+from yonos_trt.planning import WorkingBytes
 from yonos_trt.tiling import TilePlan
 from yonos_trt.trt.artifacts import pick_engines, read_engine
 from yonos_trt.trt.buffers import PlanBuffers
@@ -41,6 +42,8 @@ _log = logging.getLogger(__name__)
 
 class TrtResources:
     """Driver, engines, lanes and buffers of `TrtBackend`, whose parameters these are."""
+
+    any_tile = False
 
     def __init__(
         self,
@@ -176,8 +179,13 @@ class TrtResources:
         """Use only the first `lanes` from the next canvas on; the others hold no buffers then."""
         self._active = max(1, min(lanes, self.lanes))
 
-    def peak_bytes(self, plan: TilePlan, lanes: int | None = None, *, color_fix: str = "wavelet") -> int:
-        """Predict the device memory that `plan` takes for an 8-bit picture, from the engines' own numbers."""
+    def working_bytes(
+        self, plan: TilePlan, lanes: int | None = None, *, color_fix: str = "wavelet"
+    ) -> WorkingBytes:
+        """Predict the memory that `plan` takes for an 8-bit picture, from the engines' own numbers.
+
+        Host: page-locked copies of the picture and of finished rows. Device: buffers, weights and context.
+        """
         self._enter()
         shape = BatchShape.of(plan)
         if shape not in self._scratch:
@@ -196,4 +204,5 @@ class TrtResources:
         )
         weights = sum(engine.weights_bytes for engine in self._engines.values())
         finish = finish_layout(plan, self.manifest.model.scale, color_fix=color_fix)
-        return CONTEXT_BYTES + weights + sizes.total_bytes(lanes or self.lanes) + sum(finish.values())
+        device = CONTEXT_BYTES + weights + sizes.total_bytes(lanes or self.lanes) + sum(finish.values())
+        return WorkingBytes(2 * (sizes.shared["picture"] + finish["finished"]), device)

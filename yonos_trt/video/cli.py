@@ -203,7 +203,10 @@ def _with_device_arrays(sr: Any, job: VideoOptions) -> VideoOptions:
 
 def _upscaler_id(sr: Any, model: dict[str, Any]) -> str:
     """Name everything of the model that changes its pixels; lanes, threads and batches do not."""
-    changing = ("seed", "color_fix", "tile_px", "overlap_px", "precision", "runtime", "memory_limit_mb")
+    changing = (
+        "seed", "color_fix", "tile_px", "overlap_px", "precision", "runtime",
+        "memory_limit_mb", "device_memory_limit_mb",
+    )  # fmt: skip
     chosen = {k: model[k] for k in changing}
     return json.dumps([sr.manifest.model.name, sr.manifest.model.weights_sha256, chosen])
 
