@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from helpers import make_engine_dir, picture
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from yonos_trt import errors
 from yonos_trt.cli import LAZY_COMMANDS, cli, exit_code
@@ -273,6 +273,24 @@ def test_progress_json_writes_one_object_per_line_and_nothing_else(
     end = {"event": "end", "elapsed_s": 0, "done": 1, "skipped": 2, "failed": 1}
     assert events[-1] | {"elapsed_s": 0} == end
     assert [e for e in events if e["event"] == "log"]  # -v
+
+
+def test_what_is_left_out_is_said_on_stderr_and_in_the_finish_event(engine_dir: Path, tmp_path: Path) -> None:
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff garbage"
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", exif=exif)
+    text = PngImagePlugin.PngInfo()
+    text.add_text("icc_profile", "hello")
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png", pnginfo=text)
+    source = [part for name in ("a.png", "b.png") for part in ("-i", tmp_path / name)]
+    result = upscale(engine_dir, *source, "-o", tmp_path / "json", "--progress", "json")
+    assert result.exit_code == 0
+    events = [json.loads(line) for line in result.stderr.splitlines()]
+    left_out = [e["left_out"] for e in events if e["event"] == "finish"]
+    assert left_out == [["EXIF, which cannot be read (its directory is damaged)"], []]
+    plain = upscale(engine_dir, *source, "-o", tmp_path / "plain")
+    assert plain.stderr.count("left out") == 1
+    assert "a.png: left out: EXIF" in plain.stderr
+    assert "warn" not in plain.stderr.lower().replace("warning yonos_trt", "")  # Python's own
 
 
 def test_progress_json_reports_engine_errors_as_json_too(engine_dir: Path, photos: Path) -> None:

@@ -263,6 +263,8 @@ def upright_exif(
         exif = Exif.parse(block)
     except (ValueError, struct.error) as error:
         return None, (f"EXIF, which cannot be read ({error})",)
+    if exif.is_damaged and not (exif.main or exif.exif or exif.gps):
+        return None, ("EXIF, which cannot be read (its directory is damaged)",)
     left_out = ["damaged entries of EXIF"] if exif.is_damaged else []
     if exif.has_thumbnail and not is_tiff:
         left_out.append("EXIF thumbnail, which shows the old picture")
