@@ -16,7 +16,16 @@ import pytest
 from PIL import Image, ImageCms
 
 from yonos_trt.errors import InputError
-from yonos_trt.images import Picture, check_output, from_array, open_row_writer, read_image, write_image
+from yonos_trt.images import (
+    Picture,
+    check_output,
+    from_array,
+    from_pil,
+    open_row_writer,
+    read_image,
+    to_pil,
+    write_image,
+)
 from yonos_trt.images.carried import Carried
 from yonos_trt.images.color_space import ColorSpace
 from yonos_trt.images.exif import Entry, Exif
@@ -705,3 +714,86 @@ def test_georeferences_and_layers_are_named(tmp_path: Path) -> None:
 
 def test_arrays_have_nothing_to_leave_out(tmp_path: Path) -> None:
     assert write_image(from_array(RGB), tmp_path / "x.png") == ()
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_primaries_in_tiff_tags_stay_or_become_a_profile(tmp_path: Path, suffix: str) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    points = [value for pair in (P3[3], *P3[:3]) for value in np.rint(np.multiply(pair, 1e4))]
+    white, primaries = (
+        [part for value in values for part in (int(value), 10_000)] for values in (points[:2], points[2:])
+    )
+    tags = [(318, "2I", 2, tuple(white), True), (319, "2I", 6, tuple(primaries), True)]
+    tifffile.imwrite(tmp_path / "in.tif", RGB, photometric="rgb", metadata=None, extratags=tags)
+    result, left_out = result_of(tmp_path / "in.tif", tmp_path / f"out{suffix}")
+    assert left_out == ()
+    if suffix == ".tif":
+        assert result.icc is None
+        assert result.kind.color is not None
+        assert result.kind.color == read_image(tmp_path / "in.tif").kind.color
+    else:
+        wanted = shown(matrix_profile("p3", P3, SRGB_CURVE), (200, 100, 50))
+        icc = result.icc or (result.kind.color and result.kind.color.profile(None, grey=False))
+        assert np.abs(np.subtract(shown(icc or None, (200, 100, 50)), wanted)).max() <= 1
+
+
+# -- WebP, GIF, BMP ----------------------------------------------------------------------------------------
+
+
+def test_unknown_webp_chunks_are_named(tmp_path: Path) -> None:
+    Image.fromarray(RGB).save(tmp_path / "in.webp", exif=Exif("<", main={0x010F: Entry(2, b"C\0")}).tobytes())
+    data = (tmp_path / "in.webp").read_bytes() + b"prIV" + struct.pack("<I", 4) + b"data"
+    (tmp_path / "in.webp").write_bytes(data[:4] + struct.pack("<I", len(data) - 8) + data[8:])
+    _, left_out = result_of(tmp_path / "in.webp", tmp_path / "out.png")
+    assert left_out == ("WebP chunk prIV",)
+
+
+def test_xmp_profile_and_comment_of_a_gif_are_kept_and_other_extensions_named(tmp_path: Path) -> None:
+    Image.fromarray(RGB[..., 0]).save(tmp_path / "in.gif", comment=b"a comment")
+    data = (tmp_path / "in.gif").read_bytes()
+    xmp = b"\x21\xff\x0bXMP DataXMP" + MAIN + b"\x01" + bytes(range(255, -1, -1)) + b"\0"
+    icc = matrix_profile("p3", P3, SRGB_CURVE)
+    pieces = b"".join(bytes([len(icc[at : at + 255])]) + icc[at : at + 255] for at in range(0, len(icc), 255))
+    profile = b"\x21\xff\x0bICCRGBG1012" + pieces + b"\0"
+    other = b"\x21\xff\x0bPRIVATE1234\x04data\0"
+    (tmp_path / "in.gif").write_bytes(data[:-1] + xmp + profile + other + b";")
+    result, left_out = result_of(tmp_path / "in.gif", tmp_path / "out.png")
+    assert b'dc:source="main"' in (result.xmp or b"")
+    assert result.icc == icc
+    assert dict(result.text) == {"comment": "a comment"}
+    assert left_out == ("GIF extension PRIVATE1234",)
+
+
+@pytest.mark.parametrize("how", ["profile", "numbers", "sRGB", "linked"])
+def test_colour_of_a_bmp_goes_into_a_png(tmp_path: Path, how: str) -> None:
+    Image.fromarray(RGB).save(tmp_path / "in.bmp")
+    old = (tmp_path / "in.bmp").read_bytes()
+    icc = matrix_profile("p3", P3, SRGB_CURVE)
+    kind = {"profile": 0x4D424544, "numbers": 0, "sRGB": 0x73524742, "linked": 0x4C494E4B}[how]
+    header = struct.pack("<I", 124) + old[18:54] + bytes(16) + struct.pack("<I", kind)
+    xyz = [(x * y / y, y, 1 - x - y) for x, y in P3[:3]]
+    points = np.array(xyz).T
+    light = np.linalg.solve(points, np.array([0.3127 / 0.329, 1, (1 - 0.3127 - 0.329) / 0.329]))
+    ends = [round(float(value) * 2**30) for value in (points * light).T.ravel()]
+    header += struct.pack("<9i", *ends) + struct.pack("<3I", *[round(2.2 * 65536)] * 3)
+    header += struct.pack("<IIII", 4, 124 + len(old) - 54, len(icc), 0)
+    whole = old[:10] + struct.pack("<I", 14 + 124) + header + old[54:] + icc
+    (tmp_path / "in.bmp").write_bytes(whole[:2] + struct.pack("<I", len(whole)) + whole[6:])
+    result, left_out = result_of(tmp_path / "in.bmp", tmp_path / "out.jpg")
+    assert result.rgb.shape == (40, 60, 3)
+    wanted = shown(icc if how in ("profile", "numbers") else None, (200, 100, 50))
+    assert np.abs(np.subtract(shown(result.icc, (200, 100, 50)), wanted)).max() <= 1
+    assert bool(left_out) == (how == "linked")
+
+
+# -- PIL ---------------------------------------------------------------------------------------------------
+
+
+def test_pil_images_keep_iptc_gamma_and_text(tmp_path: Path) -> None:
+    jpeg_with(tmp_path / "in.jpg", (0xED, b"Photoshop 3.0\0" + resource(0x0404, IPTC)))
+    with Image.open(tmp_path / "in.jpg") as image:
+        assert to_pil(grown(from_pil(image))).info["photoshop"][0x0404] == IPTC
+    png_with(tmp_path / "in.png", (b"gAMA", struct.pack(">I", 100_000)))
+    with Image.open(tmp_path / "in.png") as image:
+        icc = to_pil(grown(from_pil(image))).info["icc_profile"]
+    assert np.abs(np.subtract(shown(icc, (55, 55, 55)), (127, 127, 127))).max() <= 2

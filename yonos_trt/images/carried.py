@@ -149,7 +149,8 @@ def _color(picture: Picture, format_: str, out: Carried) -> None:
         elif format_ == "AVIF" and color.nclx is not None:
             out.icc, out.nclx = None, color.nclx
         else:
-            out.icc = color.profile(picture.icc, grey=kind.is_grey)
+            has_tags = format_ == "TIFF" and kind.format == "TIFF"  # which says it in tags of its own
+            out.icc = picture.icc if has_tags else color.profile(picture.icc, grey=kind.is_grey)
     elif out.icc is None and format_ != "JPEG" and not kind.is_grey and is_adobe_rgb(picture.exif):
         out.icc = adobe_rgb_profile()  # only in a JPEG is EXIF's word for it heard
 

@@ -266,8 +266,9 @@ def upright_exif(
     if exif.is_damaged and not (exif.main or exif.exif or exif.gps):
         return None, ("EXIF, which cannot be read (its directory is damaged)",)
     left_out = ["damaged entries of EXIF"] if exif.is_damaged else []
-    if exif.has_thumbnail and not is_tiff:
-        left_out.append("EXIF thumbnail, which shows the old picture")
+    if exif.has_thumbnail:
+        copies = "smaller copies in the TIFF, which show" if is_tiff else "EXIF thumbnail, which shows"
+        left_out.append(f"{copies} the old picture")
     unknown = [tag for tag in exif.main if tag not in DESCRIPTIVE and tag not in CODING]
     if unknown:
         left_out.append(f"tags that may describe the old pixels: {_names(unknown)}")

@@ -22,7 +22,7 @@ EXTENDED_XMP_LABEL = b"http://ns.adobe.com/xmp/extension/\0"
 PHOTOSHOP_LABEL = b"Photoshop 3.0\0"
 _ICC_LABEL = b"ICC_PROFILE\0"
 # Segments of the picture's own coding, or which only index what follows it.
-_CODING = (b"JFXX\0", b"Ducky", b"Adobe", b"MPF\0", b"Adobe_CM\0", b"urn:iso:std:iso:ts:21496:-1\0")
+_CODING = (b"Ducky", b"Adobe", b"MPF\0", b"Adobe_CM\0", b"urn:iso:std:iso:ts:21496:-1\0")
 _GAIN_MAP_MARKS = (b"urn:iso:std:iso:ts:21496", b"http://ns.adobe.com/hdr-gain-map/", b"HDRGainMap")
 _DEPTH_MARKS = (
     b"http://ns.apple.com/depthData/",
@@ -76,6 +76,10 @@ def jpeg_metadata(data: bytes) -> Metadata:
             if unit in (1, 2) and x and y:
                 factor = 1.0 if unit == 1 else _CM_PER_INCH
                 found.dpi = (x * factor, y * factor)
+            if len(body) > 14:
+                found.left_out.append("JFIF thumbnail, which shows the old picture")
+        elif marker == 0xE0 and body.startswith(b"JFXX\0"):
+            found.left_out.append("JFIF thumbnail, which shows the old picture")
         elif marker == 0xE1 and body.startswith(b"Exif\0"):
             found.exif = found.exif or body
         elif marker == 0xE1 and body.startswith(XMP_LABEL):

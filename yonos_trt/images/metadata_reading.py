@@ -14,6 +14,7 @@ from yonos_trt.images.jpeg_segments import jpeg_metadata, pixel_segments
 from yonos_trt.images.metadata import Metadata
 from yonos_trt.images.photoshop import parse_resources, resources_of_iptc
 from yonos_trt.images.png_chunks import pixel_chunks, png_metadata
+from yonos_trt.images.small_formats import add_bmp_color, add_gif_extensions, webp_left_out
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,6 +25,7 @@ __all__ = ["pil_metadata", "pixels_alone", "read_metadata"]
 
 _CM_PER_INCH = 2.54
 _ICC, _XMP, _IPTC, _PHOTOSHOP = 34675, 700, 33723, 34377
+_WHITE, _PRIMARIES = 318, 319
 
 
 def read_metadata(data: bytes, header: Header, image: Image.Image | None) -> Metadata:
@@ -55,7 +57,13 @@ def _read(data: bytes, header: Header, image: Image.Image | None) -> Metadata:
         return _tiff_metadata(data)
     assert image is not None
     found = pil_metadata(image)
-    if header.format in ("AVIF", "HEIC"):
+    if header.format == "WEBP":
+        found.left_out += webp_left_out(data)
+    elif header.format == "GIF":
+        add_gif_extensions(data, found)
+    elif header.format == "BMP":
+        add_bmp_color(data, found)
+    elif header.format in ("AVIF", "HEIC"):
         found.turned_by_xmp = False  # they turn by themselves; what was not done is said in EXIF
         found.color = avif_color(data) if found.icc is None else None
         found.left_out += avif_left_out(data)
@@ -96,6 +104,8 @@ def _tiff_metadata(data: bytes) -> Metadata:
     blocks = {tag: exif.main[tag].raw for tag in (_ICC, _XMP, _IPTC, _PHOTOSHOP) if tag in exif.main}
     found = Metadata(blocks.get(_ICC), data, blocks.get(_XMP), dpi=_exif_dpi(data), is_tiff=True)
     found.turned_by_xmp = False  # a TIFF without the tag is upright
+    if found.icc is None and _WHITE in exif.main and _PRIMARIES in exif.main:
+        found.color = _tiff_color(exif)
     if _PHOTOSHOP in blocks:
         try:
             found.resources = parse_resources(blocks[_PHOTOSHOP])
@@ -109,6 +119,20 @@ def _tiff_metadata(data: bytes) -> Metadata:
             iptc = exif.main[_IPTC].swapped().raw
         found.resources = [entry for entry in found.resources if entry[0] != 0x0404] + resources_of_iptc(iptc)
     return found
+
+
+def _tiff_color(exif: Exif) -> ColorSpace | None:
+    """White point and primaries of a TIFF; its curve is gamma 2.2 by default, which is taken for sRGB's."""
+    points = []
+    for tag, count in ((_WHITE, 2), (_PRIMARIES, 6)):
+        entry = exif.main[tag]
+        if entry.kind != 5 or entry.count != count:
+            return None
+        values = struct.unpack(f"{exif.order}{2 * count}I", entry.raw)
+        if 0 in values[1::2]:
+            return None
+        points += [top / bottom for top, bottom in zip(values[::2], values[1::2], strict=True)]
+    return ColorSpace(chromaticities=tuple(points))
 
 
 def pil_metadata(image: Image.Image) -> Metadata:
@@ -125,6 +149,9 @@ def pil_metadata(image: Image.Image) -> Metadata:
         dpi = None
     if isinstance(dpi, tuple) and len(dpi) == 2:
         found.dpi = (float(dpi[0]), float(dpi[1]))
+    resources = info.get("photoshop")  # of a JPEG: number -> data
+    if isinstance(resources, dict):
+        found.resources = [(int(n), b"", v) for n, v in resources.items() if isinstance(v, bytes)]
     comment = info.get("comment")
     if image.format == "PNG":
         names = ("exif", "xmp", "XML:com.adobe.xmp", "icc_profile")

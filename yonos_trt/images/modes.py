@@ -159,6 +159,7 @@ def to_pil(picture: Picture) -> Image.Image:
     """
     from yonos_trt.images.files import tell_left_out
     from yonos_trt.images.metadata import grown_metadata
+    from yonos_trt.images.photoshop import parse_resources
 
     color = picture.kind.color
     lost = (
@@ -171,6 +172,8 @@ def to_pil(picture: Picture) -> Image.Image:
     for name, block in (("icc_profile", _pil_profile(picture)), ("exif", exif), ("xmp", xmp)):
         if block is not None:
             info[name] = block
+    if picture.resources is not None:
+        info["photoshop"] = {number: data for number, _, data in parse_resources(picture.resources)}
     if picture.dpi is not None:
         info["dpi"] = picture.dpi
     info.update(picture.text)
