@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from .evaluate_command import INTERRUPTED, evaluate_command, named_paths
+from .weights_command import weights_command
 
 
 def parse_overrides(pairs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -192,6 +193,7 @@ def main(
 
 
 main.add_command(evaluate_command, "eval")
+main.add_command(weights_command, "weights")
 
 
 if __name__ == "__main__":

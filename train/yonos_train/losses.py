@@ -60,6 +60,14 @@ def _load(path: str | Path, what: str) -> dict[str, Tensor]:
         raise WeightsError(f"{what}: {str(path)!r} is not a readable safetensors file ({error}).") from error
 
 
+def lpips_shapes(net: Network) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors that `Lpips` reads, by name; `Dists` reads the convolutions alone."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i, shape in enumerate(CONVOLUTIONS[net]):
+        shapes |= {f"conv{i}.weight": shape, f"conv{i}.bias": shape[:1]}
+    return shapes | {f"lin{k}.weight": (1, channels, 1, 1) for k, channels in enumerate(_TAPPED[net])}
+
+
 def _check_tensors(
     weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], net: Network, path: str | Path
 ) -> None:
@@ -96,9 +104,7 @@ class _Trunk(nn.Module):
         self.net = net
         self.taps = _ALEX_TAPS if net == "alex" else _VGG_TAPS
         self.pool_before = _ALEX_POOL_BEFORE if net == "alex" else _VGG_POOL_BEFORE
-        shapes: dict[str, tuple[int, ...]] = {}
-        shapes |= {f"conv{i}.weight": shape for i, shape in enumerate(CONVOLUTIONS[net])}
-        shapes |= {f"conv{i}.bias": shape[:1] for i, shape in enumerate(CONVOLUTIONS[net])}
+        shapes = {name: shape for name, shape in lpips_shapes(net).items() if name.startswith("conv")}
         _check_tensors(weights, shapes, net, path)
         for i in range(len(CONVOLUTIONS[net])):
             for part in ("weight", "bias"):
@@ -153,9 +159,8 @@ class Lpips(nn.Module):
             raise ValueError(f"Lpips: net must be 'alex' or 'vgg'; got {net!r}.")
         weights = _load(weights_path, f"LPIPS ({net})")
         self.trunk = _Trunk(net, weights, weights_path)
-        shapes = {f"lin{k}.weight": (1, channels, 1, 1) for k, channels in enumerate(_TAPPED[net])}
-        _check_tensors(weights, shapes, net, weights_path)
-        for k in range(len(shapes)):
+        _check_tensors(weights, lpips_shapes(net), net, weights_path)
+        for k in range(5):
             self.register_buffer(f"lin{k}", weights[f"lin{k}.weight"], persistent=False)
         self.register_buffer("shift", _channels(_LPIPS_SHIFT), persistent=False)
         self.register_buffer("scale", _channels(_LPIPS_SCALE), persistent=False)
