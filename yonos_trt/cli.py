@@ -142,6 +142,7 @@ def cli() -> None:
 @click.option("--recursive", is_flag=True, help="Go into sub-folders and keep the tree.")
 @options.alpha
 @options.color_fix()
+@options.restore
 @click.option(
     "--stream",
     type=click.Choice(["auto", "always", "never"]),
@@ -319,6 +320,8 @@ def info(engine_dir: Path | None, as_json: bool, verify: bool) -> None:
         for a in artifacts:
             size = a["bytes"] / 2**20
             click.echo(f"{stage:<11} {a['runtime']} {a['precision']}  {a['file']}  {size:.1f} MiB")
+    if facts["restore"] is not None:
+        click.echo(f"dial        --restore 0 (every grain) to 1 (clean, sharp), default {facts['restore']:g}")
     for precision, psnr in facts["end_to_end_psnr_db"].items():
         click.echo(
             f"parity      {precision}: {'exact' if psnr is None else f'{psnr:.1f} dB'} against the reference"

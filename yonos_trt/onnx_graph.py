@@ -15,6 +15,7 @@ from pathlib import Path
 
 from yonos_trt.errors import EngineIntegrityError
 from yonos_trt.manifest import MANIFEST_NAME, Artifact, FileRecord, read_file
+from yonos_trt.restore import turned
 from yonos_trt.schema import REBUILD
 
 __all__ = ["LARGEST_MODEL_BYTES", "Graph", "read_graph"]
@@ -84,8 +85,15 @@ class Graph:
         return self.model if parts is None else b"".join(parts)
 
 
-def read_graph(engine_dir: str | os.PathLike[str], artifact: Artifact) -> Graph:
+def read_graph(
+    engine_dir: str | os.PathLike[str], artifact: Artifact, *, restore: float | None = None
+) -> Graph:
     """Read an ONNX artifact and its external data; every byte that comes back was hashed.
+
+    Parameters
+    ----------
+    restore
+        Where the dial of the artifact stands, 0 to 1; None or no dial: the graph as it is.
 
     Raises
     ------
@@ -97,6 +105,8 @@ def read_graph(engine_dir: str | os.PathLike[str], artifact: Artifact) -> Graph:
     """
     record = FileRecord(file=artifact.file, sha256=artifact.sha256, bytes=artifact.bytes)
     model, path = read_file(engine_dir, record), Path(engine_dir) / artifact.file
+    if restore and artifact.dial is not None:
+        model = turned(model, read_file(engine_dir, artifact.dial), restore, name=artifact.dial.file)
     try:
         names = sorted(set(_locations(memoryview(model), "model")))
     except ValueError as error:

@@ -25,6 +25,7 @@ __all__ = [
     "on_cpu",
     "precision",
     "reporting",
+    "restore",
     "scale",
     "seed",
     "threads",
@@ -123,6 +124,13 @@ def color_fix(text: str | None = "Keep the colours of the input.") -> Callable[[
     return click.option(
         "--color-fix", type=click.Choice(COLOR_FIXES), default="wavelet", show_default=True, help=text
     )
+
+
+restore = click.option(
+    "--restore",
+    type=click.FloatRange(0.0, 1.0),
+    help="Dial of the model: 0 keeps every grain, 1 cleans and sharpens; default: the model's own.",
+)
 
 
 def seed(text: str) -> Callable[[Any], Any]:

@@ -33,6 +33,7 @@ from yonos_trt.manifest import (
     load_manifest,
 )
 from yonos_trt.onnx_graph import LARGEST_MODEL_BYTES, Graph, read_graph
+from yonos_trt.restore import dial_of
 from yonos_trt.telemetry import import_onnxruntime
 
 if TYPE_CHECKING:
@@ -53,9 +54,15 @@ _MEMORY_WORDS = ("failed to allocate memory", "bad_alloc", "out of memory", "bad
 
 
 def pick_onnx(
-    manifest: EngineManifest, engine_dir: Path, precision: Precision | None = None
+    manifest: EngineManifest,
+    engine_dir: Path,
+    precision: Precision | None = None,
+    *,
+    restore: float | None = None,
 ) -> dict[str, Artifact]:
     """Choose an ONNX artifact for every stage: `precision`, or else fp32 before fp16 before bf16.
+
+    Of a model with a dial, the graph must have one or be made where `restore` wants it.
 
     Raises
     ------
@@ -66,9 +73,16 @@ def pick_onnx(
     picked: dict[str, Artifact] = {}
     for name, stage in manifest.stages.items():
         for candidate in wanted:
-            if found := stage.find("onnx", candidate):
-                picked[name] = found[0]
+            found = stage.find("onnx", candidate)
+            if fitting := [a for a in found if a.dial is not None or (a.restore or 0.0) == (restore or 0.0)]:
+                picked[name] = fitting[0]
                 break
+            if found and precision:
+                raise EngineNotFoundError(
+                    f"the {precision} graph of the stage {name} in {engine_dir} was made with restore = "
+                    f"{found[0].restore or 0.0}, wanted is {restore}; make another with: yonos-export "
+                    f"{engine_dir} --engine-dir {engine_dir} --{precision} --onnx-only --restore {restore}"
+                )
         else:
             have = ", ".join(f"{a.runtime} {a.precision}" for a in stage.artifacts) or "nothing"
             flag = f"--{precision or 'fp32'}"
@@ -100,6 +114,8 @@ class OrtBackend(NumpyBackend):
         a picture of one tile then has one lane's threads.
     kernels
         "native" (falls back to NumPy where not built) or "numpy".
+    restore
+        Where the dial of the graphs stands, 0 to 1; None: the model's default.
 
     Raises
     ------
@@ -119,6 +135,7 @@ class OrtBackend(NumpyBackend):
         threads: int | None = None,
         lanes: int = 1,
         kernels: str = "native",
+        restore: float | None = None,
     ) -> None:
         root = Path(engine_dir)
         threads = threads or usable_cpus()
@@ -134,9 +151,10 @@ class OrtBackend(NumpyBackend):
                     f"this ONNX Runtime has no execution provider {name!r}, it has {', '.join(known)}; "
                     "install the onnxruntime package that brings it, or name another one"
                 )
+        self.restore = dial_of(self.manifest, restore)
         self._sessions: dict[str, _Session] = {}
-        for name, artifact in pick_onnx(self.manifest, root, precision).items():
-            graph = read_graph(root, artifact)
+        for name, artifact in pick_onnx(self.manifest, root, precision, restore=self.restore).items():
+            graph = read_graph(root, artifact, restore=self.restore)
             stage = getattr(self.manifest.stages, name)
             self._sessions[name] = _Session(
                 name, graph, stage, self.manifest, providers, max(1, threads // lanes)

@@ -27,6 +27,7 @@ from yonos_trt.host_cpus import usable_cpus
 from yonos_trt.manifest import EngineManifest, Precision, Stage, load_manifest
 from yonos_trt.onnx_graph import Graph, read_graph
 from yonos_trt.ort import pick_onnx
+from yonos_trt.restore import dial_of
 from yonos_trt.telemetry import import_openvino
 
 __all__ = ["OpenVinoBackend"]
@@ -78,6 +79,7 @@ class OpenVinoBackend(NumpyBackend):
         threads: int | None = None,
         lanes: int = 1,
         kernels: str = "native",
+        restore: float | None = None,
     ) -> None:
         try:
             openvino = import_openvino()
@@ -105,9 +107,10 @@ class OpenVinoBackend(NumpyBackend):
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": min(lanes, threads),
         }
+        self.restore = dial_of(self.manifest, restore)
         self._networks: dict[str, _Network] = {}
-        for name, artifact in pick_onnx(self.manifest, root).items():
-            graph = read_graph(root, artifact)
+        for name, artifact in pick_onnx(self.manifest, root, restore=self.restore).items():
+            graph = read_graph(root, artifact, restore=self.restore)
             stage = getattr(self.manifest.stages, name)
             self._networks[name] = _Network(core, name, graph, stage, properties, lanes)
         _log.info(

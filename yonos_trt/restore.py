@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.errors import ConfigError, EngineIntegrityError
+from yonos_trt.schema import EngineManifest
 
-__all__ = ["dial_file", "turned"]
+__all__ = ["check_restore", "dial_file", "dial_of", "turned"]
 
 
 def check_restore(restore: float) -> float:
@@ -37,6 +38,25 @@ def check_restore(restore: float) -> float:
             f"restore is {restore!r}, expected a number from 0 (keep every grain) to 1 (clean and sharpen)"
         )
     return float(restore)
+
+
+def dial_of(manifest: EngineManifest, restore: float | None) -> float | None:
+    """Return where the model's dial stands: ``restore``, its default, or None where it has no dial.
+
+    Raises
+    ------
+    ConfigError
+        ``restore`` is given and the model has no dial, or it is out of range.
+    """
+    default = manifest.model.restore
+    if restore is None:
+        return default
+    if default is None:
+        raise ConfigError(
+            f"restore is {restore}, but {manifest.model.name} has no dial; leave restore out, or take a "
+            "model that was exported with one (yonos-export --restored)"
+        )
+    return check_restore(restore)
 
 
 def turned(graph: bytes, dial: bytes, restore: float, *, name: str) -> bytes:

@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,6 +26,7 @@ from yonos_trt.errors import (
 )
 from yonos_trt.host_cpus import usable_cpus
 from yonos_trt.manifest import EngineManifest, Precision, Runtime
+from yonos_trt.restore import check_restore, dial_of
 
 __all__ = [
     "RUNTIMES",
@@ -66,6 +67,8 @@ class Request:
         where the CPU has it.
     providers : sequence of str
         Execution providers of ONNX Runtime.
+    restore : float or None
+        Where the model's dial stands, 0 to 1; None: the model's default.
     """
 
     runtime: str = "auto"
@@ -74,6 +77,7 @@ class Request:
     threads: int | None = None
     precision: Precision | None = None
     providers: Sequence[str] = ("CPUExecutionProvider",)
+    restore: float | None = None
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
@@ -91,6 +95,8 @@ class Request:
         if self.threads is not None and self.threads > (usable := usable_cpus()):
             _log.warning("threads is %d, lowered to the %d CPUs this process may use", self.threads, usable)
             object.__setattr__(self, "threads", usable)
+        if self.restore is not None:
+            check_restore(self.restore)
         if self.device < 0:
             raise ConfigError(f"device is {self.device}, expected a CUDA device number from 0 up")
 
@@ -107,6 +113,7 @@ def open_backend(engine_dir: Path, manifest: EngineManifest, request: Request) -
     MissingExtraError
         A TensorRT runtime was asked for and its Python package is not installed.
     """
+    request = replace(request, restore=dial_of(manifest, request.restore))
     if request.runtime == "onnx":
         return _open_onnx(engine_dir, manifest, request)
     if request.runtime == "openvino":
@@ -115,6 +122,9 @@ def open_backend(engine_dir: Path, manifest: EngineManifest, request: Request) -
         return _open_tensorrt(engine_dir, manifest, request, request.runtime)
     for runtime in ("tensorrt", "tensorrt-rtx"):
         if not _has_all(manifest, runtime, request.precision):
+            continue
+        if (stands := _other_dial(manifest, runtime, request)) is not None:
+            _log.warning("the %s engines of %s are not used: %s", runtime, engine_dir, stands)
             continue
         if not probe_driver().devices:
             _log.info("no GPU (%s): the %s engines are not used", probe_driver().problem, runtime)
@@ -136,6 +146,7 @@ def _open_onnx(engine_dir: Path, manifest: EngineManifest, request: Request) -> 
         providers=request.providers,
         threads=request.threads,
         lanes=request.lanes or 1,
+        restore=request.restore,
     )
 
 
@@ -148,6 +159,7 @@ def _open_openvino(engine_dir: Path, manifest: EngineManifest, request: Request)
         precision=request.precision,
         threads=request.threads,
         lanes=request.lanes or 1,
+        restore=request.restore,
     )
 
 
@@ -158,6 +170,11 @@ def _open_tensorrt(engine_dir: Path, manifest: EngineManifest, request: Request,
             f"{engine_dir} has no {runtime} {request.precision or 'engine'} for all three stages, it has "
             f"{', '.join(have) or 'nothing'}; build it with: yonos-export {engine_dir} --engine-dir "
             f"{engine_dir} --{request.precision or 'fp16'} --runtime {runtime}"
+        )
+    if (stands := _other_dial(manifest, runtime, request)) is not None:
+        raise EngineNotFoundError(
+            f"{stands}; build others with: yonos-export {engine_dir} --engine-dir {engine_dir} "
+            f"--{request.precision or 'fp16'} --runtime {runtime} --restore {request.restore}"
         )
     driver = probe_driver()
     if not driver.devices:
@@ -178,6 +195,22 @@ def _open_tensorrt(engine_dir: Path, manifest: EngineManifest, request: Request,
         lanes=request.lanes or 2,
     )
     return opened
+
+
+def _other_dial(manifest: EngineManifest, runtime: str, request: Request) -> str | None:
+    """Say where the dial of the runtime's engines stands, if it is not where the request wants it."""
+    if request.restore is None:
+        return None
+    kind: Runtime = "tensorrt" if runtime == "tensorrt" else "tensorrt-rtx"
+    for name, stage in manifest.stages.items():
+        found = stage.find(kind, request.precision)
+        stand = sorted({a.restore or 0.0 for a in found})
+        if found and request.restore not in stand:
+            return (
+                f"the {runtime} engine of the stage {name} was built with restore = "
+                f"{', '.join(map(str, stand))}, wanted is {request.restore}"
+            )
+    return None
 
 
 def _has_all(manifest: EngineManifest, runtime: str, precision: Precision | None) -> bool:

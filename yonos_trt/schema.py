@@ -70,6 +70,7 @@ class Model(_Strict, frozen=True):
     training: dict[str, Any] = {}  # free summary: stages, steps, data, figures
     licences: tuple[Licence, ...] = ()
     card: FileRecord | None = None
+    restore: float | None = None  # default of the dial, 0 to 1; None: the model has none (yonos_trt.restore)
 
 
 class Tiles(_Strict, frozen=True):
@@ -121,6 +122,8 @@ class Artifact(_Strict, frozen=True):
     version_compatible: bool = False
     gpu: str | None = None  # name of the GPU it was built on, if any
     stripped: bool = False  # no weights inside: they come from the graph of the same precision at load
+    dial: FileRecord | None = None  # what `restore` moves this graph's weights by
+    restore: float | None = None  # where the dial stood when this was made; None: at 0, or no dial
 
 
 class Stage(_Strict, frozen=True):
@@ -181,6 +184,8 @@ class EngineManifest(_Strict, frozen=True):
             for artifact in stage.artifacts:
                 yield FileRecord(file=artifact.file, sha256=artifact.sha256, bytes=artifact.bytes)
                 yield from artifact.external
+                if artifact.dial is not None:
+                    yield artifact.dial
         if self.model.card is not None:
             yield self.model.card
         yield from self.files
@@ -207,6 +212,10 @@ def check(manifest: EngineManifest, path: Path) -> None:
         f"tiles.largest_px is {tiles.largest_px}, expected at most {LARGEST_TILE_PX}",
     )
     require(1 <= model.scale <= 16, f"model.scale is {model.scale}, expected 1 to 16")
+    require(
+        model.restore is None or 0.0 <= model.restore <= 1.0,
+        f"model.restore is {model.restore}, expected 0 to 1",
+    )
     require(model.latent_channels >= 1, f"model.latent_channels is {model.latent_channels}, expected >= 1")
     require(model.latent_factor >= 1, f"model.latent_factor is {model.latent_factor}, expected >= 1")
     require(bool(_SHA256.fullmatch(model.weights_sha256)), "model.weights_sha256 is not a SHA-256")

@@ -25,6 +25,7 @@ from yonos_trt.host_memory import available_bytes
 from yonos_trt.manifest import EngineManifest, Precision, load_manifest
 from yonos_trt.noise import LARGEST_SEED
 from yonos_trt.planning import PicturePlan, plan_picture, smaller
+from yonos_trt.restore import dial_of
 from yonos_trt.runtimes import Request, find_model, open_backend, shipped_model
 
 __all__ = ["LARGEST_BATCH", "OnTiles", "Session"]
@@ -64,6 +65,7 @@ class Session:
         threads: int | None = None,
         precision: Precision | None = None,
         providers: Sequence[str] = ("CPUExecutionProvider",),
+        restore: float | None = None,
     ) -> None:
         if color_fix not in MODES:
             raise ConfigError(f"color_fix is {color_fix!r}, expected one of {', '.join(MODES)}")
@@ -86,6 +88,7 @@ class Session:
             threads=threads,
             precision=precision,
             providers=tuple(providers),
+            restore=restore,
         )
         self.threads = self._request.threads or usable_cpus()
         self._wanted = {"tile_px": tile_px, "overlap_px": overlap_px, "batch": batch}
@@ -100,6 +103,7 @@ class Session:
                 f"scale is {scale}, but the model in {self.engine_dir} enlarges by {self.scale}; leave the "
                 "scale out, or name the engine directory of another model"
             )
+        self.restore = dial_of(self.manifest, restore)
         self._backend: Backend | None = None
         self._at_most: tuple[int, int] | None = None
         self._closed = False
@@ -195,6 +199,7 @@ class Session:
             "artifacts": {
                 name: [
                     {"runtime": a.runtime, "precision": a.precision, "file": a.file, "bytes": a.bytes,
+                     "dial": None if a.dial is None else a.dial.file, "restore": a.restore,
                      "compute_capability": list(a.compute_capability), "tensorrt_version": a.tensorrt_version}
                     for a in stage.artifacts
                 ]
@@ -205,6 +210,7 @@ class Session:
             "backend": type(self._backend).__name__ if self._backend is not None else None,
             "color_fix": self._color_fix,
             "seed": self._seed,
+            "restore": self.restore,
             "threads": self.threads,
         }  # fmt: skip
 

@@ -78,6 +78,9 @@ class SR(Session):
         "fp32", "fp16" or "bf16" artifacts; None: the best that is there.
     providers
         Execution providers of ONNX Runtime.
+    restore
+        The dial of a model that has one: 0 keeps every grain, 1 cleans and sharpens what cameras, compression
+        and time did; None: the model's default (`yonos info` shows it).
 
     Raises
     ------

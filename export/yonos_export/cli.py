@@ -41,6 +41,17 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("source", type=_FOLDER)
 @click.option("-o", "--engine-dir", type=_FOLDER, required=True, help="Engine directory to write.")
+@click.option(
+    "--restored",
+    type=click.Path(path_type=Path),
+    metavar="CHECKPOINT",
+    help="Make the model's dial: 0 is SOURCE, 1 this second training of the same networks.",
+)
+@click.option(
+    "--restore",
+    type=click.FloatRange(0.0, 1.0),
+    help="Where the dial stands in low-precision graphs and engines; with --restored the model's default.",
+)
 @click.option("--fp32", "precision", flag_value="fp32", default="fp32", help="FP32 graphs (the default).")
 @click.option("--fp16", "precision", flag_value="fp16", help="FP16 graphs with FP32 islands.")
 @click.option("--bf16", "precision", flag_value="bf16", help="BF16 graphs with FP32 islands.")

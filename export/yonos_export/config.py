@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from yonos_trt.errors import ConfigError
+from yonos_trt.restore import check_restore
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Runtime = Literal["onnx", "tensorrt", "tensorrt-rtx"]
@@ -66,6 +67,12 @@ class ExportConfig:
         engine directory whose FP32 graphs are taken as they are (then torch is not needed).
     engine_dir
         The engine directory to write. May be `source` itself: what it holds is kept, the rest is added.
+    restored
+        A second checkpoint of the same networks, trained from the weights of `source`: makes the model's dial
+        (``SR(restore=...)``), 0 being `source` and 1 this one.
+    restore
+        Where the dial stands in FP16 and BF16 graphs and in engines, 0 to 1; with `restored` also the
+        model's default. None: the model's default, and 1 for a new dial.
     precision
         ``fp32``, ``fp16`` or ``bf16``: the precision of the graph itself, with FP32 islands.
     runtime
@@ -119,6 +126,8 @@ class ExportConfig:
 
     source: Path
     engine_dir: Path
+    restored: Path | None = None
+    restore: float | None = None
     precision: Precision = "fp32"
     runtime: Runtime = "onnx"
     onnx_dir: Path | None = None
@@ -157,6 +166,10 @@ class ExportConfig:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}, expected one of {', '.join(get_args(kind))}"
                 )
+        if self.restored is not None:
+            object.__setattr__(self, "restored", Path(self.restored))
+        if self.restore is not None:
+            check_restore(self.restore)
         if not 18 <= self.opset <= 23:
             raise ConfigError(f"opset is {self.opset}, expected 18 to 23 (20 is what is tested)")
         if not 1 <= self.batch <= MAX_BATCH:

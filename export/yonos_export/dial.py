@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from yonos_export.graph_file import GraphFile
 from yonos_trt.errors import BuildError, ConfigError
 from yonos_trt.restore import dial_file, turned
 
@@ -55,6 +56,23 @@ def make_dial(base: Path, other: Path, *, stage: str) -> bytes:
     )
     _prove(raw, made, theirs, stage)
     return made
+
+
+def turned_graphs(
+    graphs: dict[str, GraphFile], dials: dict[str, bytes], restore: float, work: Path
+) -> dict[str, GraphFile]:
+    """Write the FP32 graphs as they are where the dial stands at ``restore``."""
+    folder = work / "turned"
+    folder.mkdir()
+    out = {}
+    for stage, graph in graphs.items():
+        path = folder / graph.path.name
+        raw = graph.path.read_bytes()
+        path.write_bytes(
+            turned(raw, dials[stage], restore, name=f"{stage}'s dial") if stage in dials else raw
+        )
+        out[stage] = GraphFile(path, graph.external)
+    return out
 
 
 def _prove(raw: bytes, dial: bytes, theirs: dict[str, np.ndarray], stage: str) -> None:

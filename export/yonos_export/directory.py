@@ -49,13 +49,16 @@ class Directory:
         kept = [a for a in self.artifacts[stage] if identity(a) != identity(artifact)]
         for old in self.artifacts[stage]:
             if old not in kept:
-                for name in (old.file, *(record.file for record in old.external)):
+                beside = old.external if old.dial is None else (*old.external, old.dial)
+                for name in (old.file, *(record.file for record in beside)):
                     self.files.pop(name, None)
         self.artifacts[stage] = [*kept, artifact]
         self.files.update(paths)
 
-    def add_graph(self, stage: str, graph: GraphFile, precision: Precision) -> None:
-        """Add an ONNX graph under its own file names."""
+    def add_graph(
+        self, stage: str, graph: GraphFile, precision: Precision, *, restore: float | None = None
+    ) -> None:
+        """Add an ONNX graph under its own file names; `restore` says where the dial stood for it."""
         record = file_record(graph.path)
         artifact = Artifact(
             runtime="onnx",
@@ -64,11 +67,27 @@ class Directory:
             sha256=record.sha256,
             bytes=record.bytes,
             external=tuple(file_record(path) for path in graph.external),
+            restore=restore,
         )
         self.add(stage, artifact, {p.name: p for p in (graph.path, *graph.external)})
 
+    def add_dial(self, stage: str, raw: bytes) -> None:
+        """Give the stage's FP32 graph its dial."""
+        record = _record_of(f"{stage}.dial.npz", raw)
+        self.artifacts[stage] = [
+            msgspec.structs.replace(a, dial=record) if (a.runtime, a.precision) == ("onnx", "fp32") else a
+            for a in self.artifacts[stage]
+        ]
+        self.files[record.file] = raw
+
     def add_engine(
-        self, stage: str, built: BuiltEngine, options: EngineOptions, precision: Precision
+        self,
+        stage: str,
+        built: BuiltEngine,
+        options: EngineOptions,
+        precision: Precision,
+        *,
+        restore: float | None = None,
     ) -> None:
         """Add an engine; its file name tells it from its neighbours, its identity is in the manifest."""
         name = built.path.name
@@ -90,6 +109,7 @@ class Directory:
             version_compatible=options.version_compatible,
             gpu=built.gpu,
             stripped=options.strip_weights,
+            restore=restore,
         )
         self.add(stage, artifact, {name: built.path})
 

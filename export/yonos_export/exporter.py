@@ -7,12 +7,15 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from yonos_export.config import DEFAULT_THRESHOLDS, ExportConfig, Precision
+from yonos_export.dial import make_dial, turned_graphs
 from yonos_export.directory import Directory
 from yonos_export.graph_file import GraphFile
 from yonos_export.lock import only_builder
+from yonos_export.model_info import ModelInfo
 from yonos_export.samples import Sample, make_samples, read_pictures
 from yonos_export.source import Source, fp32_graphs, open_source
 from yonos_export.verify import Chain, functions_from_onnx, gate, measure, run_chain
@@ -21,6 +24,7 @@ from yonos_trt.manifest import (
     MANIFEST_NAME,
     EngineManifest,
     artifact_path,
+    read_file,
     write_engine_dir,
 )
 
@@ -86,6 +90,11 @@ def _export(config: ExportConfig, source: Source, work: Path, report: Progress) 
         _take_over(source, directory)
     report("graphs", 0.05)
     graphs = fp32_graphs(source, work, opset=config.opset, onnx_dir=config.onnx_dir)
+    other = None if config.restored is None else open_source(config.restored)
+    dials = _dials(config, source, other, graphs, work)
+    if other is not None:
+        source = replace(source, info=_with_dial(source.info, other, config.restore))
+    stands = config.restore if config.restore is not None else source.info.restore
     samples: list[Sample] = []
     if config.verify or config.precision != "fp32":
         report("pictures", 0.15)
@@ -103,11 +112,17 @@ def _export(config: ExportConfig, source: Source, work: Path, report: Progress) 
             figures = measure(expected, candidate, samples)
             gate(figures, limits, what="the FP32 graph")
             directory.add_parity("fp32", figures)
+    for stage, dial in dials.items():
+        directory.add_dial(stage, dial)
+    if stands and (config.precision != "fp32" or config.runtime != "onnx"):
+        graphs = turned_graphs(graphs, dials, stands, work)
+        reference = functions_from_onnx({stage: graph.path for stage, graph in graphs.items()})
+        expected = [run_chain(reference, sample) for sample in samples]
     if config.precision != "fp32":
         report(f"convert {config.precision}", 0.3)
-        graphs = _low(config, graphs, samples, expected, directory, work)
+        graphs = _low(config, graphs, samples, expected, directory, work, stands)
     if config.runtime != "onnx":
-        _engines(config, source, graphs, directory, work, report)
+        _engines(config, source, graphs, directory, work, report, stands)
     manifest = directory.manifest(source)
     if config.runtime != "onnx" and config.verify:
         _try_engines(config, directory, manifest, work, report)
@@ -117,6 +132,42 @@ def _export(config: ExportConfig, source: Source, work: Path, report: Progress) 
     return manifest
 
 
+def _with_dial(info: ModelInfo, other: Source, restore: float | None) -> ModelInfo:
+    """Return the model's facts with those of its other end; the card is the other end's, which knows both."""
+    training = {**info.training, "restored": {"weights_sha256": other.weights_sha256, **other.info.training}}
+    return replace(
+        info,
+        restore=1.0 if restore is None else restore,
+        training=training,
+        licence={**info.licence, **other.info.licence},
+        card=other.info.card or info.card,
+    )
+
+
+def _dials(
+    config: ExportConfig, source: Source, other: Source | None, graphs: dict[str, GraphFile], work: Path
+) -> dict[str, bytes]:
+    """Return the dial files by stage: made from `other`, or those of an engine directory; or none."""
+    if other is not None:
+        folder = work / "restored"
+        folder.mkdir()
+        theirs = fp32_graphs(other, folder, opset=config.opset, onnx_dir=None)
+        return {name: make_dial(graph.path, theirs[name].path, stage=name) for name, graph in graphs.items()}
+    if source.info.restore is None or source.manifest is None:
+        if config.restore is not None:
+            raise ConfigError(
+                f"restore is {config.restore}, but {source.info.name} has no dial; leave it out, or make one "
+                "with --restored CHECKPOINT"
+            )
+        return {}
+    dials = {}
+    for name, stage in source.manifest.stages.items():
+        artifact = stage.find("onnx", "fp32")[0]
+        if artifact.dial is not None:
+            dials[name] = read_file(source.root, artifact.dial)
+    return dials
+
+
 def _low(
     config: ExportConfig,
     graphs: dict[str, GraphFile],
@@ -124,6 +175,7 @@ def _low(
     expected: list[Chain],
     directory: Directory,
     work: Path,
+    restore: float | None,
 ) -> dict[str, GraphFile]:
     """Convert, measure and add the FP16 or BF16 graphs."""
     from yonos_export.low_precision import low_graphs, verify_low
@@ -139,7 +191,7 @@ def _low(
         auto_islands=config.auto_islands,
     )
     for stage, graph in low.graphs.items():
-        directory.add_graph(stage, graph, precision)
+        directory.add_graph(stage, graph, precision, restore=restore)
     directory.add_file(f"{precision}.ranges.json", low.report())
     if config.verify:
         figures = verify_low(low.graphs, precision, expected, samples, config.limits, work)
@@ -154,6 +206,7 @@ def _engines(
     directory: Directory,
     work: Path,
     report: Progress,
+    restore: float | None,
 ) -> None:
     """Build and add one engine per stage."""
     from yonos_export.engine_from_onnx import build_engine
@@ -173,7 +226,7 @@ def _engines(
             stage=stage,
             progress=lambda done, start=start, what=what: report(what, start + 0.18 * done),  # type: ignore[misc]
         )
-        directory.add_engine(stage, built, options, config.precision)
+        directory.add_engine(stage, built, options, config.precision, restore=restore)
 
 
 def _try_engines(

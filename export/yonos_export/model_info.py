@@ -27,6 +27,8 @@ class ModelInfo:
         Free facts for the manifest: what was trained on what, under which terms.
     card
         Model card, Markdown; empty: none.
+    restore
+        Default of the model's dial; None: it has none.
     """
 
     name: str
@@ -45,6 +47,7 @@ class ModelInfo:
     training: dict[str, Any] = field(default_factory=dict)
     licence: dict[str, Any] = field(default_factory=dict)
     card: str = ""
+    restore: float | None = None
 
     def shape(
         self, stage: str, tensor: str, *, batch: int, tile_px: tuple[int, int]
@@ -94,6 +97,7 @@ class ModelInfo:
             weights_sha256=weights_sha256,
             training=self.training,
             licences=licence_chain(self.licence),
+            restore=self.restore,
         )
 
     def stage(self, name: str) -> Stage:
@@ -149,4 +153,5 @@ def info_from_manifest(manifest: EngineManifest, *, card: str = "") -> ModelInfo
         training=model.training,
         licence=licence,
         card=card,
+        restore=model.restore,
     )

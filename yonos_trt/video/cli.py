@@ -113,6 +113,7 @@ def _pairs(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 @options.tiling
 @options.machine
 @options.color_fix()
+@options.restore
 @click.option("--stabilize", is_flag=True, help="Average added detail over two frames along the motion.")
 @options.seed("Names the noise field of all frames.")
 @options.reporting
@@ -208,6 +209,8 @@ def _upscaler_id(sr: Any, model: dict[str, Any]) -> str:
         "memory_limit_mb", "device_memory_limit_mb",
     )  # fmt: skip
     chosen = {k: model[k] for k in changing}
+    if sr.restore is not None:
+        chosen["restore"] = sr.restore
     return json.dumps([sr.manifest.model.name, sr.manifest.model.weights_sha256, chosen])
 
 
