@@ -146,7 +146,8 @@ def test_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
             "--dry-run", "--engine-dir", "--force", "--fp16", "--fp32", "--fp32-islands",
             "--hardware-compatibility", "--help", "--keep-fp32", "--max-shape", "--min-cosine", "--min-psnr",
             "--min-shape", "--no-auto-islands", "--no-keep-fp32", "--no-verify", "--onnx-dir", "--onnx-only",
-            "--opset", "--opt-shape", "--progress", "--quiet", "--refit", "--runtime", "--strip-weights",
+            "--opset", "--opt-shape", "--progress", "--quiet", "--refit", "--restore", "--restored",
+            "--runtime", "--strip-weights",
             "--timing-cache", "--verbose", "--verify", "--verify-images", "--verify-tile",
             "--version-compatible", "--workspace",
         ]

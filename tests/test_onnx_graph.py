@@ -260,7 +260,7 @@ def read_then(
     """Open `engine` with every file swapped between its check and its session."""
     read = ort.read_graph
     graphs = {a.file: read(engine, a) for a in ort.pick_onnx(m.load_manifest(engine), engine).values()}
-    monkeypatch.setattr(ort, "read_graph", lambda root, artifact: graphs[artifact.file])
+    monkeypatch.setattr(ort, "read_graph", lambda root, artifact, **_: graphs[artifact.file])
     monkeypatch.setattr(module, "InferenceSession", opening)
     return OrtBackend(engine, threads=1)
 
