@@ -423,3 +423,99 @@ def test_doctor_gives_up_on_a_driver_that_hangs(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(driver, "_PROBE", "raise SystemExit(7)")
     monkeypatch.setattr(driver, "_TIMEOUT_S", 20.0)
     assert "failed" in driver.probe_driver.__wrapped__().problem
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Devices and threads
+
+
+def test_a_gpu_that_is_not_there_is_refused(
+    engine_dir: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from yonos_trt import runtimes
+    from yonos_trt.cuda.probe import Device, Driver
+
+    none = Driver("", (), "no driver library")
+    one = Driver("13.0", (Device(0, "GPU", "9.0", 1 << 30),), "")
+    for driver, words in ((none, "none (no driver library)"), (one, "GPUs are: 0;")):
+        monkeypatch.setattr(runtimes, "probe_driver", lambda driver=driver: driver)
+        for runtime in ("auto", "onnx"):
+            result = upscale(engine_dir, "-i", photos / "a.png", "-g", 3, "--runtime", runtime)
+            assert result.exit_code == 4
+            assert words in result.stderr
+            assert "-g -1" in result.stderr
+    assert upscale(engine_dir, "-i", photos / "a.png", "-g", -1).exit_code == 0
+
+
+def test_engines_without_a_driver_run_on_the_cpu_with_a_warning(
+    engine_dir: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from yonos_trt import runtimes
+    from yonos_trt.cuda.probe import Driver
+
+    monkeypatch.setattr(runtimes, "probe_driver", lambda: Driver("", (), "no driver library"))
+    monkeypatch.setattr(runtimes, "_has_all", lambda manifest, runtime, precision: runtime == "tensorrt")
+    result = upscale(engine_dir, "-i", photos / "a.png")
+    assert result.exit_code == 0
+    assert "WARNING yonos_trt.runtimes: no GPU (no driver library): the tensorrt engines of" in result.stderr
+    assert "run on the CPU" in result.stderr
+
+
+def test_more_threads_than_the_system_starts_are_refused(
+    engine_dir: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from yonos_trt import runtimes
+
+    monkeypatch.setattr(runtimes, "usable_cpus", lambda: 64)
+    monkeypatch.setattr(runtimes, "startable_threads", lambda count: min(count, 100))
+    result = upscale(engine_dir, "-i", photos / "a.png", "--threads", 64)
+    assert result.exit_code == 2
+    assert "the system starts 100" in result.stderr
+    assert upscale(engine_dir, "-i", photos / "a.png", "--threads", 24).exit_code == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of address space")
+@pytest.mark.parametrize(("threads", "code"), [(900, 0), (2000, 2)])
+def test_a_limit_of_memory_does_not_hang_a_run_of_many_threads(
+    engine_dir: Path, photos: Path, threads: int, code: int
+) -> None:
+    arguments = ["upscale", "-m", str(engine_dir), "-i", str(photos / "a.png"), "--threads", str(threads)]
+    shell = f'ulimit -v 4000000; exec "{sys.executable}" -m yonos_trt.cli "$@"'
+    process = subprocess.run(
+        ["bash", "-c", shell, "yonos", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert process.returncode == code, process.stderr
+    assert "threads" in process.stderr
+
+
+def test_one_picture_goes_to_stdout(engine_dir: Path, photos: Path, tmp_path: Path) -> None:
+    result = upscale(engine_dir, "-i", photos / "a.png", "-o", tmp_path / "big.png", "-q")
+    piped = upscale(engine_dir, "-i", photos / "a.png", "-o", "-")
+    assert (result.exit_code, piped.exit_code, piped.stderr) == (0, 0, "")
+    assert piped.stdout_bytes == (tmp_path / "big.png").read_bytes()
+    jpeg = upscale(engine_dir, "-i", photos / "a.png", "-o", "-", "-f", "jpg")
+    assert jpeg.stdout_bytes.startswith(b"\xff\xd8\xff")
+    folder = upscale(engine_dir, "-i", photos, "-o", "-")
+    assert (folder.exit_code, folder.stdout) == (2, "")
+    (photos / "bad.png").write_text("x")
+    bad = upscale(engine_dir, "-i", photos / "bad.png", "-o", "-")
+    assert (bad.exit_code, bad.stdout) == (1, "")
+    assert not Path("-").exists()
+
+
+def test_a_picture_with_a_text_named_icc_profile_does_not_end_a_run(
+    engine_dir: Path, photos: Path, tmp_path: Path
+) -> None:
+    from PIL import PngImagePlugin
+
+    text = PngImagePlugin.PngInfo()
+    text.add_text("icc_profile", "not a profile")
+    Image.fromarray(picture(8, 8)).save(photos / "0.png", pnginfo=text)
+    result = upscale(engine_dir, "-i", photos, "-o", tmp_path / "out")
+    assert "Traceback" not in result.output
+    assert "a_x4.png" in tree(tmp_path / "out")
+    assert result.exit_code in (0, 1)

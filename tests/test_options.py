@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import get_args
 
 import click
@@ -12,7 +13,7 @@ from yonos_trt import options
 from yonos_trt.bench.cli import bench
 from yonos_trt.cli import cli, upscale
 from yonos_trt.color import MODES
-from yonos_trt.runtimes import RUNTIMES
+from yonos_trt.runtimes import LARGEST_LANES, RUNTIMES
 from yonos_trt.sr import AlphaMode
 from yonos_trt.video.cli import video
 
@@ -24,6 +25,7 @@ def by_name(command: click.Command) -> dict[str, click.Option]:
 def test_choices_are_those_of_the_api() -> None:
     """The lists are written out in `options` because --help must not load what owns them."""
     assert options.RUNTIMES == RUNTIMES
+    assert options.LARGEST_LANES == LARGEST_LANES
     assert options.COLOR_FIXES == MODES
     assert get_args(AlphaMode) == options.ALPHA_MODES
 
@@ -73,3 +75,47 @@ def test_a_gpu_that_contradicts_is_a_usage_error(
     result = CliRunner().invoke(cli, [str(command.name), "-i", "a.png", *arguments])
     assert result.exit_code == 2
     assert words in result.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Absurd values
+
+ABSURD = ["nan", "inf", "-inf", "-99", "1e308", "9" * 30, "9" * 5000, "1x", "\u0663\u0663x"]
+# One argument that names an input; it is not there, and nobody gets as far as looking for it.
+BASE = {"upscale": ["-i", "none.png"], "video": ["-i", "none.mkv", "-o", "none_x4.mkv"], "bench": []}
+
+
+def numeric(command: click.Command) -> list[click.Option]:
+    texts = (click.Choice, click.types.StringParamType, options.LocalPath, click.Path)
+    return [
+        p
+        for p in command.params
+        if isinstance(p, click.Option) and not p.is_flag and not p.count and not isinstance(p.type, texts)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [(str(c.name), p.opts[-1]) for c in (upscale, video, bench) for p in numeric(c)],
+)
+def test_absurd_numbers_are_usage_errors(
+    name: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if option in ("--runtime", "-i", "--input"):
+        pytest.skip("takes words")
+    for value in ABSURD:
+        if option == "--crf" and value == "-99":  # encoders say themselves how far down theirs goes
+            continue
+        result = CliRunner().invoke(cli, [name, *BASE[name], f"{option}={value}"])
+        assert result.exit_code == 2, (option, value[:40], result.output)
+        assert isinstance(result.exception, SystemExit)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", ["", "a\0b", "\0"])
+@pytest.mark.parametrize("option", ["-m", "-i"])
+def test_what_cannot_be_a_path_is_a_usage_error(option: str, value: str) -> None:
+    result = CliRunner().invoke(cli, ["upscale", "-i", "none.png", option, value])
+    assert (result.exit_code, "cannot be the name" in result.output) == (2, True)
+    assert CliRunner().invoke(cli, ["info", value]).exit_code == 2

@@ -112,13 +112,13 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("more", nargs=-1, type=click.Path(path_type=Path), metavar="[INPUT]...")
+@click.argument("more", nargs=-1, type=options.LocalPath(), metavar="[INPUT]...")
 @click.option(
     "-i",
     "--input",
     "inputs",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=options.LocalPath(),
     metavar="IN",
     help="File or folder; may be given several times.",
 )
@@ -288,7 +288,7 @@ def _print_dry_run(sr: Any, jobs: Any, options: dict[str, Any]) -> None:
 
 
 @cli.command()
-@click.argument("engine_dir", required=False, type=click.Path(path_type=Path))
+@click.argument("engine_dir", required=False, type=options.LocalPath())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--verify/--no-verify", default=True, help="Hash every file.")
 def info(engine_dir: Path | None, as_json: bool, verify: bool) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["usable_cpus"]
+__all__ = ["startable_threads", "usable_cpus"]
 
 
 def usable_cpus(root: Path = Path("/")) -> int:
@@ -25,6 +26,24 @@ def usable_cpus(root: Path = Path("/")) -> int:
     # macOS and Windows have neither affinity nor control groups
     present = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([present, *(math.ceil(quota) for quota in _quotas(root))]))
+
+
+def startable_threads(count: int) -> int:
+    """Return how many of ``count`` threads can be alive at once, by starting them for a moment."""
+    started: list[threading.Thread] = []
+    end = threading.Event()
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=end.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except (RuntimeError, MemoryError):
+        pass
+    finally:
+        end.set()
+        for thread in started:
+            thread.join()
+    return len(started)
 
 
 def _quotas(root: Path) -> Iterator[float]:

@@ -6,6 +6,8 @@ common, the single options are also used by `bench`. A command lists them where 
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +18,8 @@ __all__ = [
     "ALPHA_MODES",
     "COLOR_FIXES",
     "RUNTIMES",
+    "Finite",
+    "LocalPath",
     "alpha",
     "batch",
     "color_fix",
@@ -31,6 +35,9 @@ __all__ = [
     "threads",
     "tiling",
 ]
+
+LARGEST_LANES = 64  # as in `yonos_trt.runtimes`, which --help does not load
+LARGEST_THREADS = 1024  # more are a slip of the finger, not a machine
 
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[F], F]
@@ -51,24 +58,54 @@ def compose(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return add
 
 
+class LocalPath(click.ParamType[Path]):
+    """A path that can exist: not empty (an unset variable of a shell), no NUL."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Make it a path."""
+        if not isinstance(value, (str, os.PathLike)) or not os.fspath(value) or "\0" in os.fspath(value):
+            self.fail(f"{value!r} cannot be the name of a file or folder", param, ctx)
+        return Path(value)
+
+
+class Finite(click.FloatRange):
+    """A range of numbers, to which neither "nan" nor "inf" belongs."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Make it a number."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no number to count with", param, ctx)
+        return number
+
+
 model = click.option(
     "-m",
     "--model",
     "engine_dir",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="ENGINE_DIR",
     help="Engine directory, or a shipped model's name, such as lite-x2; default: the shipped lite model.",
 )
-scale = click.option("-s", "--scale", type=int, help="Enlargement; picks the shipped model.  [default: 4]")
+scale = click.option(
+    "-s", "--scale", type=click.IntRange(1, 64), help="Enlargement; picks the shipped model.  [default: 4]"
+)
 
-batch = click.option("--batch", type=int, metavar="N", help="Tiles per batch.")
+batch = click.option("--batch", type=click.IntRange(1, 4096), metavar="N", help="Tiles per batch.")
 tiling = compose(
     click.option("-t", "--tile", "tile_px", type=int, metavar="PX", help="Tile side in output pixels."),
     click.option("--overlap", "overlap_px", type=int, metavar="PX", help="Overlap of neighbouring tiles."),
     batch,
 )
 
-threads = click.option("--threads", type=int, metavar="N", help="Host threads; default: all usable CPUs.")
+threads = click.option(
+    "--threads",
+    type=click.IntRange(1, LARGEST_THREADS),
+    metavar="N",
+    help="Host threads; default: all usable CPUs.",
+)
 precision = click.option(
     "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="Which artifacts to use."
 )
@@ -78,13 +115,19 @@ machine = compose(
         "-g",
         "--gpu",
         "device",
-        type=click.IntRange(min=-1),
+        type=click.IntRange(-1, 1023),
         metavar="N",
         default=0,
         show_default=True,
         help="CUDA device number; -1 runs on the CPU.",
     ),
-    click.option("-j", "--lanes", type=int, metavar="N", help="Tile batches worked on at the same time."),
+    click.option(
+        "-j",
+        "--lanes",
+        type=click.IntRange(1, LARGEST_LANES),
+        metavar="N",
+        help="Tile batches worked on at the same time.",
+    ),
     threads,
     click.option(
         "--runtime",
@@ -97,7 +140,7 @@ machine = compose(
     click.option(
         "--memory-limit",
         "memory_limit_mb",
-        type=int,
+        type=click.IntRange(1, 1 << 30),
         metavar="MIB",
         help="Bound on the host's working memory; tiles shrink to fit.",
     ),

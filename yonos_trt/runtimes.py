@@ -24,7 +24,7 @@ from yonos_trt.errors import (
     EngineVersionError,
     MissingExtraError,
 )
-from yonos_trt.host_cpus import usable_cpus
+from yonos_trt.host_cpus import startable_threads, usable_cpus
 from yonos_trt.manifest import EngineManifest, Precision, Runtime
 from yonos_trt.restore import check_restore, dial_of
 
@@ -114,6 +114,8 @@ def open_backend(engine_dir: Path, manifest: EngineManifest, request: Request) -
         A TensorRT runtime was asked for and its Python package is not installed.
     """
     request = replace(request, restore=dial_of(manifest, request.restore))
+    if request.device > 0:
+        _check_device(request.device)
     if request.runtime == "onnx":
         return _open_onnx(engine_dir, manifest, request)
     if request.runtime == "openvino":
@@ -127,7 +129,10 @@ def open_backend(engine_dir: Path, manifest: EngineManifest, request: Request) -
             _log.warning("the %s engines of %s are not used: %s", runtime, engine_dir, stands)
             continue
         if not probe_driver().devices:
-            _log.info("no GPU (%s): the %s engines are not used", probe_driver().problem, runtime)
+            _log.warning(
+                "no GPU (%s): the %s engines of %s are not used, its ONNX graphs run on the CPU",
+                probe_driver().problem, runtime, engine_dir,
+            )  # fmt: skip
             continue
         try:
             return _open_tensorrt(engine_dir, manifest, request, runtime)
@@ -136,9 +141,21 @@ def open_backend(engine_dir: Path, manifest: EngineManifest, request: Request) -
     return _open_onnx(engine_dir, manifest, request)
 
 
+def _check_device(number: int) -> None:
+    """Refuse a device that was named and is not there, whatever would run the networks."""
+    driver = probe_driver()
+    if number not in [device.index for device in driver.devices]:
+        have = ", ".join(str(device.index) for device in driver.devices) or f"none ({driver.problem})"
+        raise EngineDeviceError(
+            f"device is {number}, but this machine's GPUs are: {have}; leave it out (-g / device), or run on "
+            "the CPU with -g -1 / runtime='onnx'"
+        )
+
+
 def _open_onnx(engine_dir: Path, manifest: EngineManifest, request: Request) -> Backend:
     from yonos_trt.ort import OrtBackend
 
+    _check_threads(request)
     return OrtBackend(
         engine_dir,
         manifest,
@@ -150,9 +167,22 @@ def _open_onnx(engine_dir: Path, manifest: EngineManifest, request: Request) -> 
     )
 
 
+def _check_threads(request: Request) -> None:
+    """Refuse more threads than the system starts: ONNX Runtime waits for them for ever."""
+    count = request.threads or usable_cpus()
+    wanted = 3 * count + (request.lanes or 1)  # each of the three networks has a pool of its own
+    if (started := startable_threads(wanted)) < wanted:
+        raise ConfigError(
+            f"{count} threads take {wanted} in all, but the system starts {started} (a limit of memory or of "
+            f"processes); use --threads {max(1, (started - (request.lanes or 1)) // 4)} / threads, or raise "
+            "the limit"
+        )
+
+
 def _open_openvino(engine_dir: Path, manifest: EngineManifest, request: Request) -> Backend:
     from yonos_trt.ov import OpenVinoBackend
 
+    _check_threads(request)
     return OpenVinoBackend(
         engine_dir,
         manifest,

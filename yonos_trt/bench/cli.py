@@ -18,6 +18,9 @@ from yonos_trt.runtimes import RUNTIMES, find_model, shipped_model
 __all__ = ["bench", "table"]
 
 
+LARGEST_SIDE_PX = 65_536
+
+
 class _List(click.ParamType[Any]):
     """Comma-separated values."""
 
@@ -31,9 +34,12 @@ class _List(click.ParamType[Any]):
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(self._kind(part) for part in str(value).split(","))
+            values = tuple(self._kind(part) for part in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r} is not a list such as {self.name}", param, ctx)
+        if self._kind is int and not all(1 <= number <= LARGEST_SIDE_PX for number in values):
+            self.fail(f"{value!r} is out of range; expected numbers of 1 to {LARGEST_SIDE_PX}", param, ctx)
+        return values
 
 
 class _Size(click.ParamType[Any]):
@@ -48,12 +54,16 @@ class _Size(click.ParamType[Any]):
             height, width = (int(part) for part in str(value).lower().split("x"))
         except ValueError:
             self.fail(f"{value!r} is not a size; expected HEIGHTxWIDTH, for example 256x256", param, ctx)
+        if not (1 <= height <= LARGEST_SIDE_PX and 1 <= width <= LARGEST_SIDE_PX):
+            self.fail(f"{value!r} is out of range; expected sides of 1 to {LARGEST_SIDE_PX} px", param, ctx)
         return height, width
 
 
 @click.command(short_help="Time every stage and whole pictures on this machine.")
 @options.model
-@click.option("-s", "--scale", type=int, default=4, show_default=True, help="Which shipped model.")
+@click.option(
+    "-s", "--scale", type=click.IntRange(1, 64), default=4, show_default=True, help="Which shipped model."
+)
 @click.option(
     "--runtime",
     "runtimes",
@@ -71,7 +81,7 @@ class _Size(click.ParamType[Any]):
     "-g",
     "--gpu",
     "device",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, 1023),
     metavar="N",
     default=0,
     show_default=True,
@@ -80,10 +90,27 @@ class _Size(click.ParamType[Any]):
 @click.option(
     "--size", "size_lr_px", type=_Size(), default="256x256", show_default=True, help="Input picture."
 )
-@click.option("--warm-up", type=int, default=1, show_default=True, help="Pictures before the clock starts.")
-@click.option("--iterations", type=int, default=5, show_default=True, help="Pictures at least.")
 @click.option(
-    "--duration", "duration_s", type=float, default=3.0, show_default=True, help="Seconds at least."
+    "--warm-up",
+    type=click.IntRange(0, 1_000_000),
+    default=1,
+    show_default=True,
+    help="Pictures before the clock starts.",
+)
+@click.option(
+    "--iterations",
+    type=click.IntRange(1, 1_000_000),
+    default=5,
+    show_default=True,
+    help="Pictures at least.",
+)
+@click.option(
+    "--duration",
+    "duration_s",
+    type=options.Finite(0, 86_400),
+    default=3.0,
+    show_default=True,
+    help="Seconds at least.",
 )
 @click.option(
     "--percentile",

@@ -30,6 +30,7 @@ from yonos_trt.bench.stages import NETWORKS, Samples, latency, rows, stage_table
 from yonos_trt.errors import ConfigError, EngineNotFoundError, YonosError
 from yonos_trt.host_cpus import usable_cpus
 from yonos_trt.manifest import EngineManifest, Precision, load_manifest
+from yonos_trt.noise import LARGEST_SEED
 from yonos_trt.pipeline import upscale_array
 from yonos_trt.planning import plan_picture
 from yonos_trt.runtimes import Request, open_backend
@@ -102,6 +103,8 @@ class BenchConfig:
                 f"iterations {self.iterations}, warm_up {self.warm_up} and duration_s {self.duration_s}, "
                 "expected at least 1, 0 and 0"
             )
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ConfigError(f"seed is {self.seed}, expected 0 to 2^64 - 1")
         if not self.percentiles or not all(0 < p <= 100 for p in self.percentiles):
             raise ConfigError(f"percentiles are {self.percentiles}, expected numbers above 0, up to 100")
         if not (self.runtimes and self.lanes and self.tiles_px):

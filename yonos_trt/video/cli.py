@@ -41,6 +41,8 @@ class _Time(click.ParamType[float]):
             self.fail(
                 f"{value!r} is not a time; expected seconds or HH:MM:SS, for example 75.5 or 1:15.5", param
             )
+        if not seconds <= 1e9:  # nan too
+            self.fail(f"{value!r} is no time within a file", param)
         if seconds < 0:
             self.fail(f"{value!r} is negative; times count from the start of the file", param)
         if not seconds <= LAST_S:
@@ -72,7 +74,13 @@ def _pairs(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 @options.model
 @options.scale
 @click.option("-c", "--vcodec", default="libx264", show_default=True, help="FFmpeg's name of the encoder.")
-@click.option("--crf", type=float, default=16, show_default=True, help="Quality, for encoders that have it.")
+@click.option(
+    "--crf",
+    type=options.Finite(-100, 1000),
+    default=16,
+    show_default=True,
+    help="Quality, for encoders that have it.",
+)
 @click.option("--preset", help="Speed of the encoder, as it names them.")
 @click.option("--pix-fmt", help="Pixel format of the output; default: the input's.")
 @click.option("-e", "--encoder-option", "pairs", multiple=True, metavar="KEY=VALUE", help="For the encoder.")
@@ -98,10 +106,14 @@ def _pairs(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     help="Where the input's chroma samples sit.",
 )
 @click.option(
-    "--segment-frames", type=click.IntRange(min=1), default=48, show_default=True, help="Unit of resuming."
+    "--segment-frames",
+    type=click.IntRange(1, 1_000_000),
+    default=48,
+    show_default=True,
+    help="Unit of resuming.",
 )
 @click.option(
-    "--max-in-flight", type=click.IntRange(min=1), default=4, show_default=True, help="Frames in memory."
+    "--max-in-flight", type=click.IntRange(1, 1024), default=4, show_default=True, help="Frames in memory."
 )
 @click.option(
     "--hwaccel",
