@@ -93,7 +93,7 @@ scale = click.option(
     "-s", "--scale", type=click.IntRange(1, 64), help="Enlargement; picks the shipped model.  [default: 4]"
 )
 
-batch = click.option("--batch", type=click.IntRange(1, 4096), metavar="N", help="Tiles per batch.")
+batch = click.option("--batch", type=click.IntRange(1, 1024), metavar="N", help="Tiles per batch.")
 tiling = compose(
     click.option("-t", "--tile", "tile_px", type=int, metavar="PX", help="Tile side in output pixels."),
     click.option("--overlap", "overlap_px", type=int, metavar="PX", help="Overlap of neighbouring tiles."),
@@ -115,7 +115,7 @@ machine = compose(
         "-g",
         "--gpu",
         "device",
-        type=click.IntRange(-1, 1023),
+        type=click.IntRange(min=-1),
         metavar="N",
         default=0,
         show_default=True,
@@ -147,7 +147,7 @@ machine = compose(
     click.option(
         "--device-memory-limit",
         "device_memory_limit_mb",
-        type=int,
+        type=click.IntRange(1, 1 << 30),
         metavar="MIB",
         help="Bound on the GPU's memory; tiles shrink to fit.",
     ),

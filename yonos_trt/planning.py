@@ -38,7 +38,6 @@ _log = logging.getLogger(__name__)
 
 # Peak of ONNX Runtime's arena over one tile, measured on the lite x4 model (benchmarks/bench_pipeline.py).
 NETWORK_BYTES_PER_PX = 600
-_LARGEST_BATCH = 4096
 _ROW_BLOCKS = 6
 _BLOCK_BYTES = 4 << 20
 _ROW_BLOCK_BYTES_PER_PX = 12 * 16
@@ -129,9 +128,6 @@ def plan_picture(
             f"tile_px is {tile_px}, expected a multiple of {tiles.multiple_px} from {tiles.smallest_px} to "
             f"{tiles.largest_px} px of the output; the default of {manifest.model.name} is {tiles.default_px}"
         )
-
-    if batch is not None and not 1 <= batch <= _LARGEST_BATCH:
-        raise ConfigError(f"batch is {batch}, expected 1 to {_LARGEST_BATCH} tiles")
 
     def measured(cut: TilePlan, lanes: int) -> WorkingBytes:
         return (
