@@ -121,6 +121,17 @@ def test_exif_that_describes_storage_does_not_get_into_a_tiff(tmp_path: Path, na
         np.testing.assert_array_equal(tifffile.imread(path), expected)
 
 
+def test_numbers_of_a_wrong_type_or_count_are_named(tmp_path: Path) -> None:
+    main = {0x011A: Entry(5, bytes(32)), 0x0128: Entry(3, b"\2\0\2\0"), 0x010F: Entry(2, b"Camera\0")}
+    Image.fromarray(RGB).save(tmp_path / "in.png", exif=Exif("<", main=main).tobytes())
+    result, left_out = result_of(tmp_path / "in.png", tmp_path / "out.tif")
+    assert left_out == ("damaged entries of EXIF",)
+    assert result.exif is not None
+    with warnings.catch_warnings(), Image.open(tmp_path / "out.tif") as image:
+        warnings.simplefilter("error")
+        assert image.getexif()[0x010F] == "Camera"
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_exif_is_made_true_or_removed_by_name(tmp_path: Path, suffix: str) -> None:
     exif = Exif(
@@ -605,6 +616,32 @@ def test_xmp_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         found, left_out = xmp_result(tmp_path, xmp)
         assert found == b""
         assert any("XMP, which cannot be read" in entry for entry in left_out)
+
+
+@pytest.mark.parametrize(
+    "xmp",
+    [
+        xmp_of(">" + "<a>" * 5000 + "</a>" * 5000),
+        xmp_of(">" + "<a/>" * 60_000),
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/">' + b"x" * (1 << 25) + b"</x:xmpmeta>",
+    ],
+    ids=["deep", "many", "long"],
+)
+def test_xmp_that_would_take_the_stack_or_the_memory_is_named(tmp_path: Path, xmp: bytes) -> None:
+    Image.fromarray(RGB).save(tmp_path / "in.webp", xmp=xmp)
+    result, left_out = result_of(tmp_path / "in.webp", tmp_path / "out.png")
+    assert result.xmp is None
+    assert len(left_out) == 1
+    assert left_out[0].startswith("XMP, which cannot be read")
+
+
+def test_words_are_few_and_printable(tmp_path: Path) -> None:
+    chunks = [(b"pr%c%c" % (65 + n % 26, 97 + n // 26), b"") for n in range(100)]
+    png_with(tmp_path / "in.png", *chunks, (b"e\x1b[m", b""), (b"prAa", b""), (b"tEXt", b"\x1b[31m\0x"))
+    _, left_out = result_of(tmp_path / "in.png", tmp_path / "out.jpg")
+    assert len(left_out) <= 31
+    assert len(set(left_out)) == len(left_out)
+    assert "\x1b" not in "".join(left_out)
 
 
 # -- Further pictures in the file --------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from yonos_trt.images.exif import Exif, with_resolution
 from yonos_trt.images.icc import adobe_rgb_profile
-from yonos_trt.images.metadata import grown_metadata
+from yonos_trt.images.metadata import grown_metadata, tidy
 from yonos_trt.images.photoshop import iptc_of, parse_resources
 from yonos_trt.images.picture import Picture
 from yonos_trt.images.xmp import XmpError, split
@@ -132,7 +132,7 @@ def carried(picture: Picture, format_: str, height_px: int, width_px: int) -> Ca
         except XmpError as error:
             left_out.append(f"XMP of {len(out.xmp or b'')} bytes, which does not fit into a JPEG ({error})")
             out.xmp = None
-    out.left_out = tuple(left_out)
+    out.left_out = tidy(left_out)
     return out
 
 

@@ -46,7 +46,15 @@ _TYPES = {
     10: (8, 4), 11: (4, 4), 12: (8, 8), 13: (4, 4), 16: (8, 8), 17: (8, 8), 18: (8, 8), 129: (1, 1),
 }  # fmt: skip
 _SHORT, _LONG, _RATIONAL, _LONG8 = 3, 4, 5, 16
+_BIG_TYPES = (16, 17, 18)  # of BigTIFF, which EXIF is not
+_UTF8, _ASCII = 129, 2  # Exif 3.0
 _MOST_ENTRIES = 4096
+# Type and count of the numbers that travel in a first directory; readers of TIFF stumble over others.
+_SHAPES = {
+    ORIENTATION: (_SHORT, 1), X_RESOLUTION: (_RATIONAL, 1), Y_RESOLUTION: (_RATIONAL, 1),
+    RESOLUTION_UNIT: (_SHORT, 1), YCBCR_POSITIONING: (_SHORT, 1), 0x0129: (_SHORT, 2),  # page number
+    0x013E: (_RATIONAL, 2), 0x013F: (_RATIONAL, 6),  # white point, primaries
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,10 @@ class Entry:
         if letter is None:
             return ()
         return struct.unpack(f"{order}{len(self.raw) // struct.calcsize(letter)}{letter}", self.raw)
+
+    def for_tiff(self) -> Entry:
+        """Return the value in a type that TIFF knows."""
+        return Entry(_ASCII, self.raw) if self.kind == _UTF8 else self
 
     def swapped(self) -> Entry:
         """Return the value in the other byte order."""
@@ -263,6 +275,14 @@ def upright_exif(
         exif = Exif.parse(block)
     except (ValueError, struct.error) as error:
         return None, (f"EXIF, which cannot be read ({error})",)
+    for directory in (exif.main, exif.exif, exif.gps, exif.interop):
+        for tag in [tag for tag, entry in directory.items() if entry.kind in _BIG_TYPES]:
+            del directory[tag]
+            exif.is_damaged = True
+    for tag, (kind, count) in _SHAPES.items():
+        if (entry := exif.main.get(tag)) is not None and (entry.kind, entry.count) != (kind, count):
+            del exif.main[tag]
+            exif.is_damaged = True
     if exif.is_damaged and not (exif.main or exif.exif or exif.gps):
         return None, ("EXIF, which cannot be read (its directory is damaged)",)
     left_out = ["damaged entries of EXIF"] if exif.is_damaged else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +32,13 @@ __all__ = [
     "color_of",
     "grown_metadata",
     "picture_fields",
+    "tidy",
     "upright",
 ]
 
 Pixels = NDArray[Any]
+
+_MOST_WORDS, _MOST_LETTERS = 30, 300  # of what is left out
 
 _CM_PER_INCH = 2.54
 _ICC, _XMP, _IPTC, _PHOTOSHOP, _DESCRIPTION = 34675, 700, 33723, 34377, 270
@@ -140,8 +144,16 @@ def picture_fields(found: Metadata, stored_px: tuple[int, int], orientation: int
         "dpi": dpi,
         "text": found.text,
         "chunks": found.chunks,
-        "left_out": (*left_out, *gone),
+        "left_out": tidy((*left_out, *gone)),
     }
+
+
+def tidy(left_out: Iterable[str]) -> tuple[str, ...]:
+    """Return words fit to be printed: none twice, without control characters, and not too many."""
+    words = list(dict.fromkeys("".join(c if c.isprintable() else "?" for c in entry) for entry in left_out))
+    if len(words) > _MOST_WORDS:
+        words[_MOST_WORDS - 1 :] = [f"{len(words) - _MOST_WORDS + 1} further things"]
+    return tuple(word if len(word) <= _MOST_LETTERS else f"{word[:_MOST_LETTERS]} ..." for word in words)
 
 
 def grown_metadata(picture: Picture, height_px: int, width_px: int) -> tuple[bytes | None, bytes | None]:

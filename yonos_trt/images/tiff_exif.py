@@ -60,10 +60,9 @@ def add_tags(path: Path, exif: bytes | None, blocks: dict[int, bytes]) -> None:
         entry_bytes = 20 if big else 12
         new = Exif.parse(exif).in_order(order) if exif else Exif(order)
         new.main.pop(YCBCR_POSITIONING, None)  # of a JPEG's pixels
-        added: Directory = {
-            **new.main,
-            **{tag: Entry(_BYTE, raw) for tag, raw in blocks.items()},
-        }
+        new.exif = {tag: entry.for_tiff() for tag, entry in new.exif.items()}
+        added: Directory = {tag: entry.for_tiff() for tag, entry in new.main.items()}
+        added |= {tag: Entry(_BYTE, raw) for tag, raw in blocks.items()}
         if new.interop:
             at = _append(file, directory_bytes(new.interop, _align(file), order, big=big))
             new.exif[INTEROP_IFD] = _pointer(at, order, big=big)

@@ -30,7 +30,8 @@ __all__ = ["XmpError", "grown_xmp", "merged", "orientation_in", "split", "uprigh
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _XMLNS = "http://www.w3.org/2000/xmlns/"
 _TIFF, _EXIF = "http://ns.adobe.com/tiff/1.0/", "http://ns.adobe.com/exif/1.0/"
-_MOST_BYTES = 1 << 25  # parsed; a tree takes some tens of times as much
+# A tree takes some 2 kB for each element and attribute, and several times the length of its text.
+_MOST_BYTES, _MOST_NODES, _MOST_LEVELS = 1 << 25, 50_000, 100
 
 
 class XmpError(ValueError):
@@ -44,14 +45,27 @@ def _parse(xmp: bytes) -> Any:
     from xml.dom import minidom
     from xml.parsers.expat import ExpatError
 
-    if len(xmp) > _MOST_BYTES:
-        raise XmpError(f"{len(xmp)} bytes, more than the {_MOST_BYTES} that are taken")
+    if len(xmp) > _MOST_BYTES or xmp.count(b"<") + xmp.count(b"=") > _MOST_NODES:
+        raise XmpError(f"{len(xmp)} bytes of more entries than a tree is made of")
     if b"<!DOCTYPE" in xmp or b"<\0!\0D\0O\0C\0T" in xmp or b"\0<\0!\0D\0O\0C\0T" in xmp:
         raise XmpError("it has a document type, which XMP has not")
     try:
-        return minidom.parseString(_declared(xmp.strip(b"\0 \t\r\n")))
+        tree = minidom.parseString(_declared(xmp.strip(b"\0 \t\r\n")))
+        _check_depth(tree)
+        return tree
+    except XmpError:
+        raise
     except (ExpatError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise XmpError(str(error)) from error
+
+
+def _check_depth(tree: Any) -> None:
+    """Refuse what would exhaust the stack of functions that go down a tree."""
+    level = [tree]
+    for _ in range(_MOST_LEVELS):
+        level = [child for node in level for child in node.childNodes if _is_element(child)]
+    if level:
+        raise XmpError(f"elements are nested deeper than {_MOST_LEVELS} levels")
 
 
 def _declared(xmp: bytes) -> bytes:
