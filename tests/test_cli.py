@@ -22,7 +22,7 @@ from PIL import Image, PngImagePlugin
 
 from yonos_trt import errors
 from yonos_trt.cli import LAZY_COMMANDS, cli, exit_code
-from yonos_trt.images import read_image
+from yonos_trt.images import MAX_PIXELS, read_image
 from yonos_trt.sr import SR
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -519,3 +519,14 @@ def test_a_picture_with_a_text_named_icc_profile_does_not_end_a_run(
     assert "Traceback" not in result.output
     assert "a_x4.png" in tree(tmp_path / "out")
     assert result.exit_code in (0, 1)
+
+
+def test_limit_of_pixels_can_be_raised_as_its_message_says(engine_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path)
+    result = run("upscale", "-i", path, "-m", engine_dir, "--max-pixels", 599)
+    assert result.exit_code == 1
+    assert "raise max_pixels (--max-pixels)" in result.stderr
+    assert run("upscale", "-i", path, "-m", engine_dir, "--max-pixels", 600).exit_code == 0
+    (option,) = (p for p in cli.commands["upscale"].params if p.name == "max_pixels")
+    assert option.default == MAX_PIXELS

@@ -625,3 +625,25 @@ def test_importing_the_package_and_naming_sr_needs_no_third_party_but_numpy_and_
     assert yonos_trt.SR is SR
     assert "torch" not in vars(sys.modules["yonos_trt.sr"])
     assert os.fspath(SR.__module__) == "yonos_trt.sr"
+
+
+# -- The limit of declared pixels -------------------------------------------------------------------------
+
+
+def test_limit_of_pixels_is_refused_before_the_work_and_its_remedy_works(
+    engine_dir: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(path)
+    with SR(engine_dir, max_pixels=599) as sr:
+        for attempt in (lambda: sr.upscale(path), lambda: sr.upscale_file(path, tmp_path / "y.png")):
+            with pytest.raises(
+                InputError, match=r"declares 30 x 20 pixels, the limit is 599; .*raise max_pixels"
+            ):
+                attempt()
+        assert sr.upscale(np.zeros((20, 30, 3), np.uint8)).shape[0] > 20  # arrays are there already
+    for enough in (600, None):
+        with SR(engine_dir, max_pixels=enough) as sr:
+            sr.upscale_file(path, tmp_path / "y.png")
+    with pytest.raises(ConfigError, match="max_pixels is 0"):
+        SR(engine_dir, max_pixels=0)

@@ -151,6 +151,14 @@ def cli() -> None:
     help="Write rows as they are finished (png, tiff).",
 )
 @options.seed("Names the noise field.")
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(min=1),
+    default=1 << 28,  # yonos_trt.images.MAX_PIXELS, without importing that here
+    show_default=True,
+    metavar="N",
+    help="Refuse files that declare more pixels, before they are decoded.",
+)
 @options.reporting
 def upscale(
     more: tuple[Path, ...],

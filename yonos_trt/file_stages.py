@@ -42,7 +42,7 @@ class FileStages:
         """Decode the source; refuse what cannot be written to the target."""
         from yonos_trt.images import check_output, read_image
 
-        picture = read_image(job.source)
+        picture = read_image(job.source, max_pixels=self._sr.max_pixels)
         if self._alpha == "drop":
             picture = picture.without_alpha()
         height, width = picture.height_px * self._sr.scale, picture.width_px * self._sr.scale

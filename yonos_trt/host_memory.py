@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["available_bytes"]
+import numpy as np
+
+__all__ = ["available_bytes", "require_bytes"]
 
 
 def available_bytes(root: Path = Path("/")) -> int:
@@ -44,3 +46,11 @@ def _field(path: Path, name: str) -> int | None:
     except (OSError, ValueError):
         pass
     return None
+
+
+def require_bytes(count: int) -> None:
+    """Raise MemoryError unless `count` bytes can be taken now; nothing is kept, no page is touched.
+
+    For libraries that end the process, or blame the file, when memory runs out.
+    """
+    np.empty(count, np.uint8)

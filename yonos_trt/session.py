@@ -22,6 +22,7 @@ from yonos_trt.color import MODES
 from yonos_trt.errors import ClosedError, ConfigError, OutOfMemoryError
 from yonos_trt.host_cpus import usable_cpus
 from yonos_trt.host_memory import available_bytes
+from yonos_trt.images.reading import MAX_PIXELS
 from yonos_trt.manifest import EngineManifest, Precision, load_manifest
 from yonos_trt.noise import LARGEST_SEED
 from yonos_trt.planning import PicturePlan, plan_picture, smaller
@@ -66,6 +67,7 @@ class Session:
         precision: Precision | None = None,
         providers: Sequence[str] = ("CPUExecutionProvider",),
         restore: float | None = None,
+        max_pixels: int | None = MAX_PIXELS,
     ) -> None:
         if color_fix not in MODES:
             raise ConfigError(f"color_fix is {color_fix!r}, expected one of {', '.join(MODES)}")
@@ -81,6 +83,9 @@ class Session:
             raise ConfigError(f"batch is {batch}, expected 1 to {LARGEST_BATCH}")
         self._host_limit_bytes = None if memory_limit_mb is None else memory_limit_mb << 20
         self._device_limit_bytes = None if device_memory_limit_mb is None else device_memory_limit_mb << 20
+        if max_pixels is not None and max_pixels < 1:
+            raise ConfigError(f"max_pixels is {max_pixels}, expected at least 1, or None for no limit")
+        self.max_pixels = max_pixels
         self._request = Request(
             runtime=runtime,
             device=device,

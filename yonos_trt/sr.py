@@ -81,6 +81,9 @@ class SR(Session):
     restore
         The dial of a model that has one: 0 keeps every grain, 1 cleans and sharpens what cameras, compression
         and time did; None: the model's default (`yonos info` shows it).
+    max_pixels
+        Refuse files that declare more pixels, before anything is decoded: a few bytes can declare billions.
+        None: no limit. Arrays, PIL images and `Picture` objects are there already and have none.
 
     Raises
     ------
@@ -142,7 +145,9 @@ class SR(Session):
             from yonos_trt.images import read_image
 
             self._opened()
-            return UpscaledImage(self._picture(read_image(image), alpha, on_tiles))
+            return UpscaledImage(
+                self._picture(read_image(image, max_pixels=self.max_pixels), alpha, on_tiles)
+            )
         if isinstance(image, Picture):
             return UpscaledImage(self._picture(image, alpha, on_tiles))
         if isinstance(image, np.ndarray):
@@ -219,7 +224,7 @@ class SR(Session):
             raise ConfigError(f"stream is {stream!r}, expected auto, always or never")
         target = Path(target)
         self._opened()
-        picture = source if isinstance(source, Picture) else read_image(source)
+        picture = source if isinstance(source, Picture) else read_image(source, max_pixels=self.max_pixels)
         if alpha == "drop":
             picture = picture.without_alpha()
         height, width = picture.height_px * self.scale, picture.width_px * self.scale

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.errors import InputError, MissingExtraError
+from yonos_trt.host_memory import require_bytes
 from yonos_trt.images.alpha import unpremultiply
 from yonos_trt.images.header import Header, MalformedError
 from yonos_trt.images.metadata import color_of, picture_fields, upright
@@ -25,7 +26,7 @@ Pixels = NDArray[Any]
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PREMULTIPLIED = 0, 1, 2, 1
 
 
-def deep_png(data: bytes) -> Pixels:
+def deep_png(data: bytes, header: Header) -> Pixels:
     """16-bit PNG with colour or alpha -> (H, W, 2|3|4) uint16, transparent colour resolved to alpha."""
     try:
         import pyvips
@@ -33,6 +34,7 @@ def deep_png(data: bytes) -> Pixels:
         raise MissingExtraError(
             "reading 16-bit colour PNG", package="pyvips", extra="images", reason=str(error)
         ) from error
+    require_bytes((48 << 20) + 2 * header.channels * header.height_px * header.width_px)
     image = pyvips.Image.new_from_buffer(data, "", access="sequential", fail_on="warning")
     pixels = np.asarray(image.numpy())
     if pixels.dtype != np.uint16 or pixels.ndim != 3:
@@ -92,8 +94,7 @@ def deep_tiff(data: bytes, header: Header, name: str) -> Picture:
         pixels[..., :1] = top - pixels[..., :1]
     channels = int(pixels.shape[2])
     if channels in (2, 4) and header.tags.get(338, (0,))[0] == _PREMULTIPLIED:
-        straight = unpremultiply(pixels[..., :-1], pixels[..., -1])
-        pixels = np.concatenate([straight, pixels[..., -1:]], axis=2)
+        unpremultiply(pixels[..., :-1], pixels[..., -1])
     found = read_metadata(data, header, None)
     kind_out = Kind(("L", "LA", "RGB", "RGBA")[channels - 1], pixels.dtype.name, format="TIFF", source="file")
     return picture_from_channels(

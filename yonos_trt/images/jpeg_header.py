@@ -12,11 +12,13 @@ import struct
 import threading
 from collections.abc import Iterator
 
+from yonos_trt.host_memory import require_bytes
 from yonos_trt.images.header import Header, MalformedError
 
 __all__ = ["check_jpeg_pixels", "jpeg_header", "segments"]
 
 _SOS, _EOI, _APP0, _APP15, _COM = 0xDA, 0xD9, 0xE0, 0xEF, 0xFE
+_DECODER_BYTES = 48 << 20  # buffers and threads of libvips
 _ASKING = threading.Lock()
 _BASELINE = (0xC0, 0xC1)  # sequential, Huffman coded
 _TAIL_BYTES = 16
@@ -76,7 +78,7 @@ def jpeg_header(data: bytes) -> Header:
     return Header("JPEG", *size)
 
 
-def check_jpeg_pixels(data: bytes) -> None:
+def check_jpeg_pixels(data: bytes, header: Header) -> None:
     """Decode a JPEG that passed ``jpeg_header`` with libvips; refuse it if that decoder warns of damage.
 
     A baseline picture is decoded a second time without the last of its coded bytes: if nothing is missing
@@ -88,7 +90,10 @@ def check_jpeg_pixels(data: bytes) -> None:
     ------
     MalformedError
         Names the damage in the decoder's words.
+    MemoryError
+        There is no room for the decoding.
     """
+    require_bytes(_DECODER_BYTES + 8 * header.height_px * header.width_px)  # the coefficients, if progressive
     kept, scan_at, frame = [data[:2]], 2, 0
     for marker, start, scan_at in segments(data):
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
@@ -122,7 +127,7 @@ class _Said(logging.Handler):
 
 
 def _damage(data: bytes) -> str | None:
-    """Return what libvips says is damaged, "" if nothing is, None without libvips."""
+    """Return what libvips says is damaged, "" if nothing is, None without it or if it fails otherwise."""
     try:
         import pyvips
     except (ImportError, OSError):
@@ -140,6 +145,8 @@ def _damage(data: bytes) -> str | None:
             pyvips.Image.new_from_buffer(data, "", fail_on="warning", access="sequential").avg()
         except pyvips.Error as error:
             said.text += str(error)
+            if not _DAMAGE.search(said.text):
+                return None
         finally:
             log.removeHandler(said)
             log.setLevel(before[0])

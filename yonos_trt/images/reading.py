@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.errors import InputError, MissingExtraError, OutOfMemoryError
+from yonos_trt.host_memory import require_bytes
 from yonos_trt.images.deep import deep_png, deep_tiff, pillow_keeps_tiff
 from yonos_trt.images.header import FORMAT_SUFFIXES, Header, MalformedError
 from yonos_trt.images.inspection import check_png_pixels, inspect
@@ -34,6 +35,9 @@ Pixels = NDArray[Any]
 
 # Largest picture accepted without asking: 16 384 x 16 384. A few bytes can declare 65 535 x 65 535.
 MAX_PIXELS = 1 << 28
+
+# What reading an 8-bit picture takes at most (docs/images.md).
+_DECODER_BYTES_PER_PIXEL = 32
 
 
 def read_image(
@@ -67,6 +71,7 @@ def read_image(
     if not isinstance(source, (str, bytes, os.PathLike)):
         return from_pil(source)
     name = "<bytes>" if isinstance(source, bytes) else os.fspath(source)
+    header = None
     try:
         data = source if isinstance(source, bytes) else _file_bytes(Path(source))
         header = inspect(data)
@@ -82,6 +87,8 @@ def read_image(
     except (
         Exception
     ) as error:  # decoders raise OSError, ValueError, SyntaxError, TypeError, struct.error, ...
+        if _memory_is_short(error, header):
+            raise out_of_memory(name) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"{name}: cannot be decoded, the file is damaged or unsupported: {reason}"
@@ -172,6 +179,17 @@ def out_of_memory(name: str) -> OutOfMemoryError:
     )
 
 
+def _memory_is_short(error: Exception, header: Header | None) -> bool:
+    """Tell a decoder that ran out of memory from one that met damage: few raise MemoryError."""
+    if "memory" in str(error).lower() or header is None:
+        return header is not None
+    try:
+        require_bytes(_DECODER_BYTES_PER_PIXEL * header.height_px * header.width_px)
+    except MemoryError:
+        return True
+    return False
+
+
 def _check_suffix(path: Path, header: Header) -> None:
     suffix, fitting = path.suffix.lower(), FORMAT_SUFFIXES[header.format]
     if suffix and suffix not in fitting:
@@ -191,7 +209,7 @@ def _check_size(name: str, height_px: int, width_px: int, max_pixels: int | None
     if max_pixels is not None and height_px * width_px > max_pixels:
         raise InputError(
             f"{name}: declares {width_px} x {height_px} pixels, the limit is {max_pixels}; "
-            "if the picture is what it says, raise max_pixels"
+            "if the picture is what it says, raise max_pixels (--max-pixels)"
         )
 
 
@@ -210,13 +228,13 @@ def _decode(data: bytes, header: Header, name: str, max_pixels: int | None) -> P
             f"{name}: {header.bits}-bit {header.format} is not supported; convert it to a 16-bit PNG"
         )
     if header.format == "JPEG":
-        check_jpeg_pixels(data)
+        check_jpeg_pixels(data, header)
     image = _open_pillow(pixels_alone(data, header.format), header.format)
     _check_size(name, image.height, image.width, max_pixels)
     if header.format == "AVIF" and getattr(image, "n_frames", 1) > 1:
         raise _animated(name, getattr(image, "n_frames", 2), header.format)
     if header.format == "PNG" and header.bits == 16 and header.channels > 1:
-        pixels = deep_png(data)
+        pixels = deep_png(data, header)
         mode = {2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[2]]
         found = read_metadata(data, header, None)
         return _finish(pixels, Kind(mode, "uint16"), found, name, format_="PNG", source="file")
