@@ -136,6 +136,7 @@ def cli() -> None:
 @click.option(
     "--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="For jpg, webp and avif."
 )
+@click.option("--drop-depth", is_flag=True, help="Round to the format's depth: 16 bits into jpg or webp.")
 @click.option("--suffix", default="_x{scale}", show_default=True, help="Added to derived output names.")
 @click.option("--overwrite", "existing", flag_value="overwrite", help="Replace outputs that exist.")
 @click.option("--skip-existing", "existing", flag_value="skip", help="Leave out inputs whose output exists.")
@@ -169,6 +170,7 @@ def upscale(
     suffix: str,
     format: str | None,
     quality: int,
+    drop_depth: bool,
     alpha: str,
     stream: Any,
     progress: str,
@@ -207,7 +209,10 @@ def upscale(
     plan = plan_jobs(paths, output, scale=sr.scale, suffix=suffix, format=format, recursive=recursive)
     jobs = plan.jobs
     save = SaveOptions(
-        quality=quality, drop_alpha=alpha == "drop", palette="rgb" if stream == "always" else "adaptive"
+        quality=quality,
+        drop_alpha=alpha == "drop",
+        drop_depth=drop_depth,
+        palette="rgb" if stream == "always" else "adaptive",
     )
     if dry_run:
         if to_stdout:

@@ -173,7 +173,7 @@ def fit_kind(
             raise InputError(
                 f"{name}: {target.name} cannot hold {kind.bits} bits per sample; write "
                 f"{'.png or .tiff' if kind.dtype == 'uint16' else '.tiff'}, "
-                f"or round to {deepest} explicitly (drop_depth=True)"
+                f"or round to {deepest} explicitly (drop_depth=True, --drop-depth)"
             )
         kind = replace(kind, dtype=deepest)
     no_palette = options.palette == "rgb" or "P" not in target.modes
