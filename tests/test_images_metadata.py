@@ -26,6 +26,7 @@ from yonos_trt.images import (
     to_pil,
     write_image,
 )
+from yonos_trt.images.avif_boxes import avif_color, avif_left_out
 from yonos_trt.images.carried import Carried
 from yonos_trt.images.color_space import ColorSpace
 from yonos_trt.images.exif import Entry, Exif
@@ -691,6 +692,9 @@ APPLE = xmp_of('HDRGainMap:HDRGainMapVersion="65536">', HDRGainMap="http://ns.ap
         ([(0xE2, b"MPF\0" + bytes(40))], small_jpeg(), "further pictures"),
         ([], b"SEFH private", "bytes behind the end"),
         ([(0xEB, b"JP\0\1jumb")], b"", "APP11"),
+        ([(0xED, b"Adobe_Photoshop2.5:old")], b"", "APP13 (Adobe_Photoshop2.5"),
+        ([(0xE1, b"QVCI\0private")], b"", "APP1 (QVCI"),
+        ([(0xE0, b"JFXX\0\x10thumb")], b"", "JFIF thumbnail"),
     ],
 )
 def test_what_follows_the_picture_is_named(
@@ -701,6 +705,49 @@ def test_what_follows_the_picture_is_named(
     assert any(word in entry for entry in left_out), left_out
     assert b"MotionPhoto" not in (result.xmp or b"")
     assert b"MicroVideo" not in (result.xmp or b"")
+
+
+def box(kind: bytes, *parts: bytes) -> bytes:
+    body = b"".join(parts)
+    return struct.pack(">I4s", 8 + len(body), kind) + body
+
+
+def heif(*properties: bytes, entry: bytes = b"") -> bytes:
+    """Boxes of a picture, item 1, with properties; no pixels."""
+    associated = struct.pack(">IIHB", 0, 1, 1, len(properties)) + bytes(range(1, len(properties) + 1))
+    return box(b"ftyp", b"avif\0\0\0\0avif") + box(
+        b"meta",
+        bytes(4),
+        box(b"pitm", struct.pack(">IH", 0, 1)),
+        box(b"iinf", struct.pack(">IH", 0, 1), box(b"infe", struct.pack(">IHH", 2 << 24, 1, 0), entry)),
+        box(b"iprp", box(b"ipco", *properties), box(b"ipma", associated)),
+    )
+
+
+def test_parts_of_an_avif_that_are_not_carried_are_named() -> None:
+    gain_map = box(b"auxC", bytes(4), b"urn:com:apple:photo:2020:aux:hdrgainmap\0")
+    depth = box(b"auxC", bytes(4), b"urn:mpeg:mpegB:cicp:systems:auxiliary:depth\0")
+    alpha = box(b"auxC", bytes(4), b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha\0")
+    light, wide = box(b"clli", bytes(4)), box(b"pasp", struct.pack(">II", 2, 1))
+    square = box(b"pasp", struct.pack(">II", 1, 1))
+    assert avif_left_out(heif(alpha, square, entry=b"av01\0")) == []
+    found = avif_left_out(heif(gain_map, depth, light, wide, entry=b"tmap\0"))
+    assert [word for word in ("gain map", "depth map", "clli", "pasp") if word not in " ".join(found)] == []
+    assert len(found) == 4  # the gain map once
+
+
+def test_colour_of_an_avif_is_that_of_its_profile_box_or_sequence_header() -> None:
+    nclx = box(b"colr", b"nclx", struct.pack(">HHHB", 9, 16, 9, 0x80))
+    profile = box(b"colr", b"prof", b"icc")
+    assert avif_color(heif(nclx)) == ColorSpace((9, 16, 1))
+    assert avif_color(heif(nclx, profile)) is None
+    assert avif_color(heif(box(b"colr", b"nclx", struct.pack(">HHHB", 1, 13, 6, 0x80)))) is None
+    # A reduced still picture header: profile 0, level, sizes of 8 bits, no tools, 8 bit, described as P3.
+    bits = "000110000001110111" + 16 * "0" + "000000001"
+    bits += f"{12:08b}{13:08b}{6:08b}"
+    payload = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+    header = bytes((0x0A, len(payload))) + payload
+    assert avif_color(heif(box(b"av1C", b"\x81\0\0\0", header))) == ColorSpace((12, 13, 1))
 
 
 # -- TIFF --------------------------------------------------------------------------------------------------

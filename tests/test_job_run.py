@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import in_own_process, make_engine_dir, picture
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from yonos_trt import claims
 from yonos_trt.atomic import remove_leftovers
@@ -434,6 +434,30 @@ def test_files_are_those_of_upscale_file(
         for job in real:
             alone = sr.upscale_file(job.source, tmp_path / "alone.png", stream=stream)
             assert alone.read_bytes() == job.target.read_bytes()
+
+
+@pytest.mark.parametrize("stream", ["always", "never"])
+def test_what_is_left_out_is_told_by_every_way_of_writing(
+    engine_dir: Path, tmp_path: Path, stream: Any
+) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Title", "one")
+    text.add(b"prVt", b"private")
+    Image.fromarray(picture(20, 30)).save(tmp_path / "a.png", pnginfo=text)
+    expected = (
+        "PNG chunk prVt (unknown to this program)",
+        "text (Title), which TIFF cannot hold",
+    )
+    with SR(engine_dir, threads=1) as sr:
+        told: list[tuple[str, ...]] = []
+        sr.upscale_file(tmp_path / "a.png", tmp_path / "b.tif", stream=stream, on_left_out=told.append)
+        assert told == [expected]
+        jobs = [Job(tmp_path / "a.png", tmp_path / "c.tif")]
+        assert run_jobs(jobs, FileStages(sr, stream=stream), Told()).left_out == [(jobs[0], expected)]
+        result = sr.upscale(tmp_path / "a.png")
+        assert result.left_out == expected[:1]
+        result.save(tmp_path / "d.tif")
+        assert result.left_out == expected
 
 
 def test_a_format_without_rows_fails_where_the_result_does_not_fit(

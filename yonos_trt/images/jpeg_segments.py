@@ -22,7 +22,13 @@ EXTENDED_XMP_LABEL = b"http://ns.adobe.com/xmp/extension/\0"
 PHOTOSHOP_LABEL = b"Photoshop 3.0\0"
 _ICC_LABEL = b"ICC_PROFILE\0"
 # Segments of the picture's own coding, or which only index what follows it.
-_CODING = (b"Ducky", b"Adobe", b"MPF\0", b"Adobe_CM\0", b"urn:iso:std:iso:ts:21496:-1\0")
+_CODING = (
+    (0xEC, b"Ducky"),
+    (0xEE, b"Adobe"),
+    (0xED, b"Adobe_CM\0"),
+    (0xE2, b"MPF\0"),
+    (0xE2, b"urn:iso:std:iso:ts:21496:-1\0"),
+)
 _GAIN_MAP_MARKS = (b"urn:iso:std:iso:ts:21496", b"http://ns.adobe.com/hdr-gain-map/", b"HDRGainMap")
 _DEPTH_MARKS = (
     b"http://ns.apple.com/depthData/",
@@ -96,7 +102,7 @@ def jpeg_metadata(data: bytes) -> Metadata:
             comments.append(body.rstrip(b"\0").decode("utf-8", "replace"))
         elif 0xE0 <= marker <= 0xEF:
             has_gain_map = has_gain_map or body.startswith(b"urn:iso:std:iso:ts:21496:-1\0")
-            if not body.startswith(_CODING):
+            if not any(marker == number and body.startswith(label) for number, label in _CODING):
                 unknown.append(f"APP{marker - 0xE0} ({_label(body)})")
     if sorted(profile) == [(number, len(profile)) for number in range(1, len(profile) + 1)]:
         found.icc = b"".join(profile[key] for key in sorted(profile)) or None
