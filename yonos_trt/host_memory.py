@@ -7,17 +7,28 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["available_bytes", "require_bytes"]
+__all__ = ["available_bytes", "physical_bytes", "require_bytes"]
+
+_ASSUMED_BYTES = 4 << 30
 
 
 def available_bytes(root: Path = Path("/")) -> int:
     """Return the bytes that can be taken without swapping, within the limit of the control group.
 
     Linux: ``MemAvailable``, and for a container ``memory.max - memory.current + inactive_file`` (page cache
-    counts as used there, but gives way). Where nothing of that can be read: half of the physical memory.
+    counts as used there, but gives way). Where nothing of that can be read: half of the physical memory, and
+    2 GiB where the system does not tell that either (Windows).
     """
     known = [value for value in (_meminfo(root), _cgroup(root)) if value is not None]
-    return min(known) if known else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return min(known) if known else (physical_bytes() or _ASSUMED_BYTES) // 2
+
+
+def physical_bytes() -> int | None:
+    """Return the bytes of memory in this machine; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows has no such call
+        return None
 
 
 def _meminfo(root: Path) -> int | None:

@@ -6,12 +6,14 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from yonos_trt.host_cpus import usable_cpus
+from yonos_trt.host_memory import physical_bytes
 
 __all__ = ["DeviceMemory", "PeakMemory", "describe_machine"]
 
@@ -39,7 +41,7 @@ def describe_machine() -> dict[str, Any]:
         "cores": usable_cpus(),
         "instructions": [flag for flag in _FLAGS if flag in flags],
         "clock_mhz": _number(info.get("cpu MHz")),
-        "memory_gib": round(_memory_bytes() / 2**30, 1),
+        "memory_gib": round((physical_bytes() or 0) / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "load_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
@@ -64,13 +66,6 @@ def _number(text: str | None) -> float | None:
         return None if text is None else float(text)
     except ValueError:
         return None
-
-
-def _memory_bytes() -> int:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        return 0
 
 
 def _version(package: str) -> str | None:
@@ -177,6 +172,9 @@ def _status_bytes(field: str) -> int:
                 return int(line.split()[1]) << 10
     except OSError:
         pass
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return highest if sys.platform == "darwin" else highest << 10

@@ -86,6 +86,8 @@ def _open_to_all(folder: Path) -> bool:
 
 
 def _check_owner(place: Path) -> None:
+    if not hasattr(os, "getuid"):  # Windows: files have no owner's number
+        return
     owner, trusted = place.stat().st_uid, {os.getuid(), place.parent.stat().st_uid}
     if owner not in trusted:
         raise PermissionError(f"it belongs to user {owner}, expected {sorted(trusted)}; delete it")
