@@ -33,7 +33,7 @@ from yonos_trt.video.info import (
 )
 from yonos_trt.video.layouts import REPACKED, WITH_ALPHA
 from yonos_trt.video.packets import UNCOUNTED_CODECS, PacketDecoder, Tally
-from yonos_trt.video.structure import structural_damage
+from yonos_trt.video.structure import ffv1_is_whole, structural_damage
 from yonos_trt.video.survey import Survey, continuous, survey
 
 if TYPE_CHECKING:
@@ -217,8 +217,14 @@ class VideoReader:
         with container:
             stream = main_video_stream(container, self.name)
             clock = Fraction(container.start_time or 0, av.time_base)
-            end = None if end_s is None else clock + exact_seconds(end_s)
-            self.survey = found = survey(container, stream, name=self.name, end_s=end)
+            start_s = self._interval_s[0]
+            self.survey = found = survey(
+                container,
+                stream,
+                name=self.name,
+                start_s=None if start_s is None else clock + exact_seconds(start_s),
+                end_s=None if end_s is None else clock + exact_seconds(end_s),
+            )
             damage = list(found.damage)
             if found.whole:
                 in_memory = not container.name.startswith("file:")  # animated WebP, which is whole
@@ -256,6 +262,7 @@ class VideoReader:
         self._tally = Tally(self._stream.codec_context.name not in UNCOUNTED_CODECS)
         self._reason = "the decoder gave no frame for it"
         self._packets = 0
+        self._leading = 0  # packets before the first key frame, in the file or on screen, left out
         self._end_byte = 0  # where the last packet ended
         if start_s and not piped and not self.survey.joins:
             clock = Fraction(self._container.start_time or 0, require_av().time_base)
@@ -306,7 +313,11 @@ class VideoReader:
         """
         packets = continuous(self._container.demux(self._stream), self.survey.joins)
         first_key: int | None = None
-        skips_leading = self._stream.codec_context.name == "h264" and self.survey.keys > 0
+        whole = True  # FFV1: this packet and those it needs
+        h264 = self._stream.codec_context.name == "h264" and self.survey.keys > 0
+        # a recording may begin anywhere; a file of another kind begins with a key frame
+        flags = require_av().format.Flags
+        recording = flags.ts_discont in flags(self._container.format.flags)
         errors = self._error_types + (self._decoder.errors if self._decoder is not None else ())
         while True:
             try:
@@ -325,11 +336,18 @@ class VideoReader:
                 self._end_byte = (packet.pos or 0) + packet.size
                 if first_key is None and packet.is_keyframe:
                     first_key = packet.pts
-                leading = packet.pts is not None and (first_key is None or packet.pts < first_key)
-                if leading and skips_leading:
+                before_key = recording if first_key is None else (packet.pts or first_key) < first_key
+                leading = packet.pts is not None and before_key
+                if leading and h264:
+                    self._leading += 1
                     continue
                 if not packet.is_discard and not leading:
                     self._tally.announce(packet.pts)
+                if self.survey.broken:
+                    whole = ffv1_is_whole(bytes(packet)) and (whole or packet.is_keyframe)
+                    if not whole:
+                        self._reason = "its checksum does not fit, or that of a frame it needs"
+                        continue
             try:
                 frames = packet.decode() if self._decoder is None else self._decoder.decode(packet)
             except InputError:
@@ -367,6 +385,8 @@ class VideoReader:
         previous: VideoFrame | None = None
         ticks = max(1, round(1 / (self.info.rate * self.info.time_base)))
         last: int | None = None
+        shortest: int | None = None  # distance of two frames so far
+        stood_in: set[int] = set()
         while True:
             frame, self._first = self._first, None
             if frame is None:
@@ -386,21 +406,39 @@ class VideoReader:
                         f"{self.name}: the frame at {self.info.seconds(lost):.3f} s cannot be decoded "
                         f"({self._reason}); pass --on-error repeat to show its neighbour there"
                     )
-                if last is None or lost > last:
+                # damage can make two packets of one: what is hardly apart from a frame is none of its own
+                step = shortest or ticks
+                before = step if last is None else lost - last
+                if 2 * min(before, step if pts is None else pts - lost) >= step:
                     last = lost
+                    stood_in.add(lost)
                     self.repeated_s.append(round(self.info.seconds(lost), 6))
                     yield lost, stand_in, True
             if frame is None or pts is None:
                 self._check_complete()
                 return
+            if self._leading:
+                self._tell_leading()
+            if pts in stood_in:
+                continue  # it was held to be lost, and its neighbour is shown there
             if last is not None and pts <= last:
                 log.warning(
                     "%s: frame at %.6f s comes late; moved by one tick", self.name, self.info.seconds(pts)
                 )
                 pts = last + 1
+            elif last is not None:
+                shortest = min(shortest or pts - last, pts - last)
             last = pts
             yield pts, frame, False
             previous = frame
+
+    def _tell_leading(self) -> None:
+        log.warning(
+            "%s: %d pictures at its beginning need one that was cut away and are not shown, as in players",
+            self.name,
+            self._leading,
+        )
+        self._leading = 0
 
     def _check_complete(self) -> None:
         """Refuse an end that is not the one that was announced."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["structural_damage"]
+__all__ = ["ffv1_is_whole", "structural_damage"]
 
 
 class _Broken(Exception):
@@ -227,7 +227,7 @@ def _check_segment_index(data: bytes, end: int, size: int) -> None:
 
 
 def _avi(file: BinaryIO, size: int) -> None:
-    at = 0
+    at = streams = 0
     while at + 12 <= size:
         name, length, kind = struct.unpack("<4sI4s", _read(file, at, 12))
         if name != b"RIFF" or kind not in (b"AVI ", b"AVIX"):
@@ -237,21 +237,30 @@ def _avi(file: BinaryIO, size: int) -> None:
         if length in (0, 0xFFFFFFFF):
             return  # written to a pipe: it says nothing
         end = _whole(at + 8, length, size, "its RIFF part")
-        _chunks(file, at + 12, end)
+        streams = _chunks(file, at + 12, end, streams, media=False)
         at = end + length % 2
 
 
-def _chunks(file: BinaryIO, at: int, end: int, *, media: bool = False) -> None:
+#: ends of the names of chunks with a stream's data, after its number
+AVI_DATA = {b"dc", b"db", b"wb", b"tx", b"sb", b"pc", b"__"}
+
+
+def _chunks(file: BinaryIO, at: int, end: int, streams: int, *, media: bool) -> int:
+    """Walk chunks and the lists in them; return how many streams the header has."""
     while at + 8 <= end:
         name, length = struct.unpack("<4sI", _read(file, at, 8))
-        printable = all(32 <= b < 127 for b in name)
-        known = name in (b"LIST", b"JUNK", b"idx1") or name[:2].isdigit() or name[:2] == b"ix"
-        if not printable or (media and not known) or at + 8 + length > end:
+        known = all(32 <= b < 127 for b in name)
+        if media and name not in (b"LIST", b"JUNK", b"idx1"):
+            number, kind = (name[2:], name[:2]) if name[:2] == b"ix" else (name[:2], name[2:])
+            known = number.isdigit() and int(number) < streams and kind in AVI_DATA | {b"ix"}
+        if not known or at + 8 + length > end:
             raise _Broken(f"its structure is damaged at byte {at}")
         if name == b"LIST":
             kind = _read(file, at + 8, 4)
-            _chunks(file, at + 12, at + 8 + length, media=media or kind == b"movi")
+            streams += kind == b"strl"
+            streams = _chunks(file, at + 12, at + 8 + length, streams, media=media or kind == b"movi")
         at += 8 + length + length % 2
+    return streams
 
 
 # -- FLV: tags ---------------------------------------------------------------------------------------------
@@ -265,7 +274,11 @@ def _flv(file: BinaryIO, size: int) -> None:
             raise _Broken(f"its structure is damaged at byte {at}")
         length = int.from_bytes(head[1:4], "big") + 11
         end = _whole(at, length + 4, size, f"the part at byte {at}")
-        if int.from_bytes(_read(file, end - 4, 4), "big") not in (0, length):
+        damaged = int.from_bytes(_read(file, end - 4, 4), "big") not in (0, length)
+        if head[0] & 0x1F == 9 and length > 11:
+            kind = _read(file, at + 11, 1)[0]  # frame type 1 to 5 and codec; bit 7: the codec comes later
+            damaged |= not kind & 0x80 and (kind & 15 == 0 or kind >> 4 not in range(1, 6))
+        if damaged:
             raise _Broken(f"its structure is damaged at byte {at}")
         at = end
 
@@ -275,9 +288,9 @@ def _flv(file: BinaryIO, size: int) -> None:
 _MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
-def _ogg_checksum(page: bytes) -> int:
-    """Return the CRC-32 of Ogg, which takes bits from the other end than zlib's and begins with 0."""
-    mirrored = zlib.crc32(page.translate(_MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+def _checksum(data: bytes) -> int:
+    """Return the CRC-32 of Ogg and FFV1: bits from the other end than zlib's, beginning with 0."""
+    mirrored = zlib.crc32(data.translate(_MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int(f"{mirrored:032b}"[::-1], 2)
 
 
@@ -291,7 +304,7 @@ def _ogg(file: BinaryIO, size: int) -> None:
         table = _read(file, at + 27, segments)
         end = _whole(at, 27 + segments + sum(table), size, f"the page at byte {at}")
         page = _read(file, at, end - at)
-        if _ogg_checksum(page[:22] + bytes(4) + page[26:]) != checksum:
+        if _checksum(page[:22] + bytes(4) + page[26:]) != checksum:
             raise _Broken(f"the page at byte {at} is damaged (its checksum does not fit)")
         if number != numbers.get(serial, number - 1) + 1 and not flags & 2:
             raise _Broken(f"a page is missing before byte {at}")
@@ -301,18 +314,41 @@ def _ogg(file: BinaryIO, size: int) -> None:
         raise _Broken("its end is missing: the last page is not marked as the last")
 
 
+def ffv1_is_whole(packet: bytes) -> bool:
+    """Return whether all slices of an FFV1 packet (version 3) have sizes and checksums that fit.
+
+    FFmpeg's decoder hides slices that are damaged. Each ends in its size, an error status and a CRC-32 that
+    makes the checksum of the whole slice 0 (RFC 9043, 4.9).
+    """
+    end = len(packet)
+    while end > 0:
+        begin = end - 8 - int.from_bytes(packet[end - 8 : end - 5], "big") if end >= 8 else -1
+        if begin < 0 or _checksum(packet[begin:end]) != 0:
+            return False
+        end = begin
+    return True
+
+
 # -- MPEG-TS: packets of 188 bytes -------------------------------------------------------------------------
 
 
 def _ts(file: BinaryIO, size: int) -> None:
     step, first = _packet_size(file)
     at = first
+    carriers: set[int] = set()  # numbers (PID) of the packets that carry a stream
     while at < size:
         file.seek(at)
         block = file.read(step * 4096)
         for place in range(0, len(block), step):
             if block[place] != 0x47:
                 raise _Broken(f"its structure is damaged at byte {at + place}")
+            if place + 188 <= len(block) and block[place + 1] & 0x40:  # a part of a stream begins here
+                number = (block[place + 1] & 0x1F) << 8 | block[place + 2]
+                begin = place + 4 + (1 + block[place + 4] if block[place + 3] & 0x20 else 0)
+                if block[begin : begin + 3] == b"\0\0\1":
+                    carriers.add(number)
+                elif number in carriers:
+                    raise _Broken(f"a part of a stream that begins at byte {at + place} is damaged")
         if len(block) % step and at + len(block) == size:
             missing = step - len(block) % step
             if missing > step - 188:  # the last may come without what follows the 188 bytes

@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 from yonos_trt.video.info import require_av
+from yonos_trt.video.structure import ffv1_is_whole
 
 __all__ = ["Joins", "Survey", "continuous", "survey"]
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 BACK_S = Fraction(1, 10)  # a clock that goes back by more has started again
 AHEAD_S = 10  # a clock that leaves out more was set anew: ffmpeg's -dts_delta_threshold
 DAMAGE_S = 1  # in containers with one clock, going back by more is damage
+REORDERED = 17  # packets after which one can no longer belong to the file's beginning or end
 NEAR_JOIN = 3  # packets around a join that FFmpeg marks as damaged because their counters do not go on
 PRIMING_S = Fraction(1, 10)  # hidden audio before time 0: up to this it is what the decoder needs to start
 WITH_DURATION = {"matroska", "flv", "asf"}  # headers that say how long the file is; others are estimated
@@ -37,6 +39,8 @@ class Survey:
 
     packets: int = 0  # of the main stream, hidden ones too
     keys: int = 0  # of these, packets that are marked as key frames
+    #: times of the main stream's packets whose own checksums do not fit; None: outside the interval
+    broken: list[Fraction | None] = field(default_factory=list)
     whole: bool = True  # read to its end
     joins: Joins = field(default_factory=dict)
     #: streams of which an edit list hides more than the decoder needs to start
@@ -134,7 +138,14 @@ class _Follower:
             self.found.joins.setdefault(index, []).append((clock.number, self.offsets[place]))
 
 
-def survey(container: Any, main: Any, *, name: str, end_s: Fraction | None = None) -> Survey:
+def survey(
+    container: Any,
+    main: Any,
+    *,
+    name: str,
+    start_s: Fraction | None = None,
+    end_s: Fraction | None = None,
+) -> Survey:
     """Read all packets of an open file; nothing is decoded.
 
     Parameters
@@ -145,14 +156,17 @@ def survey(container: Any, main: Any, *, name: str, end_s: Fraction | None = Non
         The video stream that is upscaled.
     name
         What messages call the file.
-    end_s
-        Stop when that stream has passed this time, in seconds of the file's clock.
+    start_s, end_s
+        In seconds of the file's clock: what is damaged outside is left alone, and reading stops when the
+        main stream has passed the end.
     """
     av = require_av()
     cover = av.stream.Disposition.attached_pic
     flags = av.format.Flags(container.format.flags)
     found = Survey()
     follower = _Follower(av.format.Flags.ts_discont in flags, found)
+    hidden: dict[int, bool] = {}  # number of the packet: whether it is a key frame
+    checked = main.codec_context.name == "ffv1"
     corrupt: list[tuple[int, int, Fraction | None]] = []  # stream, number of the packet, time
     start = Fraction(container.start_time or 0, av.time_base)
     packets = container.demux()
@@ -173,17 +187,33 @@ def survey(container: Any, main: Any, *, name: str, end_s: Fraction | None = Non
             ended = time + (packet.duration or 0) * packet.time_base
             if ended < start - PRIMING_S or time > start:
                 found.trimmed.add(index)
-        if packet.is_corrupt:
+        wanted = time is None or (start_s or time) <= time < (end_s or time + 1)
+        if packet.is_corrupt and wanted:
             corrupt.append((index, follower.clocks[index].number, time))
         if time is not None:
             found.end_s = max(found.end_s, time + (packet.duration or 0) * packet.time_base)
         if index == main.index:
+            if packet.is_discard:
+                hidden[found.packets] = packet.is_keyframe
+            if checked and not ffv1_is_whole(bytes(packet)):
+                found.broken.append(time if wanted else None)
             found.packets += 1
             found.keys += packet.is_keyframe
             found.end_byte = (packet.pos or 0) + packet.size
             if end_s is not None and time is not None and time > end_s + 1:
                 found.whole = False
                 break
+    # an edit that hides something in the middle hides a run that begins with a key frame
+    lone = [n for n, key in hidden.items() if not key and n - 1 not in hidden and n + 1 not in hidden]
+    if any(REORDERED < number < found.packets - REORDERED for number in lone):
+        found.damage.append("a single frame in its middle is hidden, so its table of times is damaged")
+    if 2 * len(found.broken) > found.packets:
+        found.broken.clear()  # it was written without checksums
+    found.damage += [
+        f"the frame at {float(time - start):.3f} s cannot be decoded (its checksum does not fit)"
+        for time in found.broken
+        if time is not None
+    ]
     damaged: dict[int, list[Fraction | None]] = {}
     for index, number, time in corrupt:
         if not any(abs(number - first) <= NEAR_JOIN for first, _ in found.joins.get(index, ())):
