@@ -111,6 +111,7 @@ class SimulatedDriver:
         self.log: list[str] = []
         self.used_bytes = 0
         self.peak_bytes = 0
+        self.foreign: dict[int, int] = {}  # address -> another GPU that it is said to belong to
         self.pinned_bytes = 0
         self.bytes_out = 0
         self.lock = threading.RLock()
@@ -303,6 +304,9 @@ class SimulatedDriver:
             clock[HOST] += 1
             self._access(address, nbytes, HOST, clock, True, "host_view")
             return allocation.data[offset : offset + nbytes]
+
+    def device_of(self, address: int) -> int | None:
+        return self.foreign.get(address, self.info.index)
 
     def memory(self) -> tuple[int, int]:
         return self.total_bytes - self.used_bytes, self.total_bytes

@@ -152,6 +152,12 @@ CUresult CUDAAPI cuCtxSetCurrent(CUcontext context) {
     current = context;
     return CUDA_SUCCESS;
 }
+CUresult CUDAAPI cuPointerGetAttribute(void* out, CUpointer_attribute attribute, CUdeviceptr at) {
+    if (attribute != CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL) return CUDA_ERROR_INVALID_VALUE;
+    if (!device.count(at)) return CUDA_ERROR_INVALID_VALUE;
+    *static_cast<int*>(out) = 0;
+    return CUDA_SUCCESS;
+}
 CUresult CUDAAPI cuMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
     ENTER("cuMemGetInfo");
     *free_bytes = kTotal - used;

@@ -165,7 +165,7 @@ def test_the_result_owns_its_memory_and_the_input_is_left_alone(sr: SR) -> None:
     np.testing.assert_array_equal(image, before)
 
 
-@pytest.mark.parametrize("thing", [None, 3, [[1, 2]], object(), b"bytes"])
+@pytest.mark.parametrize("thing", [None, 3, [[1, 2]], object()])
 def test_other_things_are_refused_by_their_type(sr: SR, thing: Any) -> None:
     with pytest.raises(InputError, match=f"got {type(thing).__name__}"):
         sr.upscale(thing)
@@ -176,7 +176,7 @@ def test_other_things_are_refused_by_their_type(sr: SR, thing: Any) -> None:
     [
         np.zeros((3, 4, 5), np.uint8),
         np.zeros((3,), np.uint8),
-        np.zeros((2, 3, 4, 3), np.uint8),
+        np.zeros((2, 3, 4, 5), np.uint8),
         np.zeros((4, 4, 3), np.float64),
         np.full((4, 4, 3), np.nan, np.float32),
         np.full((4, 4, 3), 7.0, np.float32),

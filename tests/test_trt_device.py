@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -191,9 +192,102 @@ def test_sr_takes_and_returns_device_memory(engine_dir: Path, monkeypatch: pytes
 
 def test_a_back_end_on_the_host_refuses_device_memory() -> None:
     with pytest.raises(InputError, match=r"NumpyBackend reads host memory.*\.cpu\(\)"):
-        upscale_same_kind(
-            Interface(), NumpyBackend(), lambda h, w: plan_for(picture(h, w)), seed=0, color_fix="none"
+        upscale_same_kind(Interface(), NumpyBackend(), None, None, seed=0, color_fix="none")
+
+
+def open_sr(
+    engine_dir: Path, driver: SimulatedDriver, monkeypatch: pytest.MonkeyPatch, **options: Any
+) -> sr_module.SR:
+    monkeypatch.setattr(session, "open_backend", lambda root, manifest, request: open_backend(root, driver))
+    options = {"tile_px": 64, "overlap_px": 16, "color_fix": "none", **options}
+    return sr_module.SR(engine_dir, runtime="tensorrt", **options)
+
+
+def test_progress_is_told_and_alpha_is_refused_rather_than_ignored(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = SimulatedDriver()
+    image = picture(40, 48)
+    tensor = Tensor(driver, image)
+    told: list[tuple[int, int]] = []
+    with open_sr(engine_dir, driver, monkeypatch) as sr:
+        out = sr.upscale(tensor, on_tiles=lambda *n: told.append(n))
+        assert np.array_equal(fetch(driver, out, tensor.stream), reference(image, plan_for(image)))
+        count = plan_for(image).tiles
+        assert told == [(n, count) for n in range(1, count + 1)]
+        for alpha in ("model", "drop"):
+            with pytest.raises(ConfigError, match=f"alpha='{alpha}' has no meaning"):
+                sr.upscale(tensor, alpha=alpha)
+
+
+class Packed:
+    """A caller's array that speaks DLPack only, and counts how often it is asked."""
+
+    def __init__(self, driver: SimulatedDriver, image: np.ndarray, device: int = 0) -> None:
+        self.tensor, self.device, self.asked = Tensor(driver, image), device, 0
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return arrays.KDL_CUDA, self.device
+
+    def __dlpack__(self, *, stream: Any = None) -> Any:
+        self.asked += 1
+        driver, event = self.tensor.driver, self.tensor.driver.event_create()
+        driver.event_record(event, self.tensor.stream)
+        driver.stream_wait(stream, event)
+        height, width, _ = self.tensor.shape
+        array = DeviceArray(
+            self.tensor.address, (height, width, 3), self.tensor.dtype.name, 0, lambda address: None
         )
+        return arrays.make_capsule(array, (arrays.KDL_CUDA, self.device))
+
+
+def test_dlpack_is_asked_once(engine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = SimulatedDriver()
+    image = picture(20, 48)
+    packed = Packed(driver, image)
+    with open_sr(engine_dir, driver, monkeypatch) as sr:
+        out = sr.upscale(packed)
+        assert np.array_equal(fetch(driver, out, packed.tensor.stream), reference(image, plan_for(image)))
+    assert packed.asked == 1
+
+
+def test_arrays_of_another_gpu_are_refused_before_anything_is_read(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = SimulatedDriver()
+    image = picture(20, 48)
+    packed = Packed(driver, image, device=1)
+    silent = Tensor(driver, image)  # its interface does not say where it lies: the driver is asked
+    driver.foreign[silent.address] = 3
+    named = Tensor(driver, image)
+    named.device = SimpleNamespace(id=2)  # type: ignore[attr-defined]  # as CuPy says it
+    with open_sr(engine_dir, driver, monkeypatch) as sr:
+        sr.open()
+        before = driver.calls.copy()
+        for array, index in ((packed, 1), (silent, 3), (named, 2)):
+            with pytest.raises(InputError, match=rf"lies on GPU {index}, the engines run on GPU 0.*device="):
+                sr.upscale(array)
+        assert not {"copy", "copy_rows", "copy_in"} & set(driver.calls - before)
+    assert packed.asked == 0
+
+
+def test_a_device_array_that_ran_out_of_memory_begins_again_with_less(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = SimulatedDriver(total_bytes=900_000)
+    image = picture(40, 60)
+    tensor = Tensor(driver, image)
+    with open_sr(engine_dir, driver, monkeypatch, batch=4) as sr:
+        out = sr.upscale(tensor)
+        plan = sr.plan(40, 60).tiles
+        assert "for this picture and later ones" in caplog.text
+        got = fetch(driver, out, tensor.stream)
+        assert np.array_equal(got, reference(image, plan))
+        del out
+        caplog.clear()
+        again = sr.upscale(tensor)
+        assert not caplog.records
+        assert np.array_equal(fetch(driver, again, tensor.stream), got)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -23,6 +23,9 @@ Each message says what happened, what was found, what was expected, and what to 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 __all__ = [
     "BuildError",
     "ClosedError",
@@ -39,6 +42,7 @@ __all__ = [
     "OutOfMemoryError",
     "ProfileError",
     "YonosError",
+    "memory_that_runs_out",
 ]
 
 
@@ -172,3 +176,13 @@ class OutOfMemoryError(CudaError):
         self.asked_bytes = asked_bytes
         self.free_bytes = free_bytes
         self.hint = hint
+
+
+@contextmanager
+def memory_that_runs_out(what: str) -> Iterator[None]:
+    """Turn a MemoryError of Python or NumPy into `OutOfMemoryError`."""
+    try:
+        yield
+    except MemoryError as error:
+        said = str(error) or "no size was named"
+        raise OutOfMemoryError(f"{what} ran out of host memory ({said})") from error

@@ -27,7 +27,7 @@ from yonos_trt.manifest import EngineManifest, Precision, load_manifest
 from yonos_trt.noise import LARGEST_SEED
 from yonos_trt.planning import PicturePlan, plan_picture, smaller
 from yonos_trt.restore import dial_of
-from yonos_trt.runtimes import Request, find_model, open_backend, shipped_model
+from yonos_trt.runtimes import Request, find_model, open_backend, shipped_model, shipped_models
 
 __all__ = ["LARGEST_BATCH", "OnTiles", "Session"]
 
@@ -73,6 +73,7 @@ class Session:
             raise ConfigError(f"color_fix is {color_fix!r}, expected one of {', '.join(MODES)}")
         if not 0 <= seed <= LARGEST_SEED:
             raise ConfigError(f"seed is {seed}, expected 0 to 2^64 - 1")
+        self._options: dict[str, Any] = {k: v for k, v in locals().items() if k != "self"}  # for pickling
         for name, limit in (
             ("memory_limit_mb", memory_limit_mb),
             ("device_memory_limit_mb", device_memory_limit_mb),
@@ -111,7 +112,7 @@ class Session:
         self.restore = dial_of(self.manifest, restore)
         self._backend: Backend | None = None
         self._at_most: tuple[int, int] | None = None
-        self._closed = False
+        self._closed = self._entered = False
         self._lock = threading.RLock()
         self.plan(1, 1)  # refuses a tile, overlap or batch that is not legal
 
@@ -141,7 +142,27 @@ class Session:
                 self._backend = None
 
     def __enter__(self) -> Self:
-        return self.open()
+        with self._lock:
+            if self._entered:
+                raise ClosedError(
+                    "this SR is, or was, in a with block, whose end closes it for good; make a new one for "
+                    "each block: with SR(engine_dir) as sr"
+                )
+            self.open()
+            self._entered = True
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give the options only: engines do not travel, the copy opens its own at first use."""
+        if self._closed:
+            raise ClosedError("this SR is closed and cannot be copied; make a new one: SR(engine_dir)")
+        named = self._options["engine_dir"]
+        if named is None or os.fspath(named) in shipped_models():
+            return dict(self._options)
+        return self._options | {"engine_dir": os.fspath(self.engine_dir.absolute())}
+
+    def __setstate__(self, options: dict[str, Any]) -> None:
+        type(self).__init__(self, **options)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -151,7 +172,10 @@ class Session:
     def _opened(self) -> Backend:
         with self._lock:
             if self._closed:
-                raise ClosedError("this SR is closed; make a new one: SR(engine_dir)")
+                raise ClosedError(
+                    "this SR is closed, by close() or by the end of its with block; make a new one: "
+                    "SR(engine_dir)"
+                )
             if self._backend is None:
                 self._backend = open_backend(self.engine_dir, self.manifest, self._request)
             return self._backend
@@ -178,7 +202,9 @@ class Session:
             lanes=backend.lanes if backend is not None else self._request.lanes or 1,
             host_limit_bytes=self._host_limit_bytes,
             device_limit_bytes=self._device_limit_bytes,
-            working_bytes=backend and partial(backend.working_bytes, color_fix=self._color_fix),
+            working_bytes=(
+                None if backend is None else partial(backend.working_bytes, color_fix=self._color_fix)
+            ),
             level=on_host if backend is None else backend.any_tile,
             at_most=self._at_most,
             **self._wanted,

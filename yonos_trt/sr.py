@@ -18,25 +18,29 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from yonos_trt.backend import Array
 from yonos_trt.cuda.arrays import is_on_device
 from yonos_trt.dlpack import from_dlpack
-from yonos_trt.errors import ConfigError, InputError
+from yonos_trt.errors import ConfigError, InputError, memory_that_runs_out
 from yonos_trt.images.picture import Picture, from_array, luma, to_array
 from yonos_trt.session import OnTiles, Session
 from yonos_trt.upscaled import UpscaledImage
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from yonos_trt.images import SaveOptions
     from yonos_trt.prefetch import Prefetch
 
 __all__ = ["SR", "AlphaMode", "UpscaledImage"]
 
 AlphaMode = Literal["bicubic", "model", "drop"]
+Pixel = TypeVar("Pixel", np.uint8, np.uint16, np.float32)
 _ALPHA_MODES = ("bicubic", "model", "drop")
 
 
@@ -100,8 +104,22 @@ class SR(Session):
 
     @overload
     def upscale(
-        self, image: str | os.PathLike[str] | Picture, *, alpha: str = ..., on_tiles: OnTiles | None = ...
+        self,
+        image: str | os.PathLike[str] | bytes | BinaryIO | Picture,
+        *,
+        alpha: str = ...,
+        on_tiles: OnTiles | None = ...,
     ) -> UpscaledImage: ...
+
+    @overload
+    def upscale(
+        self, image: NDArray[Pixel], *, alpha: str = ..., on_tiles: OnTiles | None = ...
+    ) -> NDArray[Pixel]: ...
+
+    @overload
+    def upscale(
+        self, image: Image.Image, *, alpha: str = ..., on_tiles: OnTiles | None = ...
+    ) -> Image.Image: ...
 
     @overload
     def upscale(
@@ -111,73 +129,108 @@ class SR(Session):
     def upscale(
         self, image: Any, *, alpha: str = "bicubic", on_tiles: OnTiles | None = None, stream: Any = None
     ) -> Any:
-        """Upscale one picture and return the same kind.
+        """Upscale one picture, or a batch of arrays, and return the same kind.
 
         Parameters
         ----------
         image
-            Path, PIL image, `Picture`, NumPy array, or any array on the host with ``__dlpack__`` (torch,
-            JAX, CuPy's host arrays). Arrays are (H, W), (H, W, 1) grey, (H, W, 2) grey + alpha, (H, W, 3)
-            RGB or (H, W, 4) RGBA; uint8, uint16 or float32 in [0, 1].
+            Path, the bytes of a file, a binary file object (read from where it stands to its end), PIL image,
+            `Picture`, NumPy array, or any array with ``__dlpack__`` (torch, JAX, CuPy). Arrays are (H, W),
+            (H, W, 1) grey, (H, W, 2) grey + alpha, (H, W, 3) RGB or (H, W, 4) RGBA; uint8, uint16 or float32
+            in [0, 1]. A batch is (N, H, W, C), C from 1 to 4. In device memory: (H, W, 3) only.
         alpha
             How an alpha channel grows: "bicubic", "model" (through the network) or "drop".
         on_tiles
-            Called with (tiles done, tiles in all), for progress.
+            Called with (tiles done, tiles in all), for progress; of each picture of a batch.
         stream
             For arrays in device memory: the caller's CUDA stream (int, ``__cuda_stream__``, PyTorch's or
             CuPy's); see `yonos_trt.trt.device`.
 
         Returns
         -------
-        UpscaledImage for a path or a `Picture`, else the type that came in; (s H, s W), same mode and depth.
+        UpscaledImage for a path, bytes, a file object or a `Picture`, else the type that came in;
+        (s H, s W), same mode and depth.
 
         Raises
         ------
         InputError
             The picture cannot be used; the message names it and the reason.
+        ConfigError
+            An option that has no meaning for this kind: `stream` for anything that is not in device memory,
+            `alpha` for what is.
         ClosedError
             This object is closed.
         NumericError
             The model produced NaN or infinity.
+        OutOfMemoryError
+            Memory ran out, with the smallest tiles as well.
         """
         _check_alpha(alpha)
-        if isinstance(image, (str, os.PathLike)):
-            from yonos_trt.images import read_image
+        with memory_that_runs_out("upscaling a picture"):
+            if not isinstance(image, (str, bytes, np.ndarray)) and is_on_device(image):
+                return self._on_device(image, alpha, on_tiles, stream)
+            if stream is not None:
+                raise ConfigError(
+                    f"stream was given with a {type(image).__name__}, but only arrays in device memory are "
+                    "ordered by it; leave it out"
+                )
+            return self._on_host(image, alpha, on_tiles)
 
-            self._opened()
-            return UpscaledImage(
-                self._picture(read_image(image, max_pixels=self.max_pixels), alpha, on_tiles)
-            )
+    def _on_host(self, image: Any, alpha: str, on_tiles: OnTiles | None) -> Any:
+        if isinstance(image, np.ndarray):
+            return self._pixels(image, alpha, on_tiles)
         if isinstance(image, Picture):
             return UpscaledImage(self._picture(image, alpha, on_tiles))
-        if isinstance(image, np.ndarray):
-            return to_array(self._picture(from_array(image), alpha, on_tiles))
         if _is_pil(image):
             from yonos_trt.images import from_pil, to_pil
 
             return to_pil(self._picture(from_pil(image), alpha, on_tiles))
-        if is_on_device(image):
-            from yonos_trt.trt.device import upscale_same_kind
-
-            with self._lock:
-                return upscale_same_kind(
-                    image,
-                    self._opened(),
-                    lambda height, width: self.plan(height, width).tiles,
-                    seed=self._seed,
-                    color_fix=self._color_fix,
-                    stream=stream,
-                )
         if hasattr(image, "__dlpack__"):
             array, back = from_dlpack(image)
-            return back(to_array(self._picture(from_array(array), alpha, on_tiles)))
-        raise InputError(
-            f"got {type(image).__name__}, expected a path, a PIL image, a NumPy array or one with __dlpack__"
-        )
+            return back(self._pixels(array, alpha, on_tiles))
+        self._opened()
+        return UpscaledImage(self._picture(_read(image, self.max_pixels), alpha, on_tiles))
+
+    def _pixels(self, array: Array, alpha: str, on_tiles: OnTiles | None) -> Array:
+        """Upscale an array, or each of a batch; every result is checked to fit before the first runs."""
+        if array.ndim != 4:
+            return to_array(self._picture(from_array(array), alpha, on_tiles))
+        if array.shape[3] not in (1, 2, 3, 4) or 0 in array.shape[1:]:
+            raise InputError(
+                f"the batch has the shape {array.shape}, expected (N, height, width, channels) with 1 to 4 "
+                "channels last and no side of 0"
+            )
+        pictures = [from_array(one) for one in array]  # refuses what cannot be used before any work
+        count, height, width, channels = array.shape
+        channels -= alpha == "drop" and channels in (2, 4)
+        out = np.empty((count, height * self.scale, width * self.scale, channels), array.dtype)
+        for result, picture in zip(out, pictures, strict=True):
+            result[...] = to_array(self._picture(picture, alpha, on_tiles))
+        return out
+
+    def _on_device(self, image: Any, alpha: str, on_tiles: OnTiles | None, stream: Any) -> Any:
+        from yonos_trt.trt.device import upscale_same_kind
+
+        if alpha != "bicubic":
+            raise ConfigError(
+                f"alpha={alpha!r} has no meaning for an array in device memory, which has three channels; "
+                "leave it out, or copy an array with alpha to the host first"
+            )
+        with self._lock:
+            return upscale_same_kind(
+                image,
+                self._opened(),
+                self.plan,
+                self._shrink,
+                seed=self._seed,
+                color_fix=self._color_fix,
+                stream=stream,
+                on_tiles=on_tiles,
+            )
 
     def upscale_file(
         self,
-        source: str | os.PathLike[str] | Picture,
+        source: str | os.PathLike[str] | bytes | BinaryIO | Picture,
         target: str | os.PathLike[str],
         *,
         stream: Literal["auto", "always", "never"] = "auto",
@@ -192,7 +245,7 @@ class SR(Session):
         Parameters
         ----------
         source
-            Path, or a picture that was read.
+            Path, the bytes of a file, a binary file object, or a picture that was read.
         target
             Path.
         stream
@@ -217,23 +270,24 @@ class SR(Session):
         ConfigError
             ``color_fix="adain"`` or ``alpha="model"``, which need the whole picture, together with streaming.
         """
-        from yonos_trt.images import check_output, read_image, write_image
+        from yonos_trt.images import check_output, write_image
 
         _check_alpha(alpha)
         if stream not in ("auto", "always", "never"):
             raise ConfigError(f"stream is {stream!r}, expected auto, always or never")
-        target = Path(target)
-        self._opened()
-        picture = source if isinstance(source, Picture) else read_image(source, max_pixels=self.max_pixels)
-        if alpha == "drop":
-            picture = picture.without_alpha()
-        height, width = picture.height_px * self.scale, picture.width_px * self.scale
-        check_output(picture.kind, height, width, target, format=format, options=options)
-        if stream == "always" or (stream == "auto" and not self._result_fits(picture, target, format)):
-            left_out = self._stream(picture, target, alpha, format, options, on_tiles)
-        else:
-            result = self._picture(picture, alpha, on_tiles)
-            left_out = write_image(result, target, format=format, options=options)
+        with memory_that_runs_out("upscaling a file"):
+            target = Path(target)
+            self._opened()
+            picture = source if isinstance(source, Picture) else _read(source, self.max_pixels)
+            if alpha == "drop":
+                picture = picture.without_alpha()
+            height, width = picture.height_px * self.scale, picture.width_px * self.scale
+            check_output(picture.kind, height, width, target, format=format, options=options)
+            if stream == "always" or (stream == "auto" and not self._result_fits(picture, target, format)):
+                left_out = self._stream(picture, target, alpha, format, options, on_tiles)
+            else:
+                result = self._picture(picture, alpha, on_tiles)
+                left_out = write_image(result, target, format=format, options=options)
         if on_left_out is not None:
             on_left_out(left_out)
         return target
@@ -340,6 +394,25 @@ class SR(Session):
                     writer.write_rows(rows, upscale_alpha(picture.alpha, self.scale, y0_px=y, y1_px=end))
                 y = end
         return writer.left_out
+
+
+def _read(source: Any, max_pixels: int | None) -> Picture:
+    """Read a path, bytes or a binary file object."""
+    from yonos_trt.images import read_image
+
+    if isinstance(source, (str, os.PathLike, bytes)):
+        return read_image(source, max_pixels=max_pixels)
+    if isinstance(source, (bytearray, memoryview)):
+        return read_image(bytes(source), max_pixels=max_pixels)
+    if not callable(getattr(source, "read", None)):
+        raise InputError(
+            f"got {type(source).__name__}, expected a path, the bytes of a file, a binary file object, a PIL "
+            "image, a NumPy array or one with __dlpack__"
+        )
+    data = source.read()
+    if not isinstance(data, bytes):
+        raise InputError(f"the file object gave {type(data).__name__}, expected bytes: open it in mode 'rb'")
+    return read_image(data, max_pixels=max_pixels)
 
 
 def _check_alpha(alpha: str) -> None:

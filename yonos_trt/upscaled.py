@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, overload
 
 from numpy.typing import NDArray
 
+from yonos_trt.errors import InputError
 from yonos_trt.images.picture import Picture, to_array
 
 if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = ["UpscaledImage"]
+
+Stream = TypeVar("Stream", bound=BinaryIO)
 
 
 class UpscaledImage:
@@ -55,9 +60,47 @@ class UpscaledImage:
 
         return to_pil(self.picture)
 
-    def save(self, path: str | os.PathLike[str], **options: Any) -> Path:
-        """Write a file, all or nothing; options as `yonos_trt.images.write_image`."""
+    @overload
+    def save(self, target: str | os.PathLike[str], **options: Any) -> Path: ...
+
+    @overload
+    def save(self, target: Stream, *, format: str, **options: Any) -> Stream: ...
+
+    def save(self, target: Any, **options: Any) -> Any:
+        """Write a file, all or nothing, or into a binary file object; returns the path or the object.
+
+        Parameters
+        ----------
+        target
+            Path, whose suffix names the format, or an object with ``write`` (then `format` is needed, and the
+            picture is encoded in a temporary file first: nothing is written if that fails).
+        options
+            As `yonos_trt.images.write_image`: ``format="png"``, ``quality=90``, ...
+
+        Raises
+        ------
+        InputError
+            The format cannot hold the picture, the path cannot be written, or `format` is missing.
+        """
         from yonos_trt.images import write_image
 
-        self.left_out = write_image(self.picture, path, **options)
-        return Path(path)
+        if isinstance(target, (str, os.PathLike)):
+            self.left_out = write_image(self.picture, target, **options)
+            return Path(target)
+        if not callable(getattr(target, "write", None)):
+            raise InputError(
+                f"got {type(target).__name__} to save to, expected a path or a binary file object"
+            )
+        if not options.get("format"):
+            raise InputError(
+                "a file object has no suffix: name the format, for example save(f, format='png')"
+            )
+        with tempfile.TemporaryDirectory(prefix="yonos-") as folder:
+            path = Path(folder) / f"picture.{str(options['format']).lower()}"
+            try:
+                self.left_out = write_image(self.picture, path, **options)
+            except InputError as error:
+                raise InputError(str(error).replace(str(path), "<file object>")) from error
+            with path.open("rb") as stream:
+                shutil.copyfileobj(stream, target)
+        return target

@@ -16,7 +16,7 @@ import numpy as np
 
 from yonos_trt.errors import InputError
 
-__all__ = ["DeviceArray", "DeviceView", "is_on_device", "stream_handle", "view_of"]
+__all__ = ["DeviceArray", "DeviceView", "device_index", "is_on_device", "stream_handle", "view_of"]
 
 # dlpack.h: DLDeviceType and DLDataTypeCode.
 KDL_CUDA = 2
@@ -73,8 +73,17 @@ def stream_handle(stream: Any) -> int | None:
     return handle or LEGACY_STREAM
 
 
+def device_index(array: Any) -> int | None:
+    """Return the GPU that an array says it lies on; None where it does not say."""
+    if hasattr(array, "__dlpack_device__"):
+        return int(array.__dlpack_device__()[1])
+    device = getattr(array, "device", None)  # CuPy: .id, PyTorch: .index
+    index = getattr(device, "id", getattr(device, "index", None))
+    return index if isinstance(index, int) else None
+
+
 def view_of(array: Any, *, consumer: int) -> DeviceView:
-    """Look at a picture in device memory.
+    """Look at a picture in device memory; asks ``__dlpack__`` once.
 
     Parameters
     ----------
@@ -130,7 +139,10 @@ def _checked(
     owner: Any,
 ) -> DeviceView:
     if len(shape) != 3 or shape[2] != 3 or 0 in shape:
-        raise InputError(f"the array on the device has the shape {shape}, expected (height, width, 3)")
+        raise InputError(
+            f"the array on the device has the shape {shape}, expected (height, width, 3); grey, alpha and "
+            "batches are done in host memory: copy it there first, for example with .cpu()"
+        )
     if dtype not in _CODES.values():
         raise InputError(f"the array on the device is {dtype}, expected uint8, uint16 or float32 in [0, 1]")
     item = np.dtype(dtype).itemsize

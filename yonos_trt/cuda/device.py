@@ -51,6 +51,9 @@ class Driver(StreamDriver, Protocol):
     def memory(self) -> tuple[int, int]:
         """Free and total device bytes."""
 
+    def device_of(self, address: int) -> int | None:
+        """Index of the GPU whose memory this is; None where the driver does not know the address."""
+
     def allocate(self, nbytes: int) -> int: ...
 
     def free(self, address: int) -> None: ...

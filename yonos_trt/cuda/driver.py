@@ -22,6 +22,7 @@ __all__ = ["CudaDriver"]
 # Values of cuda.h: enumerations CUresult, CUdevice_attribute, CUstream_flags, CUevent_flags,
 # CUstreamCaptureMode, CUmemorytype.
 _OUT_OF_MEMORY = 2
+_DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
 _MAJOR, _MINOR = 75, 76
 _STREAM_NON_BLOCKING = 1
 _EVENT_BLOCKING_SYNC, _EVENT_DISABLE_TIMING = 1, 2
@@ -121,6 +122,12 @@ class CudaDriver:
         free, total = _size(), _size()
         self._call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
         return free.value, total.value
+
+    def device_of(self, address: int) -> int | None:
+        """See `Driver`."""
+        index = ctypes.c_int()
+        status = self._cuda.cuPointerGetAttribute(ctypes.byref(index), _DEVICE_ORDINAL, address)
+        return None if status else index.value
 
     def allocate(self, nbytes: int) -> int:
         """See `Driver`. Raises `OutOfMemoryError` with the bytes asked for and free."""

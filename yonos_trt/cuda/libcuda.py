@@ -46,6 +46,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuDevicePrimaryCtxRetain": (_P(_handle), _int),
     "cuDevicePrimaryCtxRelease_v2": (_int,),
     "cuCtxSetCurrent": (_handle,),
+    "cuPointerGetAttribute": (_handle, _int, _address),
     "cuMemGetInfo_v2": (_P(_size), _P(_size)),
     "cuMemAlloc_v2": (_P(_address), _size),
     "cuMemFree_v2": (_address,),

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.backend import Array, Backend, TileBatch
-from yonos_trt.cuda.arrays import DeviceView, view_of
+from yonos_trt.cuda.arrays import DeviceView, device_index, view_of
 from yonos_trt.cuda.device import Driver
 from yonos_trt.cuda.launches import DevicePicture
 from yonos_trt.errors import (
@@ -258,9 +258,27 @@ class TrtBackend(TrtResources):
         return self._driver
 
     def look_at(self, image: Any) -> DeviceView:
-        """Return a view of a picture in device memory, ready for `adopt`."""
+        """Return a view of a picture in device memory, ready for `adopt`.
+
+        Raises
+        ------
+        InputError
+            It lies on another GPU, or has another shape, type or layout.
+        """
         self._enter()
-        return view_of(image, consumer=self._scheduler.copy_stream)
+        own = self._driver.info.index
+        self._check_device(device_index(image), own)
+        view = view_of(image, consumer=self._scheduler.copy_stream)
+        self._check_device(self._driver.device_of(view.address), own)
+        return view
+
+    @staticmethod
+    def _check_device(found: int | None, own: int) -> None:
+        if found not in (None, own):
+            raise InputError(
+                f"the array lies on GPU {found}, the engines run on GPU {own}; copy it there, or open the "
+                f"engines with SR(..., device={found})"
+            )
 
     def adopt(self, view: DeviceView, *, after: int | None) -> Source:
         """Copy a picture on the device, after the work that the stream `after` has; does not wait."""

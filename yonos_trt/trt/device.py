@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from yonos_trt.cuda.arrays import DeviceArray, stream_handle
+from yonos_trt.cuda.arrays import DeviceArray, DeviceView, stream_handle
 from yonos_trt.cuda.device import Driver
-from yonos_trt.errors import ConfigError, InputError
+from yonos_trt.errors import ConfigError, InputError, OutOfMemoryError
+from yonos_trt.planning import PicturePlan
 from yonos_trt.tile_batches import batches
 from yonos_trt.tiling import TilePlan, rows_final_after_band
 from yonos_trt.trt.backend import TrtBackend
@@ -28,14 +29,15 @@ def upscale_on_device(
     color_fix: str = "wavelet",
     stream: Any = None,
     check: bool = True,
+    on_tiles: Callable[[int, int], None] | None = None,
 ) -> DeviceArray:
     """Upscale a picture in device memory; no pixel visits the host.
 
     Parameters
     ----------
     image
-        (H, W, 3) uint8, uint16 or float32 in [0, 1] with ``__cuda_array_interface__`` or ``__dlpack__``. One
-        copy is made of it, on the device.
+        (H, W, 3) uint8, uint16 or float32 in [0, 1] with ``__cuda_array_interface__`` or ``__dlpack__``, or
+        what `TrtBackend.look_at` returned for it. One copy is made of it, on the device.
     backend, plan
         As in `yonos_trt.pipeline.upscale`.
     seed
@@ -49,6 +51,9 @@ def upscale_on_device(
     check
         True looks for NaN and infinity, for which the host waits after each row of tiles. False never waits:
         the result is complete on `stream`, which is then required.
+    on_tiles
+        Called with (tiles queued, tiles in all) after every blend was queued; with `check` they are done
+        after each row of tiles.
 
     Returns
     -------
@@ -64,7 +69,7 @@ def upscale_on_device(
     NumericError, OutOfMemoryError
         As in the pipeline.
     """
-    view = backend.look_at(image)
+    view = image if isinstance(image, DeviceView) else backend.look_at(image)
     caller = stream_handle(stream) or view.stream
     if caller is None and not check:
         raise ConfigError("check=False without a stream: nothing would say when the result is complete")
@@ -85,6 +90,8 @@ def upscale_on_device(
         noise = backend.noise(plan, batch, seed=seed, lane=0)
         z_0 = backend.step(noise, backend.encode(tiles, lane=0), lane=0)
         backend.blend(canvas, backend.decode(z_0, lane=0), plan, batch)
+        if on_tiles is not None:
+            on_tiles(batch.first + batch.live, plan.tiles)
         if (batch.first + batch.live) % len(plan.xs) == 0:
             y1 = rows_final_after_band(plan, batch.band)
             if y1 > y0:
@@ -102,23 +109,27 @@ def upscale_on_device(
 def upscale_same_kind(
     image: Any,
     backend: Any,
-    plan: Callable[[int, int], TilePlan],
+    plan: Callable[[int, int], PicturePlan],
+    shrink: Callable[[PicturePlan, OutOfMemoryError], None],
     *,
     seed: int,
     color_fix: str,
     stream: Any = None,
+    on_tiles: Callable[[int, int], None] | None = None,
 ) -> Any:
     """Upscale an array in device memory; returns the same kind (PyTorch, CuPy, JAX) or a `DeviceArray`.
 
     Parameters
     ----------
     plan
-        ``(height_lr_px, width_lr_px) -> TilePlan``.
+        ``(height_lr_px, width_lr_px) -> PicturePlan``.
+    shrink
+        Called when memory ran out, before the picture is begun again: lets `plan` give less, or raises.
 
     Raises
     ------
     InputError
-        The back end does not run on a GPU.
+        The back end does not run on a GPU, or on another one.
     """
     name = f"{type(image).__module__}.{type(image).__qualname__}"
     if not isinstance(backend, TrtBackend):
@@ -127,8 +138,22 @@ def upscale_same_kind(
             "memory; copy it to the host first, for example with .cpu(), or use runtime='tensorrt'"
         )
     view = backend.look_at(image)
-    tiles = plan(view.height, view.width)
-    out = upscale_on_device(image, backend, plan=tiles, seed=seed, color_fix=color_fix, stream=stream)
+    while True:
+        planned = plan(view.height, view.width)
+        backend.use_lanes(planned.lanes)
+        try:
+            out = upscale_on_device(
+                view,
+                backend,
+                plan=planned.tiles,
+                seed=seed,
+                color_fix=color_fix,
+                stream=stream,
+                on_tiles=on_tiles,
+            )
+            break
+        except OutOfMemoryError as error:
+            shrink(planned, error)
     library = sys.modules.get(type(image).__module__.partition(".")[0])
     back = getattr(library, "from_dlpack", None)
     return out if back is None else back(out)
