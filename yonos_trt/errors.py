@@ -42,7 +42,6 @@ __all__ = [
     "OutOfMemoryError",
     "ProfileError",
     "YonosError",
-    "memory_that_runs_out",
 ]
 
 
