@@ -6,8 +6,10 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from yonos_export.cli import main
 
 import yonos_trt
 from yonos_trt.errors import BuildError
-from yonos_trt.manifest import load_manifest
+from yonos_trt.manifest import file_record, load_manifest
 
 
 def _run(*arguments: object) -> Result:
@@ -178,7 +180,7 @@ def test_model_of_the_package_goes_by_its_name(
     graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("yonos_trt.runtimes.shipped_models", lambda: {"tiny-x4": graphs})
-    assert _run("tiny-x4", "-o", tmp_path / "out").exit_code == 0
+    assert _run("tiny-x4", "-o", tmp_path / "out", "--onnx-only").exit_code == 0
     assert load_manifest(tmp_path / "out").model.name == "tiny-x4"
 
 
@@ -192,11 +194,201 @@ def test_interrupt_ends_with_130_and_writes_nothing(
     result = _run(graphs, "-o", tmp_path / "out", "--fp16")
     assert result.exit_code == 130
     assert not (tmp_path / "out").exists()
-    assert not [p for p in tmp_path.iterdir() if ".work-" in p.name]
+    assert [p.name for p in tmp_path.iterdir()] == ["source"]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What is built where nothing is said
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[ExportConfig]:
+    """Keep the configs of exports that are made, in place of engines."""
+    import yonos_export.cli as cli
+
+    made: list[ExportConfig] = []
+
+    def export(config: ExportConfig, **_: Any) -> None:
+        made.append(config)
+
+    monkeypatch.setattr(cli, "export", export)
+    return made
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, *runtimes: str) -> None:
+    monkeypatch.setattr("yonos_export.tensorrt_module.usable_runtimes", lambda: list(runtimes))
+
+
+def test_without_source_and_runtime_the_shipped_x4_model_is_built_for_every_tensorrt(
+    built: list[ExportConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    installed(monkeypatch, "tensorrt", "tensorrt-rtx")
+    assert _run("--fp16").exit_code == 0
+    target = Path("engines/lite-x4")
+    assert [(c.runtime, c.precision, c.engine_dir) for c in built] == [
+        ("tensorrt", "fp16", target),
+        ("tensorrt-rtx", "fp16", target),
+    ]
+    assert built[0].source.name == "lite-x4"
+    assert (built[0].source / "manifest.json").is_file()
+    assert built[1].source == target  # what the first wrote is added to
+
+
+def test_without_any_tensorrt_graphs_are_written_and_a_line_says_so(
+    built: list[ExportConfig], monkeypatch: pytest.MonkeyPatch, graphs: Path, tmp_path: Path
+) -> None:
+    installed(monkeypatch)
+    result = _run(graphs, "-o", tmp_path / "out", "--fp16")
+    assert result.exit_code == 0
+    assert [c.runtime for c in built] == ["onnx"]
+    assert "no TensorRT is installed that can build here, so graphs only" in result.stderr
+    assert "pip install 'yonos-trt[rtx]'" in result.stderr
+    built.clear()
+    result = _run(graphs, "-o", tmp_path / "out", "--onnx-only")
+    assert (result.exit_code, [c.runtime for c in built], result.stderr) == (0, ["onnx"], "")
+
+
+def test_a_tensorrt_that_cannot_build_here_is_left_out_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from yonos_export import tensorrt_module
+
+    from yonos_trt.errors import EngineDeviceError
+
+    def no_gpu(runtime: str) -> None:
+        if runtime == "tensorrt":
+            raise EngineDeviceError("no GPU can be used here")
+
+    monkeypatch.setattr(tensorrt_module.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(tensorrt_module, "load_module", lambda runtime: object())
+    monkeypatch.setattr(tensorrt_module, "require_gpu", no_gpu)
+    assert tensorrt_module.usable_runtimes() == ["tensorrt-rtx"]
+    assert "no tensorrt engines: no GPU can be used here" in caplog.text
+
+
+@pytest.mark.slow
+def test_the_readmes_command_builds_the_shipped_model_without_torch(tmp_path: Path) -> None:
+    """torch and all else that ``[rtx]`` does not bring are blocked."""
+    pytest.importorskip("tensorrt_rtx")
+    blocked = ["torch", "onnxscript", "diffusers", "safetensors", "accelerate", "transformers", "yonos_train"]
+    code = (
+        f"import sys\nfor name in {blocked!r}: sys.modules[name] = None\n"
+        "from yonos_export.cli import main\nmain(['--fp16'])\n"
+    )
+    root = Path(__file__).parent.parent
+    paths = os.pathsep.join(str(root / part) for part in (".", "export"))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False,
+        env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    manifest = load_manifest(tmp_path / "engines" / "lite-x4", verify=True)
+    for stage in (manifest.stages.encoder, manifest.stages.step, manifest.stages.decoder):
+        assert stage.find("tensorrt-rtx", "fp16")
+        assert stage.find("onnx", "fp32")
+
+
+def test_extras_that_build_engines_bring_no_torch() -> None:
+    import tomllib
+
+    text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    for extra in ("rtx", "tensorrt"):
+        names = {re.split(r"[^a-zA-Z0-9_-]", line)[0].replace("-", "_") for line in extras[extra]}
+        assert {"onnx", "onnx_ir", "ml_dtypes", "filelock"} < names
+        assert not names & {"torch", "onnxscript", "diffusers", "safetensors"}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Harm
+
+
+@pytest.mark.parametrize("kibibytes", [1, 2, 4])
+def test_a_full_disk_is_one_line_and_leaves_nothing(graphs: Path, tmp_path: Path, kibibytes: int) -> None:
+    """The limit on file sizes stands for the disk."""
+    resource = pytest.importorskip("resource")
+    limit = kibibytes * 1024
+    done = subprocess.run(
+        [sys.executable, "-m", "yonos_export.cli", graphs, "-o", tmp_path / "out", "--fp16", "--onnx-only"],
+        preexec_fn=lambda: (
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        ),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("yonos-export: ")
+    assert "File too large" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_source_is_opened(
+    graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*_: Any) -> None:
+        raise AssertionError("work was done first")
+
+    monkeypatch.setattr("yonos_export.exporter.open_source", opened)
+    (tmp_path / "file").write_text("in the way")
+    for target in (tmp_path / "file" / "out", Path("/proc/out")):
+        result = _run(graphs, "-o", target, "--onnx-only")
+        assert result.exit_code in (2, 3)
+        assert not isinstance(result.exception, OSError | AssertionError)
+        assert "was not written" in result.output
+
+
+@pytest.mark.slow
+def test_what_a_killed_export_leaves_is_removed_by_the_next(graphs: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "yonos_export.cli",
+        graphs,
+        "-o",
+        tmp_path / "out",
+        "--fp16",
+        "--onnx-only",
+    ]
+    (tmp_path / ".yonos-mine").mkdir()  # the user's own
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not list(tmp_path.glob(".yonos-*.parts/new/*")):
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert list(tmp_path.glob(".yonos-*.parts"))
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".yonos-mine", "out", "source"]
+
+
+@pytest.mark.parametrize("name", ["weights.data", ".weights", "sub/weights.data"])
+def test_weights_that_nothing_vouches_for_are_not_exported(graphs: Path, tmp_path: Path, name: str) -> None:
+    """An FP32 graph of the source that takes weights from a file which is not listed with it."""
+    import onnx
+
+    manifest = load_manifest(graphs)
+    artifact = manifest.stages.step.find("onnx", "fp32")[0]
+    model = onnx.load(graphs / artifact.file)
+    tensor = onnx.helper.make_tensor("hidden", onnx.TensorProto.FLOAT, (4,), bytes(16), raw=True)
+    model.graph.initializer.append(tensor)
+    onnx.external_data_helper.set_external_data(model.graph.initializer[-1], location=name)
+    model.graph.initializer[-1].ClearField("raw_data")
+    (graphs / artifact.file).write_bytes(model.SerializeToString())
+    (graphs / name).parent.mkdir(exist_ok=True)
+    (graphs / name).write_bytes(bytes(16))
+    record = file_record(graphs / artifact.file)
+    document = json.loads((graphs / "manifest.json").read_text())
+    document["stages"]["step"]["artifacts"][0].update(sha256=record.sha256, bytes=record.bytes)
+    (graphs / "manifest.json").write_text(json.dumps(document))
+    result = _run(graphs, "-o", tmp_path / "out", "--fp16", "--onnx-only")
+    assert result.exit_code == 3
+    assert not (tmp_path / "out").exists()
+    assert re.search(r"does not list as external data|is not named in manifest\.json", result.output)
 
 
 def test_progress_json_ends_at_one(graphs: Path, tmp_path: Path) -> None:
-    result = _run(graphs, "-o", tmp_path / "out", "--progress", "json")
+    result = _run(graphs, "-o", tmp_path / "out", "--onnx-only", "--progress", "json")
     lines = [json.loads(line) for line in result.stderr.splitlines()]
     assert [line["done"] for line in lines] == sorted(line["done"] for line in lines)
     assert lines[-1] == {"what": "done", "done": 1.0}
@@ -219,7 +411,7 @@ def test_engine_directory_is_converted_without_torch(graphs: Path, tmp_path: Pat
         "import sys\n"
         "sys.modules['torch'] = None\n"
         "from yonos_export.cli import main\n"
-        f"main([{str(graphs)!r}, '-o', {str(tmp_path / 'out')!r}, '--fp16', '--verify-tile', '64'])\n"
+        f"main([{str(graphs)!r}, '-o', {str(tmp_path / 'out')!r}, '--fp16', '--onnx-only'])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), check=False

@@ -31,7 +31,7 @@ try:
 except ImportError:  # Windows: nothing is locked, and so nothing is ever taken for a leftover
     fcntl = None
 
-__all__ = ["atomic_directory", "atomic_file", "remove_leftovers", "sync", "write_file"]
+__all__ = ["atomic_directory", "atomic_file", "remove_leftovers", "scratch_directory", "sync", "write_file"]
 
 _log = logging.getLogger(__name__)
 
@@ -140,6 +140,29 @@ def atomic_directory(target: StrPath) -> Iterator[Path]:
         _unlock(lock)
     with contextlib.suppress(OSError):
         sync(real.parent)
+
+
+@contextlib.contextmanager
+def scratch_directory(folder: StrPath) -> Iterator[Path]:
+    """Yield an empty directory in ``folder`` for what is needed for a while; it is gone when the block ends.
+
+    What a killed process leaves, the next call beside it (or `remove_leftovers`) removes.
+
+    Raises
+    ------
+    OSError
+        The folder is missing or not writable.
+    """
+    real = Path(os.path.realpath(folder))
+    with _named(folder):
+        remove_leftovers(real)
+        work, lock = _new_parts(real)
+    try:
+        (work / _NEW).mkdir()
+        yield work / _NEW
+    finally:
+        _remove_parts(work)
+        os.close(lock)
 
 
 def remove_leftovers(folder: StrPath) -> list[Path]:

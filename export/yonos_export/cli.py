@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import sys
@@ -16,6 +17,7 @@ from yonos_trt.errors import ConfigError, InputError, YonosError
 from yonos_trt.manifest import EngineManifest
 
 EXIT_USAGE, EXIT_ENGINE, EXIT_INTERRUPTED = 2, 3, 130
+DEFAULT_SCALE = 4  # of the shipped model that is exported where no source is named
 
 
 class Shape(click.ParamType):  # type: ignore[type-arg]
@@ -39,8 +41,10 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.argument("source", type=_FOLDER)
-@click.option("-o", "--engine-dir", type=_FOLDER, required=True, help="Engine directory to write.")
+@click.argument("source", type=_FOLDER, required=False)
+@click.option(
+    "-o", "--engine-dir", type=_FOLDER, help="Engine directory to write; needed where SOURCE is given."
+)
 @click.option(
     "--restored",
     type=click.Path(path_type=Path),
@@ -58,9 +62,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option(
     "--runtime",
     type=click.Choice(["onnx", "tensorrt", "tensorrt-rtx"]),
-    default="onnx",
-    show_default=True,
-    help="Build engines for this runtime beside the graphs.",
+    help="Build engines for this runtime beside the graphs; without: for every TensorRT that is installed.",
 )
 @click.option("--onnx-only", is_flag=True, help="Write graphs only; the same as --runtime onnx.")
 @click.option("--onnx-dir", type=_FOLDER, help="Keep the FP32 graphs here and use them again next time.")
@@ -119,7 +121,8 @@ def main(**options: Any) -> None:
 
     SOURCE is a checkpoint folder of yonos-train, a local diffusers folder (unet/ and vae/), or an engine
     directory whose FP32 graphs are converted and built: its path, or the name of a model that ships with
-    the package, such as lite-x4. The same directory as --engine-dir: what it holds is kept.
+    the package, such as lite-x4. The same directory as --engine-dir: what it holds is kept. Without SOURCE:
+    the shipped x4 model, into engines/lite-x4.
     """
     progress, verbose, quiet = options.pop("progress"), options.pop("verbose"), options.pop("quiet")
     logging.basicConfig(
@@ -127,8 +130,13 @@ def main(**options: Any) -> None:
         format="%(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    report = _reporter("none" if quiet else progress)
     try:
-        manifest = export(config := _config(options), progress=_reporter("none" if quiet else progress))
+        configs = _configs(options)
+        for index, config in enumerate(configs):
+            manifest = export(config, progress=_share(report, index, len(configs)))
+            if manifest is None:
+                click.echo(json.dumps(config.to_dict(), indent=2))
     except (ConfigError, InputError) as error:
         _fail(error, EXIT_USAGE)
     except YonosError as error:
@@ -136,10 +144,42 @@ def main(**options: Any) -> None:
     except KeyboardInterrupt:
         click.echo("yonos-export: interrupted; nothing was written", err=True)
         sys.exit(EXIT_INTERRUPTED)
-    if manifest is None:
-        click.echo(json.dumps(config.to_dict(), indent=2))
-    elif not quiet:
+    if manifest is not None and not quiet:
         click.echo(summary(manifest, config.engine_dir))
+
+
+def _configs(options: dict[str, Any]) -> list[ExportConfig]:
+    """Return one config a runtime: the first starts from the source, the others add to what it wrote."""
+    if options["source"] is None:
+        from yonos_trt.runtimes import shipped_model
+
+        source = shipped_model(DEFAULT_SCALE)
+        options = {
+            **options, "source": source, "engine_dir": options["engine_dir"] or Path("engines") / source.name
+        }  # fmt: skip
+    if options["engine_dir"] is None:
+        raise click.UsageError("Missing option '-o' / '--engine-dir'.")
+    if options["runtime"] is not None or options["onnx_only"]:
+        return [_config({**options, "runtime": options["runtime"] or "onnx"})]
+    from yonos_export.tensorrt_module import usable_runtimes
+
+    runtimes = usable_runtimes()
+    if not runtimes:
+        click.echo(
+            "yonos-export: no TensorRT is installed that can build here, so graphs only; engines need "
+            "pip install 'yonos-trt[rtx]', which builds on any machine",
+            err=True,
+        )
+        return [_config({**options, "runtime": "onnx"})]
+    first, *others = (_config({**options, "runtime": runtime}) for runtime in runtimes)
+    return [first, *(dataclasses.replace(c, source=c.engine_dir, restored=None) for c in others)]
+
+
+def _share(report: Any, index: int, count: int) -> Any:
+    """Return a progress callback for one of several exports."""
+    if report is None:
+        return None
+    return lambda what, done: report(what, (index + done) / count)
 
 
 def _config(options: dict[str, Any]) -> ExportConfig:

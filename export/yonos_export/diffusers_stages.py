@@ -165,6 +165,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
 
 
 def _read_context(folder: Path) -> Tensor:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = folder / CONTEXT_NAME
@@ -173,7 +174,10 @@ def _read_context(folder: Path) -> Tensor:
             f"{path} is missing: the U-Net needs the one prompt embedding it was trained with; save it as "
             "the tensor 'context' (1, L, D), for example the text encoder's output for the empty prompt"
         )
-    tensors = load_file(path)
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
     if "context" not in tensors or tensors["context"].ndim not in (2, 3):
         raise ConfigError(f"{path} holds {sorted(tensors)}, expected one tensor 'context' (1, L, D)")
     context = tensors["context"].float()

@@ -22,6 +22,7 @@ import yonos_export.tensorrt_module as machine
 from yonos_export.build_errors import explain, from_parser
 from yonos_export.engine_options import EngineOptions
 from yonos_export.tensorrt_module import Progress
+from yonos_trt.atomic import atomic_file
 from yonos_trt.errors import BuildError, ConfigError
 from yonos_trt.manifest import Profile, ShapeRange
 
@@ -119,9 +120,8 @@ def build_engine(
         if plan is None:
             raise explain(stage, said.errors(), options)
     report(1.0)
-    part = engine.with_name(engine.name + ".part")
-    part.write_bytes(memoryview(plan))
-    part.replace(engine)
+    with atomic_file(engine) as part:
+        part.write_bytes(memoryview(plan))
     seconds = time.perf_counter() - started
     log.info("%s: %.1f MB in %.1f s", engine.name, engine.stat().st_size / 1e6, seconds)
     ranges = {name: ShapeRange(min=low, opt=best, max=high) for name, (low, best, high) in shapes.items()}
@@ -194,6 +194,5 @@ def _timing_cache(module: Any, config: Any, path: Path | None) -> Iterator[None]
         yield
         learnt = config.get_timing_cache()
         if learnt is not None:
-            part = path.with_name(path.name + ".part")
-            part.write_bytes(memoryview(learnt.serialize()))
-            part.replace(path)
+            with atomic_file(path) as part:
+                part.write_bytes(memoryview(learnt.serialize()))

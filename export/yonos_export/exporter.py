@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import shutil
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from yonos_export.model_info import ModelInfo
 from yonos_export.samples import Sample, make_samples, read_pictures
 from yonos_export.source import Source, fp32_graphs, open_source
 from yonos_export.verify import Chain, functions_from_onnx, gate, measure, run_chain
-from yonos_trt.errors import ConfigError, MissingExtraError
+from yonos_trt.atomic import scratch_directory
+from yonos_trt.errors import BuildError, ConfigError, MissingExtraError
 from yonos_trt.manifest import (
     MANIFEST_NAME,
     EngineManifest,
@@ -66,21 +66,31 @@ def export(config: ExportConfig, *, progress: Progress | None = None) -> EngineM
         torch or TensorRT is needed and not installed.
     """
     report = progress or (lambda what, done: None)
-    _require_packages()
+    _require_packages(config)
     _check_target(config)
     if config.runtime != "onnx":
         _check_engines(config)
-    report("open", 0.0)
-    source = open_source(config.source)
-    if config.dry_run:
-        return None
-    config.engine_dir.parent.mkdir(parents=True, exist_ok=True)
-    with only_builder(config.engine_dir):
-        work = Path(tempfile.mkdtemp(prefix=f".{config.engine_dir.name}.work-", dir=config.engine_dir.parent))
-        try:
-            return _export(config, source, work, report)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    with _disk_errors(config):
+        if config.dry_run:
+            open_source(config.source)
+            return None
+        config.engine_dir.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_directory(config.engine_dir.parent) as work, only_builder(config.engine_dir):
+            report("open", 0.0)
+            return _export(config, open_source(config.source), work, report)
+
+
+@contextmanager
+def _disk_errors(config: ExportConfig) -> Iterator[None]:
+    """Say in one of our errors what the disk refuses."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or config.engine_dir
+        raise BuildError(
+            f"{where}: {error.strerror or error}; {config.engine_dir} was not written and what it held is as "
+            "it was. Free space, or choose another --engine-dir"
+        ) from error
 
 
 def _export(config: ExportConfig, source: Source, work: Path, report: Progress) -> EngineManifest:
@@ -245,11 +255,12 @@ def _try_engines(
     compare_engines(candidate, config.runtime, config.precision, reference, pictures, config.limits)
 
 
-def _require_packages() -> None:
-    """Say at once which package of the extra is missing."""
-    for package in ("onnx", "onnx_ir", "onnxruntime", "filelock"):
+def _require_packages(config: ExportConfig) -> None:
+    """Say at once which package is missing; an engine directory needs no torch, and `rtx` brings none."""
+    extra = "rtx" if (config.source / MANIFEST_NAME).is_file() else "export"
+    for package in ("onnx", "onnx_ir", "onnxruntime", "filelock", "ml_dtypes"):
         if importlib.util.find_spec(package) is None:
-            raise MissingExtraError("exporting a model", package=package, extra="export")
+            raise MissingExtraError("exporting a model", package=package, extra=extra)
 
 
 def _check_engines(config: ExportConfig) -> None:

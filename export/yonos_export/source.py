@@ -7,7 +7,6 @@ import importlib
 import importlib.metadata
 import json
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,10 @@ from typing import TYPE_CHECKING
 from yonos_export.graph_file import GraphFile
 from yonos_export.model_info import ModelInfo, info_from_manifest
 from yonos_export.verify import StageFunction, functions_from_onnx, functions_from_torch
+from yonos_trt.atomic import atomic_file, write_file
 from yonos_trt.errors import ConfigError, MissingExtraError
 from yonos_trt.manifest import MANIFEST_NAME, STAGE_TENSORS, EngineManifest, artifact_path, load_manifest
+from yonos_trt.onnx_graph import read_graph
 
 if TYPE_CHECKING:
     from yonos_export.stages import StageSet
@@ -140,7 +141,7 @@ def fp32_graphs(source: Source, work: Path, *, opset: int, onnx_dir: Path | None
         The export fails.
     """
     if source.manifest is not None:
-        return _graphs_of_directory(source)
+        return _graphs_of_directory(source, work / "source")
     assert source.stages is not None
     from yonos_export.onnx_from_torch import export_graphs
 
@@ -155,7 +156,8 @@ def fp32_graphs(source: Source, work: Path, *, opset: int, onnx_dir: Path | None
     return graphs
 
 
-def _graphs_of_directory(source: Source) -> dict[str, GraphFile]:
+def _graphs_of_directory(source: Source, copies: Path) -> dict[str, GraphFile]:
+    """Copy the FP32 graphs out of an engine directory: what is converted are the bytes that were hashed."""
     assert source.manifest is not None
     graphs = {}
     for name, stage in source.manifest.stages.items():
@@ -165,10 +167,13 @@ def _graphs_of_directory(source: Source) -> dict[str, GraphFile]:
                 f"{source.root} has no FP32 graph of the stage {name} to start from; export the "
                 "checkpoint instead"
             )
-        graphs[name] = GraphFile(
-            artifact_path(source.root, found[0].file),
-            tuple(artifact_path(source.root, record.file) for record in found[0].external),
-        )
+        graph = read_graph(source.root, found[0])
+        path = copies / found[0].file
+        external = [(path.parent / own, raw) for own, raw in graph.external.items()]
+        for target, raw in ((path, graph.model), *external):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(raw)
+        graphs[name] = GraphFile(path, tuple(target for target, _ in external))
     return graphs
 
 
@@ -203,11 +208,10 @@ def _keep(graphs: dict[str, GraphFile], folder: Path, key: dict[str, object]) ->
     for stage, graph in graphs.items():
         files[stage] = {}
         for path in _files(graph):
-            shutil.copyfile(path, folder / path.name)
+            with atomic_file(folder / path.name) as part:
+                shutil.copyfile(path, part)
             files[stage][path.name] = _digest(path)
-    part = folder / f"{_KEY_NAME}.part"
-    part.write_text(json.dumps({"key": key, "files": files}, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, index)
+    write_file(index, json.dumps({"key": key, "files": files}, indent=2) + "\n")
 
 
 def _kept(folder: Path, key: dict[str, object]) -> dict[str, GraphFile] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import re
 import signal
@@ -11,12 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from yonos_trt.errors import BuildError, EngineDeviceError, MissingExtraError, install_command
+from yonos_trt.errors import BuildError, EngineDeviceError, MissingExtraError, YonosError, install_command
 
 log = logging.getLogger(__name__)
 
 EngineRuntime = Literal["tensorrt", "tensorrt-rtx"]
-MODULES = {"tensorrt": ("tensorrt", "tensorrt"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
+MODULES: dict[EngineRuntime, tuple[str, str]] = {
+    "tensorrt": ("tensorrt", "tensorrt"),
+    "tensorrt-rtx": ("tensorrt_rtx", "rtx"),
+}
 # From 10.13 on every precision is in the graph; 12 has not been seen.
 TENSORRT_FROM, TENSORRT_BELOW = (10, 13), (12,)
 Progress = Callable[[float], None]
@@ -51,6 +55,22 @@ def check_version(runtime: EngineRuntime, module: Any) -> Any:
             f"with: {install_command('tensorrt')}"
         )
     return module
+
+
+def usable_runtimes() -> list[EngineRuntime]:
+    """Return the runtimes that can build engines here; what is installed and cannot is logged."""
+    usable: list[EngineRuntime] = []
+    for runtime, (name, _) in MODULES.items():
+        if importlib.util.find_spec(name) is None:
+            continue
+        try:
+            load_module(runtime)
+            require_gpu(runtime)
+        except YonosError as error:
+            log.warning("no %s engines: %s", runtime, error)
+            continue
+        usable.append(runtime)
+    return usable
 
 
 def find_gpu() -> tuple[str | None, tuple[str, ...]]:
