@@ -873,6 +873,19 @@ def test_colour_of_a_bmp_goes_into_a_png(tmp_path: Path, how: str) -> None:
 # -- PIL ---------------------------------------------------------------------------------------------------
 
 
+def test_exif_that_a_program_changed_in_a_pil_image_counts(tmp_path: Path) -> None:
+    exif = Exif("<", main={0x0112: Entry(3, b"\6\0"), 0x010F: Entry(2, b"Camera\0")}).tobytes()
+    Image.fromarray(RGB).save(tmp_path / "in.jpg", exif=exif)
+    with Image.open(tmp_path / "in.jpg") as image:
+        assert from_pil(image).rgb.shape == (30, 20, 3)
+    with Image.open(tmp_path / "in.jpg") as image:
+        image.getexif()[0x0112] = 1
+        picture = from_pil(image)
+    assert picture.rgb.shape == (20, 30, 3)
+    assert picture.exif is not None
+    assert Exif.parse(picture.exif).main[0x010F].raw == b"Camera\0"
+
+
 def test_pil_images_keep_iptc_gamma_and_text(tmp_path: Path) -> None:
     jpeg_with(tmp_path / "in.jpg", (0xED, b"Photoshop 3.0\0" + resource(0x0404, IPTC)))
     with Image.open(tmp_path / "in.jpg") as image:

@@ -163,7 +163,7 @@ def pil_metadata(image: Image.Image) -> Metadata:
         found.color = _pil_color(info)
     elif image.format in ("JPEG", "MPO", "GIF") and isinstance(comment, bytes) and comment:
         found.text["comment"] = comment.decode("utf-8", "replace")
-    if found.exif is None or image.format == "TIFF":
+    if found.exif is None or image.format == "TIFF" or _has_live_exif(image, found.exif):
         found.exif = _pil_exif(image)
     return found
 
@@ -177,6 +177,16 @@ def _pil_color(info: Mapping[Any, Any]) -> ColorSpace | None:
     if gamma is None and intent is None and points is None:
         return None
     return ColorSpace(srgb_intent=intent, gamma=gamma, chromaticities=points)
+
+
+def _has_live_exif(image: Image.Image, block: bytes) -> bool:
+    """True if EXIF was asked for already, so that a program may have changed it, and is whole."""
+    if getattr(image, "_exif", None) is None:
+        return False
+    try:
+        return not Exif.parse(block).is_damaged
+    except (ValueError, struct.error):
+        return False
 
 
 def _pil_exif(image: Image.Image) -> bytes | None:
