@@ -47,6 +47,7 @@ def _fits(stream: Any, container: str) -> bool:
     av = require_av()
     with contextlib.suppress(Exception), av.open(io.BytesIO(), "w", format=container) as probe:
         probe.add_stream_from_template(stream, opaque=True)
+        probe.start_encoding()
         return True
     return False
 

@@ -22,7 +22,9 @@ from yonos_trt.video.info import (
 )
 from yonos_trt.video.layouts import LAYOUTS, REPACKED, Layout, layout_of
 
-__all__ = ["EncoderSettings", "OutputFormat", "new_context", "output_format"]
+__all__ = ["HDR_ENCODERS", "EncoderSettings", "OutputFormat", "new_context", "output_format"]
+
+HDR_ENCODERS = ("libx264", "libx265")  # are told mastering display and light level
 
 log = logging.getLogger(__name__)
 

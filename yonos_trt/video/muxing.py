@@ -30,7 +30,7 @@ from yonos_trt.video.read import main_video_stream
 from yonos_trt.video.segments import Segment
 from yonos_trt.video.sidedata import StreamSideData, correct_boxes, read_side_data
 from yonos_trt.video.survey import Survey
-from yonos_trt.video.tags import file_tags, lost_tags, needs_keys, stream_tags
+from yonos_trt.video.tags import file_tags, fits_timecode, lost_tags, needs_keys, stream_tags
 from yonos_trt.video.timing import video_packets
 
 __all__ = ["Muxing"]
@@ -133,6 +133,10 @@ class Muxing:
             template = stack.enter_context(described).streams.video[0]
         return template, extradata
 
+    def _timecode_fits(self, source: Any, main: Any) -> bool:
+        found = [m["timecode"] for m in (main.metadata, source.metadata) if "timecode" in m]
+        return all(fits_timecode(code, self._form.rate, self._container) for code in found)
+
     def _side_wanted(self) -> StreamSideData:
         """Return the source's side data as it is true of the larger picture."""
         side = self._info.side.scaled(self._form.height_px // self._info.height_px)
@@ -154,15 +158,14 @@ class Muxing:
         else:
             main = main_video_stream(source, "the source")
             streams = add_copied_streams(out, source, self.plan, main.index, add_main, covers)
+            cut = not self._begins or not self._timecode_fits(source, main)
             for index, stream in streams.items():
                 tags = source.streams[index].metadata
                 recoded = index == main.index
-                stream.metadata.update(
-                    stream_tags(tags, self._container, recoded=recoded, cut=not self._begins)
-                )
+                stream.metadata.update(stream_tags(tags, self._container, recoded=recoded, cut=cut))
                 stream.disposition = source.streams[index].disposition
             video = streams.pop(main.index)
-            out.metadata.update(file_tags(source.metadata, cut=not self._begins))
+            out.metadata.update(file_tags(source.metadata, cut=cut))
             out.set_chapters(chapters(source, self.shift, self._window))
             copies = copied_packets(source, self.plan, self._window, self._survey)
             self._streams = {main.index: video.index}

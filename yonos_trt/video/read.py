@@ -33,12 +33,15 @@ from yonos_trt.video.info import (
 )
 from yonos_trt.video.layouts import REPACKED, WITH_ALPHA
 from yonos_trt.video.packets import UNCOUNTED_CODECS, PacketDecoder, Tally
+from yonos_trt.video.sidedata import frame_data_names
 from yonos_trt.video.structure import ffv1_is_whole, structural_damage
 from yonos_trt.video.survey import Survey, continuous, survey
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+
+    from yonos_trt.video.format import OutputFormat
 
 __all__ = ["Frame", "VideoReader", "main_video_stream"]
 
@@ -164,6 +167,8 @@ class VideoReader:
         self._interval_s = (start_s, end_s)
         #: presentation times (seconds) of frames that are repetitions
         self.repeated_s: list[float] = []
+        #: names of the side data that frames came with
+        self.frame_data: set[str] = set()
         self._source: Any = source
         #: whether the input is a stream that cannot be read again
         self.piped = piped
@@ -293,6 +298,12 @@ class VideoReader:
         self._decoder = make(self._stream)
         self._decoded = self._decode()
 
+    def lost_in_y4m(self, form: OutputFormat) -> list[str]:
+        """Return what of this file a y4m stream does not carry; see `yonos_trt.video.y4m.lost_in_y4m`."""
+        from yonos_trt.video.y4m import lost_in_y4m
+
+        return lost_in_y4m(self.info, form, self._container, self._stream.index)
+
     def close(self) -> None:
         """Close the file. Idempotent."""
         if self._container is not None:
@@ -363,6 +374,7 @@ class VideoReader:
 
     def _check(self, frame: VideoFrame, pts: int) -> None:
         info, when = self.info, f"at {self.info.seconds(pts):.3f} s"
+        self.frame_data.update(frame_data_names(frame))
         if frame.interlaced_frame and not self._force:
             raise InputError(
                 f"{self.name} is interlaced ({when}): two half pictures a frame, which upscaling would comb "

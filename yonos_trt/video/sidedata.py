@@ -9,22 +9,56 @@ output's container is.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
-__all__ = ["StreamSideData", "correct_boxes", "read_side_data", "with_side_data"]
+__all__ = [
+    "StreamSideData",
+    "correct_boxes",
+    "frame_data_names",
+    "lost_frame_data",
+    "read_side_data",
+    "with_side_data",
+]
 
 # Matroska's element numbers, with their length marker (RFC 9559)
 SEGMENT, TRACKS, TRACK_ENTRY, VIDEO, COLOUR = 0x18538067, 0x1654AE6B, 0xAE, 0xE0, 0x55B0
 SITING_HORIZONTAL, SITING_VERTICAL = 0x55B7, 0x55B8
-PROJECTION, STEREO_MODE = 0x7670, 0x53B8
+PROJECTION, PROJECTION_TYPE, STEREO_MODE = 0x7670, 0x7671, 0x53B8
 CROPS = {0x54BB: "top", 0x54AA: "bottom", 0x54CC: "left", 0x54DD: "right"}
 
 #: horizontal and vertical, 1 = on a luma sample, 2 = half-way between two
 _SITINGS = {(1, 2): "left", (2, 2): "center", (1, 1): "topleft", (2, 1): "top"}
 #: y4m's header, which FFmpeg writes for raw video, says it by name
 _Y4M_SITINGS = {b" C420mpeg2 ": "left", b" C420jpeg ": "center", b" C420paldv ": "topleft"}
+
+#: Side data of single frames, which new pictures do not get, by PyAV's names
+_FRAME_DATA = {
+    "A53_CC": "closed captions (CEA-608/708)",
+    "AFD": "active format description",
+    "AMBIENT_VIEWING_ENVIRONMENT": "ambient viewing environment",
+    "CONTENT_LIGHT_LEVEL": "HDR content light level",
+    "DETECTION_BBOXES": "places of detected objects",
+    "DOVI_METADATA": "Dolby Vision metadata",
+    "DOVI_RPU_BUFFER": "Dolby Vision metadata",
+    "DYNAMIC_HDR_PLUS": "HDR10+ metadata",
+    "DYNAMIC_HDR_VIVID": "HDR Vivid metadata",
+    "FILM_GRAIN_PARAMS": "film grain parameters",
+    "GOP_TIMECODE": "time codes in the video stream",
+    "ICC_PROFILE": "ICC colour profile",
+    "MASTERING_DISPLAY_METADATA": "HDR mastering display metadata",
+    "PANSCAN": "pan and scan rectangles",
+    "REGIONS_OF_INTEREST": "regions of interest",
+    "S12M_TIMECODE": "time codes in the video stream",
+    "SPHERICAL": "spherical projection (360 degree video)",
+    "STEREO3D": "stereo layout",
+    "UNKNOWN_31": "EXIF metadata of frames",
+}
+#: What decoders add themselves, and what the output has in another way
+_SILENT = {"DISPLAYMATRIX", "MOTION_VECTORS", "VIDEO_ENC_PARAMS", "VIDEO_HINT", "SKIP_SAMPLES"}
+#: UUIDs of the messages in which x264 and x265 write their settings
+_ENCODER_NOTES = {"dc45e9bde6d948b7962cd820d923eeef", "2ca2de09b51747dbbb55a4fe7fc2fc4e"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +160,13 @@ def read_side_data(stream: Any) -> StreamSideData:
         if number == COLOUR:
             fields |= {n: data[begin:end] for n, _, begin, end in _children(data, content, stop)}
     numbers = {number: int.from_bytes(content, "big") for number, content in fields.items()}
+    projection = fields.get(PROJECTION, b"")
+    kinds = {n: projection[begin:end] for n, _, begin, end in _children(projection, 0, len(projection))}
+    if not int.from_bytes(kinds.get(PROJECTION_TYPE, b""), "big"):
+        projection = b""  # a flat picture, turned: the display matrix has that
     return StreamSideData(
         siting=_SITINGS.get((numbers.get(SITING_HORIZONTAL, 0), numbers.get(SITING_VERTICAL, 0))),
-        projection=fields.get(PROJECTION, b""),
+        projection=projection,
         stereo_mode=numbers.get(STEREO_MODE, 0),
         crop_px=tuple((side, numbers[n]) for n, side in CROPS.items() if numbers.get(n)),
     )
@@ -170,8 +208,8 @@ def correct_boxes(file: BinaryIO, container: str) -> None:
     """Turn boxes of Apple's stereo video that FFmpeg writes beside the ones meant here into free space.
 
     Readers prefer ``vexu`` to MP4's own boxes (``sv3d``, ``st3d``), and it lacks a panorama's direction and
-    how two views lie in one picture. MOV has only ``vexu``: there its ``eyes`` go, which would say that two views
-    are coded one after the other.
+    how two views lie in one picture. MOV has only ``vexu``: there its ``eyes`` go, which would say that two
+    views are coded one after the other.
     """
     file.seek(0)
     size = 1
@@ -192,3 +230,40 @@ def correct_boxes(file: BinaryIO, container: str) -> None:
                 file.write(b"free")
         file.seek(at + size)
     file.seek(0, io.SEEK_END)
+
+
+def frame_data_names(frame: Any) -> Iterator[str]:
+    """Yield PyAV's names of a frame's side data, those of user data with their UUID."""
+    for entry in getattr(frame, "side_data", ()):
+        name = entry.type.name
+        if name == "SEI_UNREGISTERED":
+            name = bytes(entry)[:16].hex()
+            if name in _ENCODER_NOTES:
+                continue
+        yield name
+
+
+def lost_frame_data(names: Collection[str], side: StreamSideData, *, hdr_kept: bool) -> list[str]:
+    """Say in words what side data of frames is not in the output.
+
+    Parameters
+    ----------
+    names
+        From `frame_data_names`, of all frames.
+    side
+        The stream's, which is carried or named by itself.
+    hdr_kept
+        Whether the encoder is told the static HDR metadata.
+    """
+    known = set(_SILENT)
+    if side.projection:
+        known.add("SPHERICAL")
+    if side.stereo_mode:
+        known.add("STEREO3D")
+    if hdr_kept:
+        known |= {"MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL"}
+    lost = []
+    for name in sorted(set(names) - known):
+        words = f"user data in the video stream (UUID {name})" if len(name) == 32 and name.islower() else name
+        lost.append(_FRAME_DATA.get(name, words))
+    return list(dict.fromkeys(lost))

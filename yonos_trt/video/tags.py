@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
-__all__ = ["file_tags", "lost_tags", "needs_keys", "stream_tags"]
+__all__ = ["file_tags", "fits_timecode", "lost_tags", "needs_keys", "stream_tags"]
 
 #: Written by every muxer for its own file; the source's values would be wrong in ours.
 OWN = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration"}
@@ -86,6 +87,22 @@ def needs_keys(metadata: Mapping[str, str], container: str) -> bool:
         with av.open(file) as written:
             kept.append(len(_missing(metadata, written.metadata)))
     return kept[1] < kept[0]
+
+
+def fits_timecode(timecode: str, rate: Fraction, container: str) -> bool:
+    """Whether a container takes a time code: MP4 and MOV make a track of it, for the rates that have one."""
+    import av
+
+    if container not in ("mp4", "mov"):
+        return True
+    try:
+        with av.open(io.BytesIO(), "w", format=container) as out:
+            stream = out.add_mux_stream("h264", rate=rate, width=16, height=16)
+            stream.metadata["timecode"] = timecode
+            out.start_encoding()
+    except av.error.FFmpegError:
+        return False
+    return True
 
 
 def _plain(value: str) -> str:

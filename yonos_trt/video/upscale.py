@@ -27,14 +27,16 @@ from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.prefetch import stream
 from yonos_trt.video.device import DevicePath, device_path
 from yonos_trt.video.encode import make_frame
-from yonos_trt.video.format import OutputFormat
+from yonos_trt.video.format import HDR_ENCODERS, OutputFormat
 from yonos_trt.video.info import VideoInfo, frame_planes
+from yonos_trt.video.layers import left_out_layers
 from yonos_trt.video.ledger import Stamp, read_stamp
 from yonos_trt.video.mux import container_of, count_frames, mux_video, rehearse
 from yonos_trt.video.options import VideoOptions, VideoReport
 from yonos_trt.video.read import Frame, VideoReader
 from yonos_trt.video.segment_encode import SegmentedEncoder
 from yonos_trt.video.segments import Job
+from yonos_trt.video.sidedata import lost_frame_data
 from yonos_trt.video.stabilize import Stabilizer
 from yonos_trt.video.y4m import Y4mWriter
 
@@ -195,11 +197,14 @@ def _to_pipe(
         raise ConfigError("--resume needs an output file; a pipe cannot be resumed")
     watch, report = _Stopwatch(), VideoReport()
     with _opened(source, options) as reader:
+        layers = left_out_layers(Path(source)) if isinstance(source, (str, Path)) else []
         raw = replace(options.encoder, vcodec="rawvideo", crf=None, preset=None, options=())
         path = device_path(replace(options, encoder=raw), reader, scale)
         form, report.on_device = path.form, path.stages
         if form.coding.siting == "top":  # which y4m has no word for
             form = replace(form, coding=replace(form.coding, siting="left"))
+        report.left_out = layers + reader.lost_in_y4m(form)
+        _tell_left_out(reader.name, report.left_out)
         writer = Y4mWriter(sink, form)
         total = _expected_frames(reader.info, options)
         with _upscaled(reader, upscale, scale, options, path, watch, 0) as frames:
@@ -212,6 +217,9 @@ def _to_pipe(
                 if progress is not None:
                     progress(report.frames, total)
         report.repeated_s, report.damage = list(reader.repeated_s), list(reader.damage)
+        unseen = lost_frame_data(reader.frame_data, reader.info.side, hdr_kept=False)
+        _tell_left_out(reader.name, unseen)
+        report.left_out += unseen
     report.seconds = {**watch.seconds, "wall": time.perf_counter() - watch.begin}
     return report
 
@@ -239,13 +247,14 @@ def _to_file(
     watch, report = _Stopwatch(), VideoReport()
     plan = {"audio": options.copy_audio, "subtitles": options.copy_subtitles, "force": options.force}
     with _opened(source, options) as reader:
+        layers = [] if file is None else left_out_layers(file)
         path = device_path(options, reader, scale)
         form, report.on_device = path.form, path.stages
-        known: list[str] = []
+        known = layers
         identity: dict[str, Any] = {"input": None, "upscaler": upscaler_id}
         if file is not None:
             identity = _identity(file, form, options, path, upscaler_id)
-            known = rehearse(
+            known = layers + rehearse(
                 target, file, reader.info, form, plan, start_s=options.start_s, end_s=options.end_s
             )
             _tell_left_out(reader.name, known)
@@ -298,7 +307,7 @@ def _to_file(
                 start_s=options.start_s,
                 end_s=options.end_s,
             )
-            report.left_out = report.mux.left_out
+            report.left_out = layers + report.mux.left_out + _lost_frame_data(reader, form)
             _tell_left_out(reader.name, [entry for entry in report.left_out if entry not in known])
             watch.seconds["mux"] = time.perf_counter() - begin
             job.remove()
@@ -306,6 +315,11 @@ def _to_file(
             job.close()
     report.seconds = {**watch.seconds, "wall": time.perf_counter() - watch.begin}
     return report
+
+
+def _lost_frame_data(reader: VideoReader, form: OutputFormat) -> list[str]:
+    told = reader.info.hdr is not None and form.vcodec in HDR_ENCODERS and not form.nvenc
+    return lost_frame_data(reader.frame_data, reader.info.side, hdr_kept=told)
 
 
 def _tell_left_out(name: str, left_out: list[str]) -> None:

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.video.format import OutputFormat
-from yonos_trt.video.info import FULL
+from yonos_trt.video.info import FULL, UNSPECIFIED, VideoInfo
 from yonos_trt.video.layouts import Layout
+from yonos_trt.video.sidedata import StreamSideData
+from yonos_trt.video.tags import file_tags
 
-__all__ = ["Y4mWriter"]
+__all__ = ["Y4mWriter", "lost_in_y4m"]
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +31,35 @@ def _colour_space(layout: Layout, siting: str) -> str:
             return {"left": "420mpeg2", "center": "420jpeg", "topleft": "420paldv"}.get(siting, "420mpeg2")
         return chroma + depth
     raise ConfigError(f"y4m cannot hold {layout.name}; choose --pix-fmt yuv444p or yuv444p10le")
+
+
+def lost_in_y4m(info: VideoInfo, form: OutputFormat, source: Any, main_index: int) -> list[str]:
+    """Return what of a source a y4m stream does not carry.
+
+    Parameters
+    ----------
+    info, form
+        The video as it was read and as it is written.
+    source, main_index
+        PyAV's open input, and its stream that is upscaled.
+    """
+    lost = []
+    for stream in source.streams:
+        if stream.index != main_index:
+            name = stream.codec_context.name if stream.codec_context is not None else "no codec"
+            lost.append(f"stream {stream.index} ({stream.type}, {name})")
+    if tags := sorted(file_tags(source.metadata, cut=False)):
+        lost.append(f"tags {', '.join(tags)}")
+    if source.chapters():
+        lost.append("chapters")
+    if info.display_matrix is not None:
+        lost.append("rotation")
+    said = (info.tags.primaries, info.tags.transfer, info.tags.matrix)
+    if any(number != UNSPECIFIED for number in said) and form.layout.kind == "yuv":
+        lost.append("colour tags (primaries {}, transfer {}, matrix {})".format(*said))
+    named = form.layout.bits == 8 and (form.layout.sub_h, form.layout.sub_w) == (2, 2)
+    written = StreamSideData(form.coding.siting if named else None)
+    return lost + info.side.lost(written)
 
 
 class Y4mWriter:

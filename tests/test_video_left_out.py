@@ -1,0 +1,389 @@
+"""What a video cannot keep is refused before the work, or named; nothing goes without a word."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+av = pytest.importorskip("av")
+
+from helpers import make_engine_dir  # noqa: E402
+from video_clips import FAST, enlarge, run, write_clip  # noqa: E402
+
+from yonos_trt.cli import cli  # noqa: E402
+from yonos_trt.errors import ConfigError, InputError  # noqa: E402
+from yonos_trt.video import VideoOptions, upscale_video  # noqa: E402
+from yonos_trt.video.format import EncoderSettings  # noqa: E402
+from yonos_trt.video.layers import left_out_layers  # noqa: E402
+from yonos_trt.video.sidedata import StreamSideData, lost_frame_data  # noqa: E402
+from yonos_trt.video.tags import needs_keys  # noqa: E402
+
+PHONE = {
+    "com.apple.quicktime.make": "Apple",
+    "com.apple.quicktime.location.ISO6709": "+48.8584+002.2945+035.000/",
+    "com.apple.quicktime.creationdate": "2024-05-03T12:11:12+0200",
+    "title": "My trip",
+}
+ANDROID = {"com.android.version": "14", "com.android.capture.fps": "30.0", "artist": "me"}
+
+
+def remux(
+    source: Path,
+    target: Path,
+    *,
+    tags: dict[str, str] | None = None,
+    stream_tags: dict[str, str] | None = None,
+    disposition: int | None = None,
+    change: Callable[[Any], Any] = lambda packet: packet,
+    **options: str,
+) -> Path:
+    """Copy a clip's packets, with tags, a disposition or changed packets."""
+    with av.open(str(source)) as before, av.open(str(target), "w", container_options=options) as after:
+        after.metadata.update(tags or {})
+        streams = {s.index: after.add_stream_from_template(s, opaque=True) for s in before.streams}
+        for old in before.streams:
+            if old.type == "video":
+                streams[old.index].codec_context.framerate = 25
+            streams[old.index].metadata.update(old.metadata)
+            streams[old.index].metadata.update(stream_tags or {})
+            if disposition is not None:
+                streams[old.index].disposition = disposition
+        for packet in before.demux():
+            if packet.size:
+                new = change(packet)
+                new.stream = streams[packet.stream.index]
+                after.mux(new)
+    return target
+
+
+def never(rgb: Any) -> Any:
+    raise AssertionError("a frame was upscaled before the refusal")
+
+
+def refused(source: Path, target: Path, kind: type[Exception], message: str, **options: Any) -> None:
+    """Check a refusal that comes before the first frame and leaves nothing behind."""
+    before = sorted(source.parent.iterdir())
+    with pytest.raises(kind, match=message):
+        upscale_video(source, target, never, scale=2, options=VideoOptions(**options))
+    assert sorted(source.parent.iterdir()) == before
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Alpha
+
+
+def with_alpha(source: Path, target: Path, *, tag: bool = True, addition: int = 1, first: int = 0) -> Path:
+    """Give a clip's packets a block addition, as VP8 and VP9 have their alpha."""
+    count = 0
+
+    def change(packet: Any) -> Any:
+        nonlocal count
+        count += 1
+        if addition and count > first:
+            number = av.packet.packet_sidedata_type_from_literal("matroska_block_additional")
+            side = av.packet.PacketSideData(number, 8 + packet.size)
+            side.update(addition.to_bytes(8, "big") + bytes(packet))
+            packet.set_sidedata(side)
+        return packet
+
+    return remux(source, target, stream_tags={"alpha_mode": "1"} if tag else None, change=change)
+
+
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+@pytest.mark.parametrize("suffix", [".webm", ".mkv"])
+@pytest.mark.parametrize("first", [0, 7])
+def test_alpha_beside_the_packets_is_refused(tmp_path: Path, codec: str, suffix: str, first: int) -> None:
+    plain = write_clip(tmp_path / f"plain{suffix}", codec=codec)
+    source = with_alpha(plain, tmp_path / f"in{suffix}", first=first)
+    refused(source, tmp_path / "out.mkv", InputError, "has an alpha channel beside its vp. pictures")
+    with pytest.raises(InputError, match="has an alpha channel"):
+        upscale_video(source, io.BytesIO(), never, scale=2)
+
+
+def test_an_alpha_tag_without_alpha_is_not_written_on(tmp_path: Path) -> None:
+    plain = write_clip(tmp_path / "plain.webm", codec="libvpx-vp9")
+    source = with_alpha(plain, tmp_path / "in.webm", addition=0)
+    report = run(source, tmp_path / "out.mkv")
+    assert report.left_out == ["tag alpha_mode, as no frame has an alpha channel"]
+    with av.open(str(tmp_path / "out.mkv")) as clip:
+        assert "alpha_mode" not in {key.lower() for key in clip.streams.video[0].metadata}
+
+
+@pytest.mark.parametrize("addition", [4, 100])
+def test_other_block_additions_are_no_alpha(tmp_path: Path, addition: int) -> None:
+    plain = write_clip(tmp_path / "plain.webm", codec="libvpx-vp9")
+    source = with_alpha(plain, tmp_path / "in.webm", tag=False, addition=addition)
+    assert run(source, tmp_path / "out.mkv").frames == 12
+
+
+def with_units(source: Path, target: Path, units: list[bytes]) -> Path:
+    """Append NAL units to every packet of a stream whose units have four bytes of length before them."""
+
+    def change(packet: Any) -> Any:
+        extra = b"".join(len(unit).to_bytes(4, "big") + unit for unit in units)
+        new = av.Packet(bytes(packet) + extra)
+        new.pts, new.dts, new.time_base = packet.pts, packet.dts, packet.time_base
+        new.duration, new.is_keyframe = packet.duration, packet.is_keyframe
+        return new
+
+    return remux(source, target, change=change)
+
+
+def hevc_unit(kind: int, layer: int, payload: bytes) -> bytes:
+    return bytes([kind << 1 | layer >> 5, (layer & 31) << 3 | 1]) + payload
+
+
+ALPHA_SEI = hevc_unit(39, 0, bytes([165, 4, 0, 0, 255, 0, 128]))
+SECOND = hevc_unit(1, 1, bytes([0x80, 1, 2, 3]))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
+def test_hevc_alpha_is_refused_and_a_second_view_named(tmp_path: Path, suffix: str) -> None:
+    plain = write_clip(tmp_path / f"plain{suffix}", codec="libx265")
+    source = with_units(plain, tmp_path / f"alpha{suffix}", [ALPHA_SEI, SECOND])
+    refused(source, tmp_path / "out.mkv", InputError, "has an alpha channel beside its hevc pictures")
+    source = with_units(plain, tmp_path / f"views{suffix}", [SECOND])
+    assert left_out_layers(source) == ["further views or layers of the video (one view is upscaled)"]
+    assert left_out_layers(plain) == []
+
+
+def test_a_second_view_in_h264_is_named(tmp_path: Path) -> None:
+    plain = write_clip(tmp_path / "plain.mp4")
+    source = with_units(plain, tmp_path / "in.mp4", [bytes([0x74, 0x40, 0, 1, 2, 3, 4])])
+    report = run(source, tmp_path / "out.mkv")
+    assert report.left_out == ["further views or layers of the video (one view is upscaled)"]
+    assert left_out_layers(plain) == []
+
+
+@pytest.mark.parametrize(
+    ("codec", "pix_fmt", "suffix"),
+    [
+        ("prores_ks", "yuva444p10le", ".mov"),
+        ("qtrle", "argb", ".mov"),
+        ("png", "rgba", ".mov"),
+        ("ffv1", "yuva420p", ".mkv"),
+        ("ffv1", "bgra", ".mkv"),
+        ("png", "ya8", ".mov"),
+    ],
+)
+def test_alpha_in_the_picture_is_refused(tmp_path: Path, codec: str, pix_fmt: str, suffix: str) -> None:
+    source = tmp_path / f"in{suffix}"
+    with av.open(str(source), "w") as out:
+        video = out.add_stream(codec, rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, pix_fmt
+        for index in range(2):
+            rgba = np.full((48, 64, 4), 90, np.uint8)
+            frame = av.VideoFrame.from_ndarray(rgba, format="rgba").reformat(format=pix_fmt)
+            frame.pts = index
+            out.mux(video.encode(frame))
+        out.mux(video.encode())
+    refused(source, tmp_path / "out.mkv", InputError, "alpha channel")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Metadata
+
+
+@pytest.mark.parametrize("tags", [PHONE, ANDROID, {"MY_TAG": "mine"}], ids=["phone", "android", "own"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+@pytest.mark.parametrize("to", [".mp4", ".mov", ".mkv"])
+def test_every_tag_arrives(tmp_path: Path, tags: dict[str, str], suffix: str, to: str) -> None:
+    plain = write_clip(tmp_path / "plain.mp4")
+    flags = {"movflags": "use_metadata_tags"} if suffix != ".mkv" else {}
+    source = remux(plain, tmp_path / f"in{suffix}", tags=tags, **flags)
+    report = run(source, tmp_path / f"out{to}")
+    with av.open(str(tmp_path / f"out{to}")) as clip:
+        found = {key.lower(): value for key, value in clip.metadata.items()}
+    assert {key: found.get(key.lower()) for key in tags} == tags
+    assert report.left_out == []
+
+
+def test_ordinary_tags_stay_in_the_atoms_that_most_programs_read() -> None:
+    ordinary = {
+        "title": "a",
+        "artist": "b",
+        "comment": "c",
+        "date": "2020",
+        "creation_time": "2024-05-03T10:11:12Z",
+    }
+    assert not needs_keys(ordinary, "mp4")
+    assert needs_keys(ordinary | PHONE, "mp4")
+    assert needs_keys(ordinary | PHONE, "mov")
+    assert not needs_keys(ordinary | PHONE, "matroska")
+
+
+@pytest.mark.parametrize("to", [".mkv", ".mp4", ".mov"])
+def test_tags_and_dispositions_of_streams_arrive_or_are_named(tmp_path: Path, to: str) -> None:
+    plain = write_clip(tmp_path / "plain.mp4", audio=True)
+    flags = av.stream.Disposition
+    source = remux(
+        plain,
+        tmp_path / "in.mkv",
+        stream_tags={"title": "The title", "LENS": "50 mm", "language": "deu"},
+        disposition=int(flags.default | flags.forced | flags.original),
+    )
+    report = run(source, tmp_path / f"out{to}")
+    with av.open(str(tmp_path / f"out{to}")) as clip:
+        for stream in clip.streams:
+            there = {*stream.metadata.values(), *(flag.name for flag in flags if flag & stream.disposition)}
+            label = f"stream {stream.index} ({stream.type})"
+            for words, value in (
+                ("tag title=The title", "The title"), ("tag LENS=50 mm", "50 mm"),
+                ("disposition forced", "forced"), ("disposition original", "original"),
+            ):  # fmt: skip
+                assert (value in there) != (f"{label}: {words}" in report.left_out)
+            assert stream.metadata["language"] in ("deu", "ger")
+    assert report.left_out == [] if to == ".mkv" else len(report.left_out) > 0
+
+
+def test_chapters_that_a_container_drops_are_named(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "in.mkv", chapters=True, codec="libvpx-vp9")
+    encoder = EncoderSettings("libvpx-vp9", options=(("cpu-used", "8"),))
+    for to in (".mkv", ".mp4", ".mov", ".webm"):
+        report = run(source, tmp_path / f"out{to}", encoder=FAST if to != ".webm" else encoder)
+        with av.open(str(tmp_path / f"out{to}")) as clip:
+            kept = [c["metadata"]["title"] for c in clip.chapters()] == ["one", "two"]
+        assert kept != any("chapters" in entry for entry in report.left_out)
+
+
+@pytest.mark.parametrize("to", [".mov", ".mp4", ".mkv"])
+def test_a_time_code_is_kept_and_not_given_to_a_part(tmp_path: Path, to: str) -> None:
+    plain = write_clip(tmp_path / "plain.mov")
+    source = remux(plain, tmp_path / "in.mov", stream_tags={"timecode": "01:00:00:00"})
+    with av.open(str(source)) as clip:
+        assert clip.streams.video[0].metadata["timecode"] == "01:00:00:00"
+        assert len(clip.streams) == 2
+    report = run(source, tmp_path / f"out{to}")
+    with av.open(str(tmp_path / f"out{to}")) as clip:
+        tags = {k.lower(): v for s in clip.streams for k, v in s.metadata.items()} | dict(clip.metadata)
+        assert tags["timecode"] == "01:00:00:00"
+    assert report.left_out == []
+    report = run(source, tmp_path / f"part{to}", start_s=0.2)
+    with av.open(str(tmp_path / f"part{to}")) as clip:
+        assert "timecode" not in {k.lower() for s in clip.streams for k in s.metadata}
+    assert any("timecode" in entry for entry in report.left_out)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Frames
+
+
+def test_side_data_of_frames_is_named() -> None:
+    none = StreamSideData()
+    assert lost_frame_data(["DISPLAYMATRIX", "MOTION_VECTORS"], none, hdr_kept=False) == []
+    assert lost_frame_data(["A53_CC", "DOVI_METADATA", "DOVI_RPU_BUFFER"], none, hdr_kept=False) == [
+        "closed captions (CEA-608/708)",
+        "Dolby Vision metadata",
+    ]
+    assert lost_frame_data(["SPHERICAL", "STEREO3D"], StreamSideData(None, b"x", 1), hdr_kept=False) == []
+    assert len(lost_frame_data(["SPHERICAL", "STEREO3D"], none, hdr_kept=False)) == 2
+    assert lost_frame_data(["CONTENT_LIGHT_LEVEL"], none, hdr_kept=True) == []
+    assert lost_frame_data(["SOMETHING_NEW"], none, hdr_kept=True) == ["SOMETHING_NEW"]
+
+
+def sei(kind: int, payload: bytes) -> bytes:
+    """An H.264 SEI unit with emulation prevention left to payloads without zeros."""
+    return bytes([6, kind, len(payload)]) + payload + b"\x80"
+
+
+CAPTIONS = b"\xb5\x00\x31GA94\x03\xc1\xff" + b"\xfc\x94\x20" + b"\xff"
+USER_DATA = bytes(range(1, 17)) + b"telemetry"
+
+
+@pytest.mark.parametrize(
+    ("unit", "words"),
+    [
+        (sei(4, CAPTIONS), "closed captions (CEA-608/708)"),
+        (sei(5, USER_DATA), f"user data in the video stream (UUID {bytes(range(1, 17)).hex()})"),
+    ],
+)
+def test_captions_and_user_data_in_the_stream_are_named(tmp_path: Path, unit: bytes, words: str) -> None:
+    plain = write_clip(tmp_path / "plain.mp4", options={"x264-params": "no-info=1"})
+
+    def change(packet: Any) -> Any:
+        new = av.Packet(len(unit).to_bytes(4, "big") + unit + bytes(packet))
+        new.pts, new.dts, new.time_base = packet.pts, packet.dts, packet.time_base
+        new.duration, new.is_keyframe = packet.duration, packet.is_keyframe
+        return new
+
+    source = remux(plain, tmp_path / "in.mp4", change=change)
+    assert run(source, tmp_path / "out.mkv").left_out == [words]
+
+
+def test_what_x264_and_x265_write_about_themselves_is_no_loss(tmp_path: Path) -> None:
+    for codec in ("libx264", "libx265"):
+        source = write_clip(tmp_path / f"{codec}.mp4", codec=codec, audio=True)
+        assert run(source, tmp_path / f"{codec}.mkv").left_out == []
+        assert run(source, tmp_path / f"{codec}_x2.mp4").left_out == []
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Pipes, events, refusals
+
+
+def test_what_y4m_does_not_carry_is_named(tmp_path: Path) -> None:
+    source = write_clip(
+        tmp_path / "in.mkv",
+        audio=True,
+        subtitles=["hello"],
+        chapters=True,
+        metadata={"title": "A"},
+        rotation=90,
+    )
+    sink = io.BytesIO()
+    report = upscale_video(source, sink, enlarge(), scale=2)
+    assert report.left_out == [
+        "stream 1 (audio, flac)",
+        "stream 2 (subtitle, srt)",
+        "tags title",
+        "chapters",
+        "rotation",
+        "colour tags (primaries 1, transfer 1, matrix 1)",
+    ]
+
+
+def test_the_finish_event_and_stderr_name_what_is_left_out(tmp_path: Path) -> None:
+    engine = make_engine_dir(tmp_path / "engine")
+    plain = write_clip(tmp_path / "plain.mkv", frames=2, audio=True)
+    source = remux(plain, tmp_path / "in.mkv", stream_tags={"LENS": "50 mm"})
+    command = [
+        "video",
+        "-m",
+        str(engine),
+        "-i",
+        str(source),
+        "-o",
+        str(tmp_path / "out.mp4"),
+        "--threads",
+        "1",
+    ]
+    result = CliRunner().invoke(cli, [*command, "--no-copy-audio", "--progress", "json"])
+    assert result.exit_code == 0, result.output
+    events = [json.loads(line) for line in result.stderr.splitlines()]
+    finish = next(event for event in events if event["event"] == "finish")
+    assert finish["left_out"] == ["stream 1 (audio, flac): as asked", "stream 0 (video): tag LENS=50 mm"]
+    result = CliRunner().invoke(cli, [*command, "--no-copy-audio", "--overwrite"])
+    assert "left out: stream 1 (audio, flac): as asked" in result.stderr
+    assert "left out: stream 0 (video): tag LENS=50 mm" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("encoder", "suffix", "message"),
+    [
+        (FAST, ".webm", "webm cannot hold what libx264 makes"),
+        (EncoderSettings("prores_ks", pix_fmt="yuv422p10le"), ".mp4", "mp4 cannot hold what prores_ks makes"),
+        (EncoderSettings("libx264", preset="no such"), ".mkv", "encoder libx264 does not open"),
+    ],
+)
+def test_a_container_or_encoder_that_refuses_does_so_before_the_first_frame(
+    tmp_path: Path, encoder: EncoderSettings, suffix: str, message: str
+) -> None:
+    source = write_clip(tmp_path / "in.mkv")
+    refused(source, tmp_path / f"out{suffix}", ConfigError, message, encoder=encoder)
