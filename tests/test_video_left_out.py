@@ -254,6 +254,26 @@ def test_chapters_that_a_container_drops_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to", [".mov", ".mp4", ".mkv"])
+def test_a_chapter_track_that_is_made_again_is_no_loss(tmp_path: Path, to: str) -> None:
+    source = write_clip(tmp_path / "in.mp4", chapters=True)
+    with av.open(str(source)) as clip:
+        assert [s.type for s in clip.streams] == ["video", "data"]
+    assert run(source, tmp_path / f"out{to}").left_out == []
+    with av.open(str(tmp_path / f"out{to}")) as clip:
+        assert [c["metadata"]["title"] for c in clip.chapters()] == ["one", "two"]
+
+
+@pytest.mark.parametrize(("code", "kept"), [("01:00:00:00", True), ("01:00:00;00", False)])
+def test_a_time_code_that_does_not_fit_the_rate_is_left_out(tmp_path: Path, code: str, kept: bool) -> None:
+    """MOV has drop-frame codes for 29.97 and 59.94 frames a second only; Matroska writes the words."""
+    plain = write_clip(tmp_path / "plain.mkv")
+    source = remux(plain, tmp_path / "in.mkv", stream_tags={"timecode": code})
+    report = run(source, tmp_path / "out.mov")
+    assert report.frames == 12
+    assert report.left_out == ([] if kept else [f"stream 0 (video): tag TIMECODE={code}"])
+
+
+@pytest.mark.parametrize("to", [".mov", ".mp4", ".mkv"])
 def test_a_time_code_is_kept_and_not_given_to_a_part(tmp_path: Path, to: str) -> None:
     plain = write_clip(tmp_path / "plain.mov")
     source = remux(plain, tmp_path / "in.mov", stream_tags={"timecode": "01:00:00:00"})

@@ -52,6 +52,16 @@ def _fits(stream: Any, container: str) -> bool:
     return False
 
 
+def _made_again(stream: Any, source: Any, main_index: int) -> bool:
+    """Whether muxers make this data track themselves: MP4's and MOV's for the time code and for chapters."""
+    if stream.type != "data":
+        return False
+    code = stream.metadata.get("timecode")
+    if code is not None and code == source.streams[main_index].metadata.get("timecode"):
+        return True
+    return bool(source.chapters()) and stream.discard == require_av().stream.Discard.all
+
+
 def plan_copies(
     source: Any, main_index: int, container: str, *, audio: bool, subtitles: bool, force: bool
 ) -> CopyPlan:
@@ -67,7 +77,7 @@ def plan_copies(
     for stream in source.streams:
         name = stream.codec_context.name if stream.codec_context is not None else "no codec"
         label = f"stream {stream.index} ({stream.type}, {name})"
-        if stream.index == main_index:
+        if stream.index == main_index or _made_again(stream, source, main_index):
             continue
         if (stream.type == "audio" and not audio) or (stream.type == "subtitle" and not subtitles):
             plan.left_out.append(f"{label}: as asked")
