@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 av = pytest.importorskip("av")
 
-from video_clips import enlarge, run  # noqa: E402
+from video_clips import enlarge, run, write_clip  # noqa: E402
 
 from yonos_trt.video import VideoOptions, upscale_video  # noqa: E402
 from yonos_trt.video.color import SITINGS  # noqa: E402
@@ -285,3 +285,29 @@ def test_side_data_is_kept_over_a_resume(tmp_path: Path) -> None:
     report = upscale_video(source, target, enlarge(), scale=2, options=options)
     assert (report.frames_resumed > 0, report.left_out) == (True, [])
     assert (side_of(target).projection, side_of(target).stereo_mode) == (EQUIRECTANGULAR, 1)
+
+
+@pytest.mark.parametrize("mode", [4, 9, 13])
+def test_a_stereo_layout_that_webm_lacks_is_named_and_stops_nothing(
+    tmp_path: Path, mode: int
+) -> None:
+    source = write_described(tmp_path / "in.mkv", StreamSideData(stereo_mode=mode))
+    encoder = EncoderSettings("libvpx-vp9", options=(("cpu-used", "8"),))
+    report = run(source, tmp_path / "out.webm", encoder=encoder)
+    kept = side_of(tmp_path / "out.webm").stereo_mode == mode
+    assert report.left_out == ([] if kept else [f"stereo layout (Matroska's StereoMode {mode})"])
+    assert kept == (mode != 13)
+
+
+def test_a_codec_without_a_header_has_its_panorama_in_mp4(tmp_path: Path) -> None:
+    source = write_described(tmp_path / "in.mkv", StreamSideData(None, EQUIRECTANGULAR, 3))
+    encoder = EncoderSettings("libvpx-vp9", options=(("cpu-used", "8"),))
+    assert run(source, tmp_path / "out.mp4", encoder=encoder).left_out == []
+    assert side_of(tmp_path / "out.mp4").projection == EQUIRECTANGULAR
+    assert side_of(tmp_path / "out.mp4").stereo_mode == 3
+
+
+def test_a_turned_flat_picture_is_no_panorama(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "in.mp4", rotation=90)
+    assert side_of(source).projection == b""
+    assert run(source, tmp_path / "out.mp4").left_out == []

@@ -24,6 +24,7 @@ __all__ = [
     "add_copied_streams",
     "chapters",
     "copied_packets",
+    "fits",
     "lowest_time",
     "plan_copies",
     "read_covers",
@@ -43,7 +44,8 @@ class CopyPlan:
     left_out: list[str] = field(default_factory=list)  # with the reason
 
 
-def _fits(stream: Any, container: str) -> bool:
+def fits(stream: Any, container: str) -> bool:
+    """Whether a container takes a stream as it is, by itself."""
     av = require_av()
     with contextlib.suppress(Exception), av.open(io.BytesIO(), "w", format=container) as probe:
         probe.add_stream_from_template(stream, opaque=True)
@@ -93,7 +95,7 @@ def plan_copies(
                 )
         elif stream.type == "video" and stream.disposition & cover and container == "matroska":
             plan.covers.append(stream.index)
-        elif stream.type in ("audio", "subtitle", "video") and _fits(stream, container):
+        elif stream.type in ("audio", "subtitle", "video") and fits(stream, container):
             plan.packets.append(stream.index)
         elif stream.type == "subtitle" and name == "mov_text" and container == "matroska":
             plan.to_subrip.append(stream.index)

@@ -18,6 +18,7 @@ from yonos_trt.video.copies import (
     add_copied_streams,
     chapters,
     copied_packets,
+    fits,
     lowest_time,
     plan_copies,
     read_covers,
@@ -83,7 +84,7 @@ class Muxing:
     def write(self, file: Any) -> None:
         """Write the file, the new video included if there are segments."""
         av = require_av()
-        form, container = self._form, self._container
+        container = self._container
         with contextlib.ExitStack() as stack:
             source, covers, options = None, {}, {}
             if self._source_path is not None:
@@ -104,22 +105,25 @@ class Muxing:
                     options["movflags"] = "use_metadata_tags"
             if container in ("matroska", "webm"):
                 options["avoid_negative_ts"] = "disabled"
-            template, extradata = self._template(stack)
-            if template is not None and not form.nvenc:
+            template, extradata, boxes = self._template(stack)
+            if boxes:
                 options["strict"] = "unofficial"  # without it MP4's boxes for panoramas are not written
             out = av.open(file, "w", format=container, container_options=options)
             try:
                 self._fill(out, source, covers, template, extradata)
             finally:
                 out.close()
-            if "strict" in options and container in ("mp4", "mov"):
+            if boxes and container in ("mp4", "mov"):
                 correct_boxes(file, container)
 
-    def _template(self, stack: contextlib.ExitStack) -> tuple[Any, bytes]:
-        """Return a stream that describes the new video, and its header, where an encoder alone does not."""
-        form, template, extradata = self._form, None, b""
+    def _template(self, stack: contextlib.ExitStack) -> tuple[Any, bytes, bool]:
+        """Return a stream that describes the new video where an encoder alone does not.
+
+        With it come the encoder's header, and whether there is side data in the description.
+        """
+        form, template = self._form, None
         if not self._segments:
-            return template, extradata
+            return None, b"", False
         if form.nvenc:
             from yonos_trt.video.nvenc import stream_template
 
@@ -129,9 +133,11 @@ class Muxing:
         if side != StreamSideData():
             packets = video_packets(self._segments[:1], form.time_base, 0)
             first = [packet for _, packet in itertools.islice(packets, 2)]
-            described, extradata = described_with(form, template, side, first)
-            template = stack.enter_context(described).streams.video[0]
-        return template, extradata
+            described, header = described_with(form, template, side, first)
+            stream = stack.enter_context(described).streams.video[0]
+            if fits(stream, self._container):  # WebM, for one, has not all of Matroska's stereo layouts
+                return stream, header, True
+        return template, b"", False
 
     def _timecode_fits(self, source: Any, main: Any) -> bool:
         found = [m["timecode"] for m in (main.metadata, source.metadata) if "timecode" in m]

@@ -56,7 +56,7 @@ def stream_tags(metadata: Mapping[str, str], container: str, *, recoded: bool, c
     """
     tags = dict(metadata)
     if recoded:
-        gone = {"encoder", "alpha_mode"}
+        gone = {"encoder", "alpha_mode", "stereo_mode"}  # side data says the last, where the container can
         tags = {k: v for k, v in tags.items() if k.lower() not in gone}
         tags = {k: v for k, v in tags.items() if not k.upper().startswith(STATISTICS)}
     if cut:
