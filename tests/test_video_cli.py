@@ -131,7 +131,7 @@ def test_dry_run_prints_the_options_and_does_nothing(tmp_path: Path, engine_dir:
     assert document["options"]["copy_subtitles"] is True
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_an_interrupted_command_says_how_to_go_on_and_can(
     tmp_path: Path, engine_dir: Path, name: str
 ) -> None:
