@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-    from yonos_trt.video.survey import Survey
 
 __all__ = [
     "ColorTags",
@@ -138,7 +137,9 @@ class VideoInfo:
     hdr: HdrMetadata | None
     dynamic_hdr: tuple[str, ...]  # per-frame HDR metadata that could not be kept
     side: StreamSideData = field(default_factory=StreamSideData)
-    survey: Survey | None = None  # what a reading of all packets found; None for a pipe
+    survey: Any = (
+        None  # a `yonos_trt.video.survey.Survey`: what a reading of all packets found; None for a pipe
+    )
 
     def seconds(self, pts: int) -> float:
         """Return the time of ``pts`` since the start of the file, in seconds."""
