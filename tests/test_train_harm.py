@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -264,3 +265,93 @@ def _changed(path: Path) -> int | None:
         return path.stat().st_mtime_ns
     except OSError:
         return None
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Pictures
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\n0 0 moveto stroke\n%%EOF\n"
+
+
+def test_no_picture_starts_another_program(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow alone hands what calls itself .png and is PostScript to Ghostscript."""
+    from PIL import EpsImagePlugin
+    from yonos_export.samples import read_pictures
+    from yonos_train.data import ImageFolder
+    from yonos_train.pairs import read_picture, whole_pairs
+
+    from yonos_trt.errors import InputError
+
+    def started(*_: Any, **__: Any) -> None:
+        raise AssertionError("Ghostscript")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", started)
+    monkeypatch.setattr(EpsImagePlugin, "has_ghostscript", started)
+    folder = tmp_path / "set" / "HR"
+    shutil.copytree(pictures, folder)
+    (folder / "trap.png").write_bytes(EPS)
+    found = ImageFolder(folder, smallest_px=64)
+    assert [Path(skipped.path).name for skipped in found.skipped] == ["trap.png"]
+    for read in (lambda: read_picture(folder / "trap.png"), lambda: read_pictures([folder / "trap.png"])):
+        with pytest.raises(InputError, match=r"trap\.png"):
+            read()
+    trap = next(pair for pair in whole_pairs(tmp_path, 2) if pair.name == "trap")
+    with pytest.raises(InputError, match=r"trap\.png"):
+        trap.load()
+
+
+def test_a_text_encoder_is_loaded_from_safetensors_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for transformers, which is not installed here: what it is asked for, and what it answers."""
+    from yonos_train.sd import SdFolderError
+    from yonos_train.sd_folder import _empty_prompt
+
+    asked: list[dict[str, Any]] = []
+
+    class Loads:
+        @staticmethod
+        def from_pretrained(folder: Path, **options: Any) -> Any:
+            if folder.name == "text_encoder":
+                asked.append(options)
+                raise OSError("no file named model.safetensors")
+
+    stand_in = SimpleNamespace(CLIPTextModel=Loads, CLIPTokenizer=Loads)
+    monkeypatch.setitem(sys.modules, "transformers", stand_in)
+    with pytest.raises(SdFolderError, match=r"text_encoder cannot be loaded from safetensors: no file named"):
+        _empty_prompt(tmp_path)
+    assert asked == [{"local_files_only": True, "use_safetensors": True}]
+
+
+# ----------------------------------------------------------------------------------------------------------
+# Ctrl-C
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.1, 0.5, 2.0, None])
+def test_ctrl_c_ends_with_130_and_no_traceback(pictures: Path, tmp_path: Path, seconds: float | None) -> None:
+    """During the imports, and (None) once steps are made; a second one ends it too."""
+    long = [dataclasses.replace(stage, steps=10**6) for stage in SMOKE.stages[:1]]
+    (tmp_path / "given.json").write_text(dataclasses.replace(SMOKE, stages=tuple(long)).to_json())
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from yonos_trt.console import yonos_train; yonos_train()",
+         "--config", str(tmp_path / "given.json"), "--data", str(pictures), "--run", str(tmp_path / "run")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(tmp_path),
+    )  # fmt: skip
+    if seconds is None:
+        while process.poll() is None and not list(tmp_path.glob("run/*/checkpoint-*")):
+            time.sleep(0.01)
+    else:
+        time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    if seconds is None:
+        time.sleep(0.4)
+        process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    if seconds != 0.1 or process.returncode != -signal.SIGINT:  # before Python itself is there
+        assert process.returncode == 130, said
+        assert "Traceback" not in said
+        assert "Aborted" not in said

@@ -453,3 +453,35 @@ def test_automatic_precision_is_bfloat16_only_where_it_is_computed(monkeypatch):
     for instructions in ("avx512_bf16", "amx_bf16"):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda name=instructions: {name: True})
         assert fast_precision("cpu") == "bf16"
+
+
+def test_gradients_of_many_parameters_are_averaged_in_few_reductions(monkeypatch):
+    from types import SimpleNamespace
+
+    from yonos_train import loop
+
+    made = []
+
+    def reduce(vector, reduction):
+        made.append((vector.dtype, vector.numel()))
+        return vector / 2
+
+    shapes = [(3, 2, 3, 3), (3,), (4, 3, 1, 1), (4,), (50,), ()]
+    params = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    params += [torch.nn.Parameter(torch.zeros(5, dtype=torch.float64)), torch.nn.Parameter(torch.zeros(7))]
+    for p in params[:-1]:  # the last has no gradient
+        p.grad = torch.randn(p.shape, dtype=p.dtype)
+    params[0].grad = params[0].grad.to(memory_format=torch.channels_last)
+    before = [p.grad.clone() for p in params[:-1]]
+    loop.average_gradients(params, SimpleNamespace(reduce=reduce))
+    assert made == [(torch.float32, 54 + 3 + 12 + 4 + 50 + 1), (torch.float64, 5)]
+    assert all(torch.equal(p.grad, old / 2) for p, old in zip(params[:-1], before, strict=True))
+    assert params[0].grad.is_contiguous(memory_format=torch.channels_last)
+    assert params[-1].grad is None
+    made.clear()
+    monkeypatch.setattr(loop, "_BUCKET", 60)  # whole gradients, one of 54 and one that is larger than it
+    params[4] = torch.nn.Parameter(torch.zeros(100))
+    params[4].grad = torch.ones(100)
+    loop.average_gradients(params, SimpleNamespace(reduce=reduce))
+    assert [size for _, size in made] == [57, 16, 100, 1, 5]
+    assert torch.equal(params[4].grad, torch.full((100,), 0.5))
