@@ -109,6 +109,22 @@ def test_big_endian_grey_is_read_right(dtype: type, big: bool) -> None:
     np.testing.assert_array_equal(to_array(read_image(white)), top - pixels, strict=True)
 
 
+@pytest.mark.parametrize(
+    "compression", ["lzw", "zlib", "packbits", "lzma", "zstd", "jpeg2000", "lerc", "jpegxl"]
+)
+@pytest.mark.parametrize("grey", [False, True])
+def test_compressions_without_loss_are_read_right(compression: str, grey: bool) -> None:
+    pixels = LAKE[..., 0] if grey else LAKE
+    options = (
+        {"level": 0} if compression == "jpeg2000" else {"lossless": True} if compression == "jpegxl" else {}
+    )
+    data = written(
+        np.ascontiguousarray(np.kron(pixels, np.ones((4, 4) if grey else (4, 4, 1), np.uint8))),
+        photometric="minisblack" if grey else "rgb", compression=compression, compressionargs=options,
+    )  # fmt: skip
+    np.testing.assert_array_equal(to_array(read_image(data))[::4, ::4], pixels)
+
+
 # -- Samples of other kinds -------------------------------------------------------------------------------
 
 

@@ -24,6 +24,9 @@ Pixels = NDArray[Any]
 # TIFF 6.0: PhotometricInterpretation 0 white is zero, 1 black is zero, 2 RGB; ExtraSamples 1 premultiplied,
 # 2 straight.
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PREMULTIPLIED = 0, 1, 2, 1
+# None, CCITT, LZW, JPEG, deflate, PackBits, ThunderScan and SGI codes, LZMA, Zstandard. The others that exist
+# (JPEG 2000, WebP, LERC, JPEG XL ...) are read by tifffile.
+_PILLOW_COMPRESSIONS = (1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34676, 34677, 34925, 50000)
 
 
 def deep_png(data: bytes, header: Header) -> Pixels:
@@ -44,6 +47,8 @@ def deep_png(data: bytes, header: Header) -> Pixels:
 
 def pillow_keeps_tiff(data: bytes, header: Header) -> bool:
     """True if Pillow decodes this TIFF without losing depth: up to 8 bits, or one 16-bit or float channel."""
+    if header.tags.get(259, (1,))[0] not in _PILLOW_COMPRESSIONS:
+        return False
     white_is_zero = header.tags.get(262) == (_WHITE_IS_ZERO,)
     if data[:4] == b"MM\0+" or (data[:2] == b"MM" and header.bits == 16 and white_is_zero):
         return False  # Pillow 13 does not know these of this byte order
