@@ -647,3 +647,53 @@ def test_limit_of_pixels_is_refused_before_the_work_and_its_remedy_works(
             sr.upscale_file(path, tmp_path / "y.png")
     with pytest.raises(ConfigError, match="max_pixels is 0"):
         SR(engine_dir, max_pixels=0)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# MemoryError at every stage
+
+
+def _memory_error(*_: Any, **__: Any) -> Any:
+    raise MemoryError("of the test")
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("yonos_trt.session", "open_backend"),
+        ("yonos_trt.onnx_graph", "read_file"),
+        ("yonos_trt.images", "read_image"),
+        ("yonos_trt.images", "check_output"),
+        ("yonos_trt.images", "write_image"),
+        ("yonos_trt.images", "upscale_alpha"),
+        ("yonos_trt.sr", "from_array"),
+        ("yonos_trt.sr", "to_array"),
+        ("yonos_trt.pipeline", "batches"),
+        ("yonos_trt.finish", "RowColorFix"),
+        ("yonos_trt.backend", "HostCanvas"),
+    ],
+)
+def test_a_memory_error_of_any_stage_is_ours(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str, name: str
+) -> None:
+    image = picture(20, 20, channels=4)
+    Image.fromarray(image).save(tmp_path / "in.png")
+    monkeypatch.setattr(sys.modules[module], name, _memory_error)
+    calls = {
+        "file": lambda sr: sr.upscale_file(tmp_path / "in.png", tmp_path / "out.png"),
+        "save": lambda sr: sr.upscale(str(tmp_path / "in.png")).save(tmp_path / "out.png"),
+        "array": lambda sr: sr.upscale(image),
+    }
+    messages = []
+    for call in calls.values():
+        (tmp_path / "out.png").unlink(missing_ok=True)
+        try:
+            call(SR(engine_dir, threads=1))
+        except OutOfMemoryError as error:
+            messages.append(str(error))
+        else:
+            continue
+        assert not (tmp_path / "out.png").exists()
+    assert messages
+    assert all("of the test" in message for message in messages)
+    assert not list(tmp_path.glob(".*"))

@@ -221,6 +221,10 @@ class _Session:
                 model, sess_options=options, providers=[_plain(p) for p in providers]
             )
         except Exception as error:
+            if any(words in str(error).lower() for words in _MEMORY_WORDS):
+                raise OutOfMemoryError(
+                    f"ONNX Runtime ran out of memory when it opened {path}", asked_bytes=graph.nbytes
+                ) from error
             raise EngineIntegrityError(
                 f"ONNX Runtime {ort.__version__} cannot open {path}: {_first_line(error)}; "
                 "export the model again with this yonos-export, or update onnxruntime"

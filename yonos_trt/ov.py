@@ -151,6 +151,10 @@ class _Network:
         try:
             compiled = core.compile_model(core.read_model(model), "CPU", properties)
         except Exception as error:
+            if any(words in str(error).lower() for words in _MEMORY_WORDS):
+                raise OutOfMemoryError(
+                    f"OpenVINO ran out of memory when it compiled {path}", asked_bytes=graph.nbytes
+                ) from error
             raise EngineIntegrityError(
                 f"OpenVINO cannot compile {path}: {_first_line(error)}; export the model again with this "
                 "yonos-export, or use runtime='onnx'"

@@ -19,7 +19,7 @@ import numpy as np
 from yonos_trt import pipeline
 from yonos_trt.backend import Array, Backend
 from yonos_trt.color import MODES
-from yonos_trt.errors import ClosedError, ConfigError, OutOfMemoryError
+from yonos_trt.errors import ClosedError, ConfigError, OutOfMemoryError, memory_that_runs_out
 from yonos_trt.host_cpus import usable_cpus
 from yonos_trt.host_memory import available_bytes
 from yonos_trt.images.reading import MAX_PIXELS
@@ -177,7 +177,8 @@ class Session:
                     "SR(engine_dir)"
                 )
             if self._backend is None:
-                self._backend = open_backend(self.engine_dir, self.manifest, self._request)
+                with memory_that_runs_out(f"opening {self.engine_dir}"):
+                    self._backend = open_backend(self.engine_dir, self.manifest, self._request)
             return self._backend
 
     # -- What it will do ----------------------------------------------------------------------------------

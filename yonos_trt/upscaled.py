@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, overload
 
 from numpy.typing import NDArray
 
-from yonos_trt.errors import InputError
+from yonos_trt.errors import InputError, memory_that_runs_out
 from yonos_trt.images.picture import Picture, to_array
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ class UpscaledImage:
         from yonos_trt.images import write_image
 
         if isinstance(target, (str, os.PathLike)):
-            self.left_out = write_image(self.picture, target, **options)
+            with memory_that_runs_out(f"{os.fspath(target)}: writing"):
+                self.left_out = write_image(self.picture, target, **options)
             return Path(target)
         if not callable(getattr(target, "write", None)):
             raise InputError(
@@ -98,7 +99,8 @@ class UpscaledImage:
         with tempfile.TemporaryDirectory(prefix="yonos-") as folder:
             path = Path(folder) / f"picture.{str(options['format']).lower()}"
             try:
-                self.left_out = write_image(self.picture, path, **options)
+                with memory_that_runs_out("encoding a picture"):
+                    self.left_out = write_image(self.picture, path, **options)
             except InputError as error:
                 raise InputError(str(error).replace(str(path), "<file object>")) from error
             with path.open("rb") as stream:
