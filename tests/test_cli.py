@@ -530,3 +530,16 @@ def test_limit_of_pixels_can_be_raised_as_its_message_says(engine_dir: Path, tmp
     assert run("upscale", "-i", path, "-m", engine_dir, "--max-pixels", 600).exit_code == 0
     (option,) = (p for p in cli.commands["upscale"].params if p.name == "max_pixels")
     assert option.default == MAX_PIXELS
+
+
+def test_a_fault_of_the_program_is_one_line(
+    engine_dir: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise TypeError("no")
+
+    monkeypatch.setattr("yonos_trt.job_run.run_jobs", broken)
+    result = upscale(engine_dir, "-i", photos / "a.png")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: not expected: TypeError: no (at test_cli.py:")
+    assert "Traceback" in upscale(engine_dir, "-i", photos / "a.png", "-vv").stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -686,3 +687,90 @@ def test_without_a_writable_folder_a_claim_holds_nothing(tmp_path: Path) -> None
     claim = claims.take(tmp_path / "missing" / "a.png")
     assert claim is not None
     claim.release()
+
+
+def test_without_threads_files_are_done_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("yonos_trt.job_run.startable_threads", lambda count: 0)
+    threads = set()
+    fake = Fake({("read", name): lambda: threads.add(threading.current_thread()) for name in "abc"})
+    assert len(run_jobs(jobs_of(tmp_path), fake, Told()).done) == 3
+    assert threads == {threading.main_thread()}
+
+
+def test_errors_of_the_system_are_told_in_its_words(tmp_path: Path) -> None:
+    told = Told()
+    run_jobs(jobs_of(tmp_path, "a"), Fake({("read", "a"): failing(OSError(13, "Denied", "x/y"))}), told)
+    (failed,) = (event for event in told.events if event[0] == "fail")
+    assert failed[2] == f"{tmp_path / 'a.png'}: x/y: Denied"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Files that change, and disks that are full, while a run goes on
+
+
+def test_sources_and_folders_that_go_away_fail_by_name(engine_dir: Path, real: list[Job]) -> None:
+    """b is cut and c is gone after the plan was made; a's folder is gone when its result is written."""
+    with SR(engine_dir, threads=1) as sr:
+
+        class Changing(FileStages):
+            def upscale(self, job: Job, picture: Any, on_tiles: Any, *, fits: bool) -> Any:
+                if job.source.stem == "a":
+                    job.target.parent.rmdir()
+                return super().upscale(job, picture, on_tiles, fits=fits)
+
+        real[1].source.write_bytes(real[1].source.read_bytes()[:200])
+        real[2].source.unlink()
+        outcome = run_jobs(real, Changing(sr), Told(), overlap=False)
+    assert [job.source.stem for job, _ in outcome.failed] == ["a", "b", "c"]
+    texts = [str(error) for _, error in outcome.failed]
+    assert "No such file or directory" in texts[0]
+    assert "truncated" in texts[1]
+    assert "No such file or directory" in texts[2]
+
+
+def test_two_writers_of_one_output_leave_one_whole_file(engine_dir: Path, real: list[Job]) -> None:
+    target = real[0].target
+    target.parent.mkdir()
+    codes: list[int] = []
+
+    def write(job: Job) -> None:
+        with SR(engine_dir, threads=1) as sr:
+            for _ in range(4):
+                codes.append(
+                    run_jobs(
+                        [Job(job.source, target)], FileStages(sr), Silent(), existing="overwrite"
+                    ).exit_code
+                )
+
+    threads = [threading.Thread(target=write, args=(job,)) for job in real]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert codes == [0] * 12
+    assert read_image(target).rgb.shape[1] == 120
+    assert [p.name for p in target.parent.iterdir()] == [target.name]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a small disk: needs root")
+@pytest.mark.parametrize("limit", ["size=28k", "nr_inodes=3"])
+def test_a_disk_that_fills_up_fails_by_name_and_leaves_no_part(
+    engine_dir: Path, real: list[Job], tmp_path: Path, limit: str
+) -> None:
+    disk = tmp_path / "out"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", limit, "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this machine mounts nothing")
+    try:
+        with SR(engine_dir, threads=1) as sr:
+            outcome = run_jobs(real, FileStages(sr), Told())
+        assert outcome.done
+        assert outcome.failed
+        for job, error in outcome.failed:
+            assert str(error) == f"{job.target}: cannot be written: No space left on device"
+        assert sorted(p.name for p in disk.iterdir()) == [job.target.name for job in outcome.done]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -16,10 +16,12 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,21 @@ class _Group(click.Group):
             about = "" if error.filename is None else f"{error.filename}: "
             _say(ctx, "error", f"{about}{error.strerror or error}")
             ctx.exit(1)
+        except Exception as error:
+            if isinstance(error, (click.ClickException, click.exceptions.Exit, click.Abort)):
+                raise
+            logging.getLogger("yonos_trt").debug("not expected", exc_info=True)
+            _say(ctx, "error", _unexpected(error))
+            ctx.exit(5 if "start new thread" in str(error) else 1)
+
+
+def _unexpected(error: Exception) -> str:
+    """Tell a fault of the program in one line."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(frame.filename).name}:{frame.lineno}"
+    if "start new thread" in str(error):
+        return "the system starts no more threads (a limit of memory or of processes)"
+    return f"not expected: {type(error).__name__}: {error} (at {where}; -vv of upscale and video tells more)"
 
 
 def _say(ctx: click.Context, event: str, message: str) -> None:

@@ -87,11 +87,13 @@ def named(name: str, error: BaseException) -> BaseException:
         said = str(error)
     except Exception as unsaid:
         said = f"an error that cannot be told ({type(unsaid).__name__})"
+    if isinstance(error, OSError) and not isinstance(error, YonosError) and error.strerror:
+        said = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     if isinstance(error, MemoryError):
         said = said or "memory ran out"
     elif not isinstance(error, (YonosError, OSError)) or not said:
         said = f"{type(error).__name__}: {said}" if said else type(error).__name__
-    elif name in said:
+    elif name in said and isinstance(error, YonosError):
         return error
     text = said if name in said else f"{name}: {said}"
     return YonosError(text) if not isinstance(error, InputError) else InputError(text)

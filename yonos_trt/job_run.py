@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from yonos_trt import claims
 from yonos_trt.errors import InputError
+from yonos_trt.host_cpus import startable_threads
 from yonos_trt.job_outcome import Outcome, is_of_one_file, named, without_frames
 from yonos_trt.jobs import Job, PassedOver
 from yonos_trt.prefetch import stream
@@ -79,8 +80,8 @@ def run_jobs(
         "skip" every file is claimed first (`yonos_trt.claims`), and one that another process has at work is
         skipped as well: several processes share a folder.
     overlap
-        False takes one file after the other, as is always done with a single one, and where a file is the
-        result of another one.
+        False takes one file after the other, as is always done with a single one, where a file is the
+        result of another one, and where the system starts no more threads.
     written
         Called with the path of every file that is complete, on the caller's thread; its errors end the run.
     passed_over
@@ -95,7 +96,7 @@ def run_jobs(
     run = _Run(jobs, stages, progress, existing, written)
     run.pass_over(passed_over)
     try:
-        if overlap and len(jobs) > 1 and not _chained(jobs):
+        if overlap and len(jobs) > 1 and not _chained(jobs) and startable_threads(2) == 2:
             with stream(run.read_all(), run.upscale, max_in_flight=_IN_FLIGHT) as results:
                 try:
                     for item in results:
