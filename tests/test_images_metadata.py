@@ -784,16 +784,64 @@ def test_machines_notes_on_the_old_pixels_are_removed(
     assert result.rgb.shape == (40, 60, 3)
 
 
-def test_georeferences_and_layers_are_named(tmp_path: Path) -> None:
+GEO_KEYS = (34735, "H", 8, (1, 1, 0, 1, 1025, 0, 1, 1), True)
+
+
+def place(path: Path, row: float, column: float) -> tuple[float, float]:
+    """Where the GeoTIFF at ``path`` puts the middle of a pixel, in the words of the standard."""
     tifffile = pytest.importorskip("tifffile")
-    tags = [
-        (33550, "d", 3, (1.0, 1.0, 0.0), True),
-        (33922, "d", 6, (0.0,) * 6, True),
-        (37724, "B", 4, b"Adob", True),
-    ]
-    tifffile.imwrite(tmp_path / "in.tif", RGB, photometric="rgb", metadata=None, extratags=tags)
+    with tifffile.TiffFile(path) as file:
+        tags = {tag.code: tag.value for tag in file.pages.first.tags}
+    middle = 0.5 if tags[34735][7] == 1 else 0.0
+    i, j = column + middle, row + middle
+    if 34264 in tags:
+        m = tags[34264]
+        return m[0] * i + m[1] * j + m[3], m[4] * i + m[5] * j + m[7]
+    (sx, sy, _), (i0, j0, _, x, y, _) = tags[33550], tags[33922]
+    return x + (i - i0) * sx, y - (j - j0) * sy
+
+
+@pytest.mark.parametrize("raster", [1, 2])
+@pytest.mark.parametrize("how", ["scale", "matrix"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_georeferences_stay_true_in_tiff_and_are_named_elsewhere(
+    tmp_path: Path, raster: int, how: str, dtype: str
+) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    tags: list[Any] = [(*GEO_KEYS[:3], (*GEO_KEYS[3][:7], raster), True)]
+    if how == "scale":
+        tags += [
+            (33550, "d", 3, (2.0, 3.0, 0.0), True),
+            (33922, "d", 6, (4.0, 5.0, 0, 700.0, 900.0, 0), True),
+        ]
+    else:
+        tags.append((34264, "d", 16, (2.0, 0.5, 0, 700.0, 0.25, -3.0, 0, 900.0, *(0.0,) * 7, 1.0), True))
+    pixels = RGB.astype(dtype)
+    tifffile.imwrite(tmp_path / "in.tif", pixels, photometric="rgb", metadata=None, extratags=tags)
     _, left_out = result_of(tmp_path / "in.tif", tmp_path / "out.tif")
-    assert any("ModelPixelScale" in e and "ModelTiepoint" in e and "ImageSourceData" in e for e in left_out)
+    assert left_out == ()
+    # The middle of an old pixel is the corner between four new ones: the mean of their middles.
+    corners = [place(tmp_path / "out.tif", row, column) for row in (14, 15) for column in (20, 21)]
+    assert np.mean(corners, axis=0) == pytest.approx(place(tmp_path / "in.tif", 7, 10))
+    _, left_out = result_of(tmp_path / "in.tif", tmp_path / "out.png")
+    assert left_out == ("georeference (GeoTIFF), which PNG cannot hold",)
+
+
+def test_broken_or_turned_georeferences_and_layers_are_named(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    scale = (33550, "d", 3, (1.0, 1.0, 0.0), True)
+    cases = {
+        "layers": [(37724, "B", 4, b"Adob", True)],
+        "keyless": [scale],
+        "short": [GEO_KEYS, (33922, "d", 5, (0.0,) * 5, True)],
+    }
+    cases["turned"] = [GEO_KEYS, scale, (274, "H", 1, 6, True)]
+    words = {"layers": "ImageSourceData", "short": "ModelTiepoint"}
+    for name, tags in cases.items():
+        tifffile.imwrite(tmp_path / "in.tif", RGB, photometric="rgb", metadata=None, extratags=tags)
+        _, left_out = result_of(tmp_path / "in.tif", tmp_path / "out.tif")
+        assert len(left_out) == 1
+        assert words.get(name, "ModelPixelScale") in left_out[0]
 
 
 def test_arrays_have_nothing_to_leave_out(tmp_path: Path) -> None:

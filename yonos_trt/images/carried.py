@@ -17,7 +17,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
-from yonos_trt.images.exif import Exif, with_resolution
+from yonos_trt.images.exif import Exif
+from yonos_trt.images.exif_upright import with_resolution, without_georeference
 from yonos_trt.images.icc import adobe_rgb_profile
 from yonos_trt.images.metadata import grown_metadata, tidy
 from yonos_trt.images.photoshop import iptc_of, parse_resources
@@ -111,6 +112,9 @@ def carried(picture: Picture, format_: str, height_px: int, width_px: int) -> Ca
     exif, xmp = grown_metadata(picture, height_px, width_px)
     out = Carried(exif=exif, xmp=xmp, dpi=picture.dpi, resources=picture.resources)
     left_out = list(picture.left_out)
+    if out.exif and format_ != "TIFF":
+        out.exif, had_any = without_georeference(out.exif)
+        left_out += [f"georeference (GeoTIFF), which {format_} cannot hold"] if had_any else []
     _color(picture, format_, out)
     if format_ == "PNG":
         out.text, out.chunks = dict(picture.text), [*out.chunks, *picture.chunks]

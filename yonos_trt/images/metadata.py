@@ -11,12 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.images.color_space import ColorSpace
-from yonos_trt.images.exif import (
-    ORIENTATION,
-    Exif,
-    grown,
-    upright_exif,
-)
+from yonos_trt.images.exif import ORIENTATION, Exif
+from yonos_trt.images.exif_upright import grown, upright_exif
 from yonos_trt.images.photoshop import (
     Resource,
     kept_resources,
