@@ -325,10 +325,10 @@ NOISY = """
 import os, sys, warnings
 from yonos_trt import images
 read = images.read_image
-def noisy(path):
+def noisy(path, **options):
     os.write(2, b"TIFFReadDirectory: Warning, odd.\\nTIFFReadDirectory: Warning, odd.\\n")
     warnings.warn("Corrupt EXIF data")
-    return read(path)
+    return read(path, **options)
 images.read_image = noisy
 from yonos_trt.console import yonos
 yonos()

@@ -478,9 +478,9 @@ def test_a_source_is_read_once_however_it_is_written(
 ) -> None:
     read: list[Path] = []
 
-    def counted(path: Path) -> Any:
+    def counted(path: Path, **options: Any) -> Any:
         read.append(path)
-        return read_image(path)
+        return read_image(path, **options)
 
     monkeypatch.setattr("yonos_trt.images.read_image", counted)
     with SR(engine_dir, threads=1) as sr:
