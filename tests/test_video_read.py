@@ -417,3 +417,16 @@ def test_a_stop_at_damage_can_be_resumed_with_repeat(tmp_path: Path) -> None:
     report = run(source, tmp_path / "out.mkv", segment_frames=4, resume=True, on_error="repeat")
     assert (report.frames, len(report.repeated_s)) == (24, 1)
     assert report.frames_resumed >= 16
+
+
+@pytest.mark.parametrize("place", [26, 43])
+def test_a_single_hidden_frame_in_the_middle_is_damage(tmp_path: Path, place: int) -> None:
+    """One bit of a table of times hides a frame: an edit list never hides one alone."""
+    source = write_clip(tmp_path / "in.mp4", frames=75)
+    data = bytearray(source.read_bytes())
+    table = next(boxes(data, 0, len(data), b"moov", b"trak", b"mdia", b"minf", b"stbl", b"ctts"))
+    entries = struct.unpack_from(">I", data, table + 12)[0]
+    assert entries > place
+    data[table + 16 + 8 * place + 6] ^= 0x80  # 2.56 s later
+    source.write_bytes(data)
+    assert "a single frame in its middle is hidden" in refused_before_work(source, tmp_path / "out.mkv")

@@ -288,9 +288,7 @@ def test_side_data_is_kept_over_a_resume(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [4, 9, 13])
-def test_a_stereo_layout_that_webm_lacks_is_named_and_stops_nothing(
-    tmp_path: Path, mode: int
-) -> None:
+def test_a_stereo_layout_that_webm_lacks_is_named_and_stops_nothing(tmp_path: Path, mode: int) -> None:
     source = write_described(tmp_path / "in.mkv", StreamSideData(stereo_mode=mode))
     encoder = EncoderSettings("libvpx-vp9", options=(("cpu-used", "8"),))
     report = run(source, tmp_path / "out.webm", encoder=encoder)

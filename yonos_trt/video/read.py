@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -22,7 +21,6 @@ from numpy.typing import NDArray
 from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.video.color import planes_to_rgb
 from yonos_trt.video.info import (
-    VideoInfo,
     check_interval,
     color_tags,
     exact_seconds,
@@ -34,6 +32,7 @@ from yonos_trt.video.info import (
 from yonos_trt.video.layouts import REPACKED, WITH_ALPHA
 from yonos_trt.video.packets import UNCOUNTED_CODECS, PacketDecoder, Tally
 from yonos_trt.video.sidedata import frame_data_names
+from yonos_trt.video.source import PLANAR_ALPHA, CountedStream, check_opaque, main_video_stream, regular_file
 from yonos_trt.video.structure import ffv1_is_whole, structural_damage
 from yonos_trt.video.survey import Survey, continuous, survey
 
@@ -49,7 +48,6 @@ log = logging.getLogger(__name__)
 
 #: decoders check the sums that a stream carries (FFV1, PNG, HEVC's picture hashes) and do not hide errors
 ERROR_DETECTION = "crccheck+bitstream+buffer+explode"
-PLANAR_ALPHA = ("yuva", "gbrap")  # formats whose fourth plane is alpha
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,63 +59,6 @@ class Frame:
     rgb: NDArray[Any] | None  # (H, W, 3) uint8 or uint16, host or device; None for frames that were skipped
     duration: int = 0  # ticks, as far as the input says
     repeated: bool = False  # the frame at this time could not be decoded; this is its neighbour's picture
-
-
-def main_video_stream(container: Any, name: str) -> VideoStream:
-    """Return the largest video stream that is not a cover picture, the first of equals.
-
-    A single picture comes behind a sequence of the same size (AVIF has both).
-    """
-    cover = require_av().stream.Disposition.attached_pic
-    streams = [s for s in container.streams.video if not s.disposition & cover]
-    if not streams:
-        kinds = sorted({s.type for s in container.streams}) or ["nothing"]
-        raise InputError(f"{name} holds no video stream (found: {', '.join(kinds)}); expected at least one")
-    known = [s for s in streams if s.codec_context is not None]
-    if not known:
-        raise InputError(
-            f"{name}: the codec of its video stream is not one that this build of FFmpeg decodes; convert it "
-            f"with a program that knows it, for example to FFV1 in Matroska"
-        )
-    best: VideoStream = max(known, key=lambda s: ((s.width or 0) * (s.height or 0), s.frames != 1))
-    return best
-
-
-class _Counted:
-    """A binary stream that counts the bytes FFmpeg read from it."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self.bytes = 0
-
-    def read(self, count: int = -1) -> bytes:
-        data = self._stream.read(count)
-        self.bytes += len(data)
-        return data
-
-
-def _regular_file(source: str | Path) -> Path:
-    """Refuse what cannot be opened again and read from its start, before any work."""
-    path = Path(source)
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        hint = ""
-        if "://" in str(source):
-            hint = "; addresses are not read: download the file first"
-        elif "%" in path.name:
-            hint = "; patterns of numbered pictures are not read: upscale their folder with yonos upscale"
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{source} cannot be opened as video: {reason}{hint}") from error
-    if stat.S_ISDIR(mode):
-        raise InputError(f"{path} is a folder; yonos video takes one video file, yonos upscale takes folders")
-    if not stat.S_ISREG(mode):
-        raise InputError(
-            f"{path} is no regular file (a pipe or a device?), so its other streams could not be read after "
-            f"its frames; save it to a file first, or send y4m to standard input: "
-            f"ffmpeg -i IN -f yuv4mpegpipe - | yonos video -i -"
-        )
-    return path
 
 
 class VideoReader:
@@ -173,9 +114,9 @@ class VideoReader:
         #: whether the input is a stream that cannot be read again
         self.piped = piped
         if isinstance(source, (str, Path)):
-            self._source = _regular_file(source)
+            self._source = regular_file(source)
         else:
-            self._source = _Counted(source)
+            self._source = CountedStream(source)
         self._decoder: PacketDecoder | None = None  # None: FFmpeg's own
         #: what a reading of all packets found before any work; of a pipe, nothing
         self.survey = Survey()
@@ -248,7 +189,7 @@ class VideoReader:
         """Refuse transparent pixels before any work, and go back to the start."""
         for frame in [self._first, *self._decoded]:
             if frame is not None:
-                _check_opaque(frame, self.info)
+                check_opaque(frame, self.info)
         self.close()
         self._open()
         self._first, self._decoded = None, self._decode()
@@ -504,28 +445,10 @@ class VideoReader:
             rgb: NDArray[Any] = on_device.rgb(layout, self.info.coding)
             return rgb
         if frame.format.name in WITH_ALPHA:
-            _check_opaque(frame, self.info)
+            check_opaque(frame, self.info)
             if not frame.format.name.startswith(PLANAR_ALPHA):
                 frame = frame.reformat(format=layout.name)
         elif frame.format.name in REPACKED:
             frame = frame.reformat(format=layout.name)
         planes = frame_planes(frame, layout)[: 1 if layout.kind == "gray" else 3]
         return planes_to_rgb(planes, layout, self.info.coding)
-
-
-def _check_opaque(frame: VideoFrame, info: VideoInfo) -> None:
-    """Refuse a frame with transparent pixels, which no output here could keep."""
-    if frame.format.name.startswith(PLANAR_ALPHA):
-        alpha = frame_planes(frame, info.layout)[3]
-        opaque = (1 << info.layout.bits) - 1
-    else:
-        deep = info.layout.bits > 8
-        alpha = frame.reformat(format="rgba64le" if deep else "rgba").to_ndarray()[..., 3]
-        opaque = 65535 if deep else 255
-    if alpha.min() < opaque:
-        pts = frame.pts if frame.pts is not None else 0
-        raise InputError(
-            f"{info.name} has transparent pixels (alpha channel, {frame.format.name}, at "
-            f"{info.seconds(pts):.3f} s), which no output here could keep; put it on a background first, for "
-            f"example: ffmpeg -i IN -pix_fmt yuv444p -c:v ffv1 OUT.mkv"
-        )

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 BACK_S = Fraction(1, 10)  # a clock that goes back by more has started again
 AHEAD_S = 10  # a clock that leaves out more was set anew: ffmpeg's -dts_delta_threshold
 DAMAGE_S = 1  # in containers with one clock, going back by more is damage
-REORDERED = 17  # packets after which one can no longer belong to the file's beginning or end
+REORDERED = 17  # packets by which reordering can move one, and one more
 NEAR_JOIN = 3  # packets around a join that FFmpeg marks as damaged because their counters do not go on
 PRIMING_S = Fraction(1, 10)  # hidden audio before time 0: up to this it is what the decoder needs to start
 WITH_DURATION = {"matroska", "flv", "asf"}  # headers that say how long the file is; others are estimated
@@ -203,10 +203,13 @@ def survey(
             if end_s is not None and time is not None and time > end_s + 1:
                 found.whole = False
                 break
-    # an edit that hides something in the middle hides a run that begins with a key frame
-    lone = [n for n, key in hidden.items() if not key and n - 1 not in hidden and n + 1 not in hidden]
-    if any(REORDERED < number < found.packets - REORDERED for number in lone):
-        found.damage.append("a single frame in its middle is hidden, so its table of times is damaged")
+    # an edit hides runs, and at their ends what reordering mixes with them; one alone is a damaged time
+    for number, key in hidden.items():
+        around = range(number - REORDERED, number + REORDERED + 1)
+        near = any(other in hidden for other in around if other != number)
+        if REORDERED <= number < found.packets - REORDERED and not key and not near:
+            found.damage.append("a single frame in its middle is hidden, so its table of times is damaged")
+            break
     if 2 * len(found.broken) > found.packets:
         found.broken.clear()  # it was written without checksums
     found.damage += [
