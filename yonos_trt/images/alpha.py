@@ -57,8 +57,12 @@ def _filled(colour: Pixels, weight: Pixels) -> Pixels:
         coarse = np.rint(coarse)
     for first in range(0, len(colour), _BLOCK_ROWS):
         rows = slice(first, first + _BLOCK_ROWS)
-        ys, xs = np.nonzero(weight[rows] == 0)
-        colour[first + ys, xs] = coarse[(first + ys) // 2, xs // 2]
+        holes = weight[rows] == 0
+        if holes.any():
+            block = colour[rows]
+            near = coarse[first // 2 : (first + len(block) + 1) // 2].astype(colour.dtype, copy=False)
+            near = near.repeat(2, axis=0)[: len(block)].repeat(2, axis=1)[:, : colour.shape[1]]
+            np.copyto(block, near, where=holes[..., None])
     return colour
 
 
@@ -72,13 +76,15 @@ def _halved(colour: Pixels, weight: Pixels) -> tuple[NDArray[np.float32], NDArra
         sums = colour[first : first + _BLOCK_ROWS].astype(np.float32) * weights[..., None]
         even = ((0, len(weights) % 2), (0, w % 2))
         weights, sums = np.pad(weights, even), np.pad(sums, (*even, (0, 0)))  # padding weighs nothing
-        blocks = (weights.shape[0] // 2, 2, weights.shape[1] // 2, 2)
-        rows = slice(first // 2, first // 2 + blocks[0])
-        small[rows] = weights.reshape(blocks).sum(axis=(1, 3))
-        means[rows] = (
-            sums.reshape(*blocks, 3).sum(axis=(1, 3)) / np.maximum(small[rows], np.float32(1e-20))[..., None]
-        )
+        rows = slice(first // 2, first // 2 + len(weights) // 2)
+        small[rows] = weights.reshape(len(weights) // 2, 2, -1, 2).sum(axis=(1, 3))
+        means[rows] = _sum_of_cells(sums) / np.maximum(small[rows], np.float32(1e-20))[..., None]
     return means, small
+
+
+def _sum_of_cells(block: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(2 h, 2 w, 3) -> (h, w, 3), summed over 2 x 2 cells; four additions are faster than ``sum``."""
+    return block[::2, ::2] + block[::2, 1::2] + block[1::2, ::2] + block[1::2, 1::2]
 
 
 def unpremultiply(rgb: Pixels, alpha: Pixels) -> None:
