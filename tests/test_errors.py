@@ -51,3 +51,44 @@ def test_out_of_memory_says_how_much_was_asked_and_what_to_do() -> None:
 def test_numeric_error_carries_stage_and_tile() -> None:
     error = errors.NumericError("bad", stage="step", tile=7)
     assert (error.stage, error.tile) == ("step", 7)
+
+
+def _raise(error: Exception) -> None:
+    with errors.memory_that_runs_out("upscaling"):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError("Unable to allocate 3 TiB"),
+        RuntimeError("can't start new thread"),
+        RuntimeError("Resource temporarily unavailable"),
+        ImportError("x.so: failed to map segment from shared object"),
+        ImportError("x.so: cannot allocate memory in static TLS block"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+)
+def test_every_way_to_say_that_memory_ran_out_is_ours(error: Exception) -> None:
+    with pytest.raises(errors.OutOfMemoryError, match="upscaling ran out of host memory") as caught:
+        _raise(error)
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("other"),
+        ImportError("no module"),
+        OSError(28, "No space left"),
+        ValueError("x"),
+        OSError(11, "Resource temporarily unavailable"),
+        errors.InputError("x"),
+        errors.NumericError("n", stage="step", tile=0),
+    ],
+)
+def test_other_errors_pass_unchanged(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught:
+        _raise(error)
+    assert caught.value is error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -697,3 +698,24 @@ def test_a_memory_error_of_any_stage_is_ours(
     assert messages
     assert all("of the test" in message for message in messages)
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("limit_mib", [450, 700])
+def test_many_threads_under_a_memory_limit_end(engine_dir: Path, limit_mib: int) -> None:
+    program = """
+import resource, sys
+import numpy as np
+import yonos_trt
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]) << 20,) * 2)
+try:
+    with yonos_trt.SR(sys.argv[1], threads=2000) as sr:
+        print(sr.upscale(np.zeros((40, 40, 3), np.uint8)).shape)
+except yonos_trt.OutOfMemoryError:
+    print("ours")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(engine_dir), str(limit_mib)],
+        capture_output=True, text=True, timeout=100, check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.stdout.strip() in ("ours", "(160, 160, 3)"), done.stderr

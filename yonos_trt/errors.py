@@ -182,9 +182,22 @@ class OutOfMemoryError(CudaError):
 
 @contextmanager
 def memory_that_runs_out(what: str) -> Iterator[None]:
-    """Turn a MemoryError of Python or NumPy into `OutOfMemoryError`."""
+    """Turn what Python, NumPy and the system say when host memory runs out into `OutOfMemoryError`."""
     try:
         yield
-    except MemoryError as error:
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
         said = str(error) or "no size was named"
+        words = _MEMORY_WORDS.get(
+            next((c for c in _MEMORY_WORDS if isinstance(error, c)), MemoryError), ("",)
+        )
+        if not any(word in said for word in words):
+            raise
         raise OutOfMemoryError(f"{what} ran out of host memory ({said})") from error
+
+
+# How threads that cannot start, libraries that cannot be mapped and system calls say it.
+_MEMORY_WORDS: dict[type[Exception], tuple[str, ...]] = {
+    RuntimeError: ("can't start new thread", "Resource temporarily unavailable"),
+    ImportError: ("failed to map segment", "annot allocate memory"),
+    OSError: ("annot allocate memory",),
+}
