@@ -543,3 +543,33 @@ def test_a_fault_of_the_program_is_one_line(
     assert result.exit_code == 1
     assert result.stderr.startswith("error: not expected: TypeError: no (at test_cli.py:")
     assert "Traceback" in upscale(engine_dir, "-i", photos / "a.png", "-vv").stderr
+
+
+def test_memory_that_runs_out_while_a_picture_is_read_is_exit_5(
+    engine_dir: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", short)
+    result = upscale(engine_dir, "-i", photos / "a.png")
+    assert result.exit_code == 5
+    assert "a.png: memory ran out while the picture was read" in result.stderr
+    assert "damaged" not in result.stderr
+
+
+def test_heic_in_a_folder_is_named_with_the_extra_it_needs_and_the_others_are_done(
+    engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    folder = tmp_path / "phone"
+    folder.mkdir()
+    Image.fromarray(picture(20, 30)).save(folder / "a.png")
+    (folder / "b.heic").write_bytes(
+        b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0\0\0\x0cmeta\0\0\0\0" + b"\0\0\0\x10mdat" + bytes(8)
+    )
+    result = upscale(engine_dir, "-i", folder, "-o", tmp_path / "out")
+    assert result.exit_code == 3
+    assert "b.heic: reading HEIC needs the package 'pillow_heif'" in result.stderr
+    assert ".[heic]" in result.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"a_x{SR(engine_dir).scale}.png"]
