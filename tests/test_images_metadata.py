@@ -33,7 +33,7 @@ from yonos_trt.images.exif import Entry, Exif
 from yonos_trt.images.icc import SRGB_CURVE, adobe_rgb_profile, matrix_profile
 from yonos_trt.images.photoshop import iptc_of, parse_resources
 from yonos_trt.images.png_rows import PngRows
-from yonos_trt.images.xmp import split
+from yonos_trt.images.xmp_parts import split
 
 RNG = np.random.default_rng(5)
 RGB = (np.indices((20, 30)).sum(0)[..., None] * np.array([3, 4, 5]) % 256).astype(np.uint8)

@@ -23,7 +23,8 @@ from yonos_trt.images.icc import adobe_rgb_profile
 from yonos_trt.images.metadata import grown_metadata, tidy
 from yonos_trt.images.photoshop import iptc_of, parse_resources
 from yonos_trt.images.picture import Picture
-from yonos_trt.images.xmp import XmpError, split
+from yonos_trt.images.xmp_parts import split
+from yonos_trt.images.xmp_tree import XmpError
 
 __all__ = ["JPEG_SEGMENT_BYTES", "Carried", "carried", "is_adobe_rgb"]
 

@@ -13,7 +13,8 @@ import struct
 from yonos_trt.images.jpeg_header import segments
 from yonos_trt.images.metadata import Metadata
 from yonos_trt.images.photoshop import parse_resources
-from yonos_trt.images.xmp import XmpError, merged
+from yonos_trt.images.xmp_parts import merged
+from yonos_trt.images.xmp_tree import XmpError
 
 __all__ = ["jpeg_metadata", "pixel_segments"]
 
