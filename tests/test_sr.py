@@ -710,7 +710,7 @@ resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]) << 20,) * 2)
 try:
     with yonos_trt.SR(sys.argv[1], threads=2000) as sr:
         print(sr.upscale(np.zeros((40, 40, 3), np.uint8)).shape)
-except yonos_trt.OutOfMemoryError:
+except (yonos_trt.OutOfMemoryError, yonos_trt.ConfigError):  # too few threads, or too little memory
     print("ours")
 """
     done = subprocess.run(
