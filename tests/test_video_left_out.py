@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections.abc import Callable
@@ -407,3 +408,15 @@ def test_a_container_or_encoder_that_refuses_does_so_before_the_first_frame(
 ) -> None:
     source = write_clip(tmp_path / "in.mkv")
     refused(source, tmp_path / f"out{suffix}", ConfigError, message, encoder=encoder)
+
+
+def test_a_full_disk_behind_a_y4m_stream_is_no_program_that_ended(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    source = write_clip(tmp_path / "in.mkv", frames=2)
+    for size in (0, 1 << 30):  # noticed at the first write, or only when the stream is flushed
+        full = open("/dev/full", "wb", buffering=size)  # noqa: SIM115 -- closing it fails as well
+        with pytest.raises(InputError, match="No space left on device; free space"):
+            upscale_video(source, full, enlarge(), scale=2)
+        with contextlib.suppress(OSError):
+            full.close()

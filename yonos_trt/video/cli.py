@@ -186,8 +186,6 @@ def video(
             options=job,
             progress=lambda done, total: reporter.step(done, total or 0),
         )
-        if target == "-":
-            sys.stdout.buffer.flush()
         reporter.finish(source, output=target, **dataclasses.asdict(report))
     if report.repeated_s:
         times = ", ".join(f"{t:.3f}" for t in report.repeated_s[:20])

@@ -38,7 +38,7 @@ from yonos_trt.video.segment_encode import SegmentedEncoder
 from yonos_trt.video.segments import Job
 from yonos_trt.video.sidedata import lost_frame_data
 from yonos_trt.video.stabilize import Stabilizer
-from yonos_trt.video.y4m import Y4mWriter
+from yonos_trt.video.y4m import Y4mWriter, broken_pipe
 
 __all__ = ["Progress", "Upscale", "VideoOptions", "VideoReport", "upscale_video"]
 
@@ -220,6 +220,10 @@ def _to_pipe(
         unseen = lost_frame_data(reader.frame_data, reader.info.side, hdr_kept=False)
         _tell_left_out(reader.name, unseen)
         report.left_out += unseen
+    try:
+        sink.flush()
+    except OSError as error:
+        raise broken_pipe(error) from error
     report.seconds = {**watch.seconds, "wall": time.perf_counter() - watch.begin}
     return report
 

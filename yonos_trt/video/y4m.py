@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from typing import Any, BinaryIO
 
@@ -15,7 +16,7 @@ from yonos_trt.video.layouts import Layout
 from yonos_trt.video.sidedata import StreamSideData
 from yonos_trt.video.tags import file_tags
 
-__all__ = ["Y4mWriter", "lost_in_y4m"]
+__all__ = ["Y4mWriter", "broken_pipe", "lost_in_y4m"]
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,16 @@ def _colour_space(layout: Layout, siting: str) -> str:
             return {"left": "420mpeg2", "center": "420jpeg", "topleft": "420paldv"}.get(siting, "420mpeg2")
         return chroma + depth
     raise ConfigError(f"y4m cannot hold {layout.name}; choose --pix-fmt yuv444p or yuv444p10le")
+
+
+def broken_pipe(error: OSError) -> InputError:
+    """Say why a stream could not be written on."""
+    if error.errno == errno.ENOSPC:
+        return InputError(f"the output cannot be written: {error.strerror}; free space where it goes")
+    return InputError(
+        f"the output pipe broke: {error.strerror or error}; the program that reads it has ended, see its "
+        f"message"
+    )
 
 
 def lost_in_y4m(info: VideoInfo, form: OutputFormat, source: Any, main_index: int) -> list[str]:
@@ -96,10 +107,7 @@ class Y4mWriter:
         try:
             self._sink.write(data)
         except OSError as error:
-            raise InputError(
-                f"the output pipe broke: {error.strerror or error}; the program that reads it has ended, see "
-                f"its message"
-            ) from error
+            raise broken_pipe(error) from error
 
     def write(self, planes: list[NDArray[Any]], pts: int) -> None:
         """Write one frame.
