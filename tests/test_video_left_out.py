@@ -420,3 +420,15 @@ def test_a_full_disk_behind_a_y4m_stream_is_no_program_that_ended(tmp_path: Path
             upscale_video(source, full, enlarge(), scale=2)
         with contextlib.suppress(OSError):
             full.close()
+
+
+def test_an_opaque_alpha_channel_is_dropped_by_name(tmp_path: Path) -> None:
+    source = tmp_path / "in.mkv"
+    with av.open(str(source), "w") as out:
+        video = out.add_stream("ffv1", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuva420p"
+        frame = av.VideoFrame.from_ndarray(np.full((48, 64, 4), 255, np.uint8), format="rgba")
+        frame = frame.reformat(format="yuva420p")
+        frame.pts = 0
+        out.mux([*video.encode(frame), *video.encode()])
+    assert run(source, tmp_path / "out.mkv").left_out == ["alpha channel, which is opaque in every pixel"]

@@ -30,6 +30,7 @@ from yonos_trt.video.encode import make_frame
 from yonos_trt.video.format import HDR_ENCODERS, OutputFormat
 from yonos_trt.video.info import VideoInfo, frame_planes
 from yonos_trt.video.layers import left_out_layers
+from yonos_trt.video.layouts import WITH_ALPHA
 from yonos_trt.video.ledger import Stamp, read_stamp
 from yonos_trt.video.mux import container_of, count_frames, mux_video, rehearse
 from yonos_trt.video.options import VideoOptions, VideoReport
@@ -197,7 +198,7 @@ def _to_pipe(
         raise ConfigError("--resume needs an output file; a pipe cannot be resumed")
     watch, report = _Stopwatch(), VideoReport()
     with _opened(source, options) as reader:
-        layers = left_out_layers(Path(source)) if isinstance(source, (str, Path)) else []
+        layers = _left_out_before(reader, Path(source) if isinstance(source, (str, Path)) else None)
         raw = replace(options.encoder, vcodec="rawvideo", crf=None, preset=None, options=())
         path = device_path(replace(options, encoder=raw), reader, scale)
         form, report.on_device = path.form, path.stages
@@ -251,7 +252,7 @@ def _to_file(
     watch, report = _Stopwatch(), VideoReport()
     plan = {"audio": options.copy_audio, "subtitles": options.copy_subtitles, "force": options.force}
     with _opened(source, options) as reader:
-        layers = [] if file is None else left_out_layers(file)
+        layers = _left_out_before(reader, file)
         path = device_path(options, reader, scale)
         form, report.on_device = path.form, path.stages
         known = layers
@@ -319,6 +320,14 @@ def _to_file(
             job.close()
     report.seconds = {**watch.seconds, "wall": time.perf_counter() - watch.begin}
     return report
+
+
+def _left_out_before(reader: VideoReader, file: Path | None) -> list[str]:
+    """Return what of the pictures themselves is not upscaled; refuse alpha that would be lost."""
+    found = [] if file is None else left_out_layers(file)
+    if reader.info.pix_fmt in WITH_ALPHA:
+        found.append("alpha channel, which is opaque in every pixel")
+    return found
 
 
 def _lost_frame_data(reader: VideoReader, form: OutputFormat) -> list[str]:
