@@ -351,3 +351,25 @@ def test_what_libraries_write_to_stderr_is_logged(
             json.loads(line)
     elif not verbose:
         assert process.stderr == ""
+
+
+def test_a_video_whose_name_is_not_utf8_is_done_and_printed(engine_dir: Path, tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width = stream.height = 32
+        frames = [av.VideoFrame.from_ndarray(np.full((32, 32, 3), 9 * i, np.uint8)) for i in range(2)]
+        for frame in [*frames, None]:
+            for packet in stream.encode(frame):
+                container.mux(packet)
+    name = os.path.join(os.fsencode(tmp_path), b"v_caf\xe9")
+    os.rename(tmp_path / "a.mkv", name + b".mkv")
+    process = subprocess.run(
+        command("yonos", "video", "-m", engine_dir, "-i", os.fsdecode(name + b".mkv"), "--threads", 1),
+        capture_output=True,
+        env=ENVIRONMENT | {"PYTHONIOENCODING": "utf-8"},
+        timeout=240,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == name + b"_x4.mkv\n"
+    assert os.path.exists(name + b"_x4.mkv")

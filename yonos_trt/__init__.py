@@ -8,8 +8,6 @@ Importing this package loads the standard library and NumPy only; everything els
 
 from __future__ import annotations
 
-import importlib
-
 __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # typing's is the same, and takes longer to load than a key press
@@ -65,6 +63,8 @@ def __getattr__(name: str) -> Any:
     """Load the public names on first use (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
     value = getattr(importlib.import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
     globals()[name] = value
     return value

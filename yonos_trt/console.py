@@ -11,9 +11,14 @@ Standard library only until the command is loaded.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
+
+try:
+    # `signal` itself loads enum, functools and collections: time enough for a Ctrl-C
+    import _signal as signal  # type: ignore[import-not-found]
+except ImportError:
+    import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
