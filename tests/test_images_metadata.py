@@ -407,6 +407,35 @@ def test_the_order_of_colour_chunks(tmp_path: Path) -> None:
         )
 
 
+def test_primaries_beyond_all_colours_are_primaries(tmp_path: Path) -> None:
+    pro_photo = (34567, 35850, 73470, 26530, 15960, 84040, 3660, 10)
+    png_with(tmp_path / "in.png", (b"cHRM", struct.pack(">8I", *pro_photo)))
+    result, left_out = result_of(tmp_path / "in.png", tmp_path / "out.jpg")
+    assert left_out == ()
+    assert np.abs(np.subtract(shown(result.icc, (128, 128, 128)), (128, 128, 128))).max() <= 1
+    assert shown(result.icc, (90, 130, 90))[1] > 133  # greener than in sRGB
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        (b"gAMA", struct.pack(">I", 1)),
+        (b"gAMA", b"\xff" * 4),
+        (b"gAMA", bytes(4)),
+        (b"cHRM", bytes(32)),
+        (b"cHRM", b"\xff" * 32),
+        (b"cHRM", struct.pack(">8I", 31270, 32900, *(30000, 30000) * 3)),
+    ],
+)
+def test_impossible_numbers_are_named(tmp_path: Path, chunk: tuple[bytes, bytes], suffix: str) -> None:
+    png_with(tmp_path / "in.png", chunk)
+    result, left_out = result_of(tmp_path / "in.png", tmp_path / f"out{suffix}")
+    assert result.icc is None
+    assert result.kind.color is None
+    assert left_out == (() if chunk[1] == bytes(4) else ("gAMA or cHRM, whose numbers are impossible",))
+
+
 def test_adobe_rgb_by_exif_alone_stays_in_jpeg_and_becomes_a_profile_elsewhere(tmp_path: Path) -> None:
     exif = Exif("<", exif={0xA001: Entry(3, b"\xff\xff")}, interop={1: Entry(2, b"R03\0")}).tobytes()
     Image.fromarray(RGB).save(tmp_path / "in.jpg", exif=exif)
@@ -741,6 +770,7 @@ def test_colour_of_an_avif_is_that_of_its_profile_box_or_sequence_header() -> No
     profile = box(b"colr", b"prof", b"icc")
     assert avif_color(heif(nclx)) == ColorSpace((9, 16, 1))
     assert avif_color(heif(nclx, profile)) is None
+    assert avif_color(heif(box(b"colr", b"nclx", struct.pack(">HHHB", 900, 13, 6, 0x80)))) is None
     assert avif_color(heif(box(b"colr", b"nclx", struct.pack(">HHHB", 1, 13, 6, 0x80)))) is None
     # A reduced still picture header: profile 0, level, sizes of 8 bits, no tools, 8 bit, described as P3.
     bits = "000110000001110111" + 16 * "0" + "000000001"

@@ -97,8 +97,19 @@ class ColorSpace:
     @classmethod
     def from_nclx(cls, primaries: int, transfer: int) -> ColorSpace | None:
         """Take an AVIF's code points; None where they say no more than sRGB, which is what no word means."""
+        if max(primaries, transfer) > 255:  # reserved
+            return None
         is_srgb = primaries in (1, _UNSPECIFIED) and transfer in (_SRGB, _UNSPECIFIED)
         return None if is_srgb else cls((primaries, transfer, 1))
+
+    def possible(self) -> ColorSpace | None:
+        """Return it without a gamma or primaries that no light has; None if nothing is left."""
+        gamma = self.gamma if self.gamma is not None and 0.02 <= self.gamma <= 50 else None
+        points = self.chromaticities
+        points = points if points is not None and _are_real(points) else None
+        if all(value is None for value in (self.cicp, self.srgb_intent, gamma, points)):
+            return None
+        return ColorSpace(self.cicp, self.srgb_intent, gamma, points)
 
     def __str__(self) -> str:
         if self.cicp is not None:
@@ -157,7 +168,7 @@ class ColorSpace:
             return icc
         else:
             corners, curve = _PRIMARIES[1], SRGB_CURVE
-            if self.chromaticities is not None and _are_real(self.chromaticities):
+            if self.chromaticities is not None:
                 white, *rgb = zip(self.chromaticities[::2], self.chromaticities[1::2], strict=True)
                 corners = (*rgb, white)
             if self.gamma is not None and abs(self.gamma - 1 / 2.2) > 0.003:  # 1 / 2.2 is how PNG spells sRGB
@@ -175,4 +186,5 @@ def _are_real(chromaticities: tuple[float, ...]) -> bool:
     """False for primaries on one line or a point without light, which no profile can hold."""
     (wx, wy), (rx, ry), (gx, gy), (bx, by) = zip(chromaticities[::2], chromaticities[1::2], strict=True)
     area = (gx - rx) * (by - ry) - (bx - rx) * (gy - ry)
-    return min(wy, ry, gy) > 0 and by > 0 and abs(area) > 1e-4 and wx > 0
+    in_range = all(0 <= value <= 2 for value in chromaticities)
+    return in_range and min(ry, gy, by) > 0 and min(wx, wy) > 0.05 and abs(area) > 1e-3

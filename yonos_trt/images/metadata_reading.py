@@ -132,7 +132,7 @@ def _tiff_color(exif: Exif) -> ColorSpace | None:
         if 0 in values[1::2]:
             return None
         points += [top / bottom for top, bottom in zip(values[::2], values[1::2], strict=True)]
-    return ColorSpace(chromaticities=tuple(points))
+    return ColorSpace(chromaticities=tuple(points)).possible()
 
 
 def pil_metadata(image: Image.Image) -> Metadata:
@@ -176,7 +176,7 @@ def _pil_color(info: Mapping[Any, Any]) -> ColorSpace | None:
         points = None
     if gamma is None and intent is None and points is None:
         return None
-    return ColorSpace(srgb_intent=intent, gamma=gamma, chromaticities=points)
+    return ColorSpace(srgb_intent=intent, gamma=gamma, chromaticities=points).possible()
 
 
 def _has_live_exif(image: Image.Image, block: bytes) -> bool:

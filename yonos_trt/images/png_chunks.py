@@ -85,7 +85,10 @@ def png_metadata(data: bytes) -> Metadata:
                 found.left_out.append(f"PNG chunk {kind.decode('latin-1')!s} ({meaning})")
         except (ValueError, struct.error, zlib.error, binascii.Error) as error:
             found.left_out.append(f"PNG chunk {kind.decode('latin-1')}, which cannot be read ({error})")
-    found.color = ColorSpace.from_png(color)
+    said = ColorSpace.from_png(color)
+    found.color = said.possible() if said is not None else None
+    if found.color != said:
+        found.left_out.append("gAMA or cHRM, whose numbers are impossible")
     return found
 
 

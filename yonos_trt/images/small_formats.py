@@ -76,4 +76,4 @@ def add_bmp_color(data: bytes, found: Metadata) -> None:
         corners.insert(0, tuple(sum(column) for column in zip(*corners, strict=True)))  # white
         points = tuple(part / sum(xyz) for xyz in corners if sum(xyz) > 0 for part in xyz[:2])
         if len(points) == 8 and min(gammas) > 0:
-            found.color = ColorSpace(gamma=1 / gammas[1], chromaticities=points)
+            found.color = ColorSpace(gamma=1 / gammas[1], chromaticities=points).possible()
