@@ -243,7 +243,7 @@ def test_without_any_tensorrt_graphs_are_written_and_a_line_says_so(
     assert result.exit_code == 0
     assert [c.runtime for c in built] == ["onnx"]
     assert "no TensorRT is installed that can build here, so graphs only" in result.stderr
-    assert "pip install 'yonos-trt[rtx]'" in result.stderr
+    assert "pip install -c constraints.txt '.[rtx]'" in result.stderr
     built.clear()
     result = _run(graphs, "-o", tmp_path / "out", "--onnx-only")
     assert (result.exit_code, [c.runtime for c in built], result.stderr) == (0, ["onnx"], "")

@@ -316,7 +316,7 @@ def test_a_missing_package_is_named_first(
     )
     text = refused(finished, tmp_path / "run")
     assert "needs the package 'matplotlib'" in text
-    assert "yonos-trt[train]" in text
+    assert "'.[train]'" in text
 
 
 # ----------------------------------------------------------------------------------------------------------

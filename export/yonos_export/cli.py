@@ -13,7 +13,7 @@ import click
 
 from yonos_export.config import DEFAULT_THRESHOLDS, ExportConfig, Thresholds
 from yonos_export.exporter import export
-from yonos_trt.errors import ConfigError, InputError, YonosError
+from yonos_trt.errors import ConfigError, InputError, YonosError, install_command
 from yonos_trt.manifest import EngineManifest
 
 EXIT_USAGE, EXIT_ENGINE, EXIT_INTERRUPTED = 2, 3, 130
@@ -167,7 +167,7 @@ def _configs(options: dict[str, Any]) -> list[ExportConfig]:
     if not runtimes:
         click.echo(
             "yonos-export: no TensorRT is installed that can build here, so graphs only; engines need "
-            "pip install 'yonos-trt[rtx]', which builds on any machine",
+            f"TensorRT-RTX, which builds on any machine: {install_command('rtx')}",
             err=True,
         )
         return [_config({**options, "runtime": "onnx"})]

@@ -159,7 +159,8 @@ def check_run(run: Run, todo: list[StageConfig]) -> None:
     for package in _PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise ValueError(
-                f"training needs the package {package!r}; install it with: pip install 'yonos-trt[train]'"
+                f"training needs the package {package!r}; install it with: pip install -c constraints.txt "
+                "'.[train]' (in the checkout of yonos-trt: the package index has none)"
             )
     _check_order(run, todo)
     _check_folders(run, todo)
