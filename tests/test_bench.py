@@ -356,6 +356,13 @@ def test_a_json_file_that_cannot_be_written_is_refused_before_the_work(
     assert result.stdout == ""
 
 
+def test_a_json_file_that_is_a_device_is_refused_before_the_work(engine_dir: Path) -> None:
+    result = CliRunner().invoke(cli, ["bench", "-m", str(engine_dir), "--json", "/dev/full"])
+    assert result.exit_code == 2
+    assert "/dev/full cannot be written" in result.stderr
+    assert result.stdout == ""
+
+
 def test_command_refuses_bad_lists_and_unknown_runtimes(engine_dir: Path) -> None:
     for bad in (["--lanes", "1,x"], ["--size", "12"], ["--runtime", "quantum"]):
         assert CliRunner().invoke(cli, ["bench", "-m", str(engine_dir), *bad]).exit_code == 2

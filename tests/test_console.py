@@ -260,6 +260,24 @@ def test_results_that_stdout_does_not_take_are_an_error(what: list[str], engine_
     assert "Traceback" not in process.stderr
 
 
+@pytest.mark.parametrize("what", ["info", "picture", "video"])
+def test_results_for_a_closed_stdout_are_an_error(what: str, engine_dir: Path, tmp_path: Path) -> None:
+    source = tmp_path / "a.png"
+    Image.fromarray(picture(8, 8)).save(source)
+    arguments = {
+        "info": ["info", engine_dir],
+        "picture": ["upscale", "-m", engine_dir, "-i", source, "-o", "-"],
+        "video": ["video", "-m", engine_dir, "-i", source, "-o", "-"],
+    }[what]
+    process = subprocess.run(
+        command("yonos", *arguments), env=ENVIRONMENT, preexec_fn=closed(1), timeout=120, check=False,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.returncode == (1 if what == "info" else 2)
+    assert ("Bad file descriptor" if what == "info" else "stdout is closed") in process.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
 def test_files_are_done_though_stdout_is_full(engine_dir: Path, tmp_path: Path) -> None:
     for name in "abc":
         Image.fromarray(picture(8, 8)).save(tmp_path / f"{name}.png")

@@ -176,7 +176,15 @@ def test_names_may_hold_colons_and_dashes(tmp_path: Path) -> None:
     assert plan(top / "p.png", target).jobs[0].target == target / "p_x2.png"
 
 
-@pytest.mark.parametrize("suffix", ["a/b", "a\0b", "{x}", "{scale.y}", "{0}", "{"])
+@pytest.mark.parametrize("output", ["/dev/full", "result", "result/"])
+def test_an_output_that_can_be_neither_folder_nor_picture_is_refused(tmp_path: Path, output: str) -> None:
+    (tmp_path / "p.png").touch()
+    (tmp_path / "result").touch()
+    with pytest.raises(ConfigError, match="is no folder"):
+        plan_jobs([tmp_path / "p.png"], os.path.join(tmp_path, output), scale=2)
+
+
+@pytest.mark.parametrize("suffix", ["a/b", "a\0b", "{x}", "{scale.y}", "{0}", "{", "{scale:>1000000000}"])
 def test_a_suffix_that_is_no_part_of_a_name_is_refused(tmp_path: Path, suffix: str) -> None:
     top = photos(tmp_path, "p.png")
     with pytest.raises(ConfigError, match="suffix"):

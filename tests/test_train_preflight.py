@@ -243,6 +243,13 @@ def test_weights_options_that_name_nothing_are_refused(finished: Path, tmp_path:
         ("x2.batch=1.5", "batch got 1.5, expected a whole number"),
         ("x2.lr=NaN", "lr got nan, expected a number"),
         ("x2.steps=0", "steps got 0, expected > 0"),
+        ("loop.seed=-1", "loop.seed: got -1"),
+        ("loop.seed=99999999999999999999999", "expected a whole number, 0 to 2^63 - 1"),
+        ("loop.checkpoint_steps=0", "loop.checkpoint_steps: got 0"),
+        ("loop.log_steps=some", "loop.log_steps: got 'some'"),
+        ("loop.checkpoint_minutes=NaN", "loop.checkpoint_minutes: got nan"),
+        ("crops.smallest_scale=0", "crops.smallest_scale: got 0"),
+        ("crops.downscale_probability=NaN", "crops.downscale_probability: got nan"),
     ],
 )
 def test_settings_that_a_late_stage_refuses_are_refused_first(
@@ -344,6 +351,28 @@ def test_budgets_that_contradict_each_other_are_refused() -> None:
         result = CliRunner().invoke(main, ["--preset", "smoke", option, "7", "--set", change, "--dry-run"])
         assert result.exit_code == 2
         assert f"{change} and {option} 7" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--minutes", "nan"], "minutes got nan, expected a number"),
+        (["--limit", "-5"], "--limit"),
+        (["--licence", "/dev/zero"], "is a device or a pipe"),
+        (["--card", "/dev/zero"], "is a device or a pipe"),
+        (["--config", "/dev/zero"], "is a device or a pipe"),
+    ],
+)
+def test_options_that_have_no_meaning_are_usage_errors(arguments: list[str], said: str) -> None:
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, before[1]))  # /dev/zero has no end
+    try:
+        result = CliRunner().invoke(main, ["--preset", "smoke", "--dry-run", *arguments])
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert result.exit_code == 2
+    assert said in result.output
 
 
 def test_losses_of_one_stage_do_not_reach_the_next() -> None:

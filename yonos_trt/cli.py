@@ -29,7 +29,7 @@ from typing import Any
 import click
 
 import yonos_trt
-from yonos_trt import errors, options
+from yonos_trt import console, errors, options
 
 __all__ = ["cli", "exit_code", "main"]
 
@@ -241,7 +241,7 @@ def upscale(
     reporter = make_progress(progress, quiet=quiet)
     for folder in {job.target.parent for job in jobs}:
         remove_leftovers(folder)
-    names = _Names(quiet=quiet or to_stdout)
+    names = _Names(quiet=quiet or to_stdout or console.stdout_closed)
     with contextlib.ExitStack() as stack:
         if to_stdout:
             jobs = [stack.enter_context(_before_stdout(jobs[0]))]
@@ -292,6 +292,8 @@ class _Names:
 def _check_stdout(paths: tuple[Path, ...]) -> None:
     if len(paths) != 1 or paths[0].is_dir():
         raise errors.ConfigError("-o - writes one picture to stdout; name one file with -i, or -o FOLDER")
+    if console.stdout_closed:
+        raise errors.ConfigError("-o - writes a picture, and stdout is closed; open it, or name a file")
     if sys.stdout.isatty():
         raise errors.ConfigError("-o - writes a picture, and stdout is a terminal; pipe it, or name a file")
 

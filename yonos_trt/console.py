@@ -25,10 +25,13 @@ if TYPE_CHECKING:
     import io
     from typing import Any, NoReturn
 
-__all__ = ["INTERRUPTED", "run", "watch", "yonos", "yonos_export", "yonos_train"]
+__all__ = ["INTERRUPTED", "run", "stdout_closed", "watch", "yonos", "yonos_export", "yonos_train"]
 
 INTERRUPTED = 130
 _SAME_S = 0.3  # `timeout` and a closing terminal send the same signal twice within milliseconds
+
+stdout_closed = False
+"""There was no standard output when the process began: what is written to it is an error."""
 
 _first_s: float | None = None
 _own_stderr = False  # `sys.stderr` is ours, and has a descriptor of its own
@@ -121,7 +124,7 @@ def _mend_streams() -> None:
     """
     import io
 
-    global _own_stderr
+    global _own_stderr, stdout_closed
     null = os.open(os.devnull, os.O_RDWR)
     while null <= 2:
         null = os.open(os.devnull, os.O_RDWR)
@@ -129,6 +132,8 @@ def _mend_streams() -> None:
     if sys.stdin is None:
         sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8")
     if sys.stdout is None:
+        stdout_closed = True
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 1)  # taken, and yet nothing is lost without a word
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)), "utf-8")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

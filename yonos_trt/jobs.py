@@ -90,10 +90,9 @@ def plan_jobs(
         No files, a file as output of many, an address as output, two files with the same target, or a bad
         `suffix`.
     """
-    try:
-        addition = suffix.format(scale=scale)
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise ConfigError(f"the suffix {suffix!r} cannot be filled in; only {{scale}} is replaced") from error
+    addition = suffix.replace("{scale}", str(scale))
+    if "{" in addition or "}" in addition:  # a width in a format field would be memory to take
+        raise ConfigError(f"the suffix {suffix!r} cannot be filled in; only {{scale}} is replaced")
     if os.sep in addition or "\0" in addition:
         raise ConfigError(f"the suffix {suffix!r} contains {os.sep!r}, expected part of a file name")
     if output is not None and (not output or _ADDRESS.match(output)):
@@ -121,6 +120,11 @@ def plan_jobs(
         jobs.append(Job(source, target))
     if output is not None and not single and Path(output).is_file():
         raise ConfigError(f"the output {output} is a file, but there are several inputs; name a folder")
+    if output is not None and _is_folder(output) and Path(output).exists() and not Path(output).is_dir():
+        raise ConfigError(
+            f"the output {output} is no folder, and its name has no suffix of a picture; name a folder, or a "
+            "file with one"
+        )
     results = {_place(job.target) for job in jobs}
     given = {_place(path) for path in inputs}
     jobs = [job for job in jobs if (place := _place(job.source)) in given or place not in results]

@@ -30,7 +30,7 @@ class Shape(click.ParamType):  # type: ignore[type-arg]
     ) -> tuple[int, int]:
         """Parse the text."""
         parts = str(value).lower().split("x")
-        if not 1 <= len(parts) <= 2 or not all(p.isdigit() for p in parts):
+        if not 1 <= len(parts) <= 2 or not all(p.isdecimal() for p in parts):
             self.fail(
                 f"{value!r} is not a tile size; write HEIGHTxWIDTH in output px, such as 512x512", param, ctx
             )

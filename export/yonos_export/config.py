@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -42,6 +43,9 @@ class Thresholds:
     def __post_init__(self) -> None:
         if not -1.0 <= self.cosine <= 1.0:
             raise ConfigError(f"thresholds.cosine is {self.cosine}, expected -1 to 1")
+        for name in ("stage_psnr_db", "end_to_end_psnr_db"):
+            if not getattr(self, name) < math.inf:  # nor is nan
+                raise ConfigError(f"thresholds.{name} is {getattr(self, name)}, expected a number of dB")
 
 
 # FP32 differs only in the order of additions. FP16 has 11 significant bits, BF16 has 8.

@@ -15,6 +15,20 @@ from .evaluate_command import INTERRUPTED, evaluate_command, named_paths
 from .weights_command import weights_command
 
 
+class TextFile(click.Path):
+    """A file that has an end: devices and pipes are refused."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, dir_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check it."""
+        path = super().convert(value, param, ctx)
+        if not Path(path).is_file():
+            self.fail(f"{value!r} is a device or a pipe, expected a file", param, ctx)
+        return path
+
+
 def parse_overrides(pairs: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Parse ``stage.field=value`` pairs (value in JSON, or a bare word) into ``{stage: {field: value}}``."""
     out: dict[str, dict[str, Any]] = {}
@@ -65,7 +79,7 @@ def with_budget(
     budget: dict[str, Any] = {k: v for k, v in (("minutes", minutes), ("steps", steps)) if v is not None}
     every = overrides.get("*", {})
     for name, value in budget.items():
-        if every.get(name, value) != value:
+        if name in every and every[name] != value:
             raise click.BadParameter(
                 f"got *.{name}={every[name]} and --{name} {value}; give one of them", param_hint="--set"
             )
@@ -79,7 +93,7 @@ def with_budget(
 @click.option(
     "--config",
     "config_file",
-    type=click.Path(exists=True, dir_okay=False),
+    type=TextFile(),
     help="A run's config.json instead of a preset.",
 )
 @click.option("--base", type=click.Path(), help="Local diffusers folder to start from (preset sd).")
@@ -102,11 +116,11 @@ def with_budget(
 @click.option("--minutes", type=float, help="Minutes of every stage.")
 @click.option("--steps", type=int, help="Steps of every stage.")
 @click.option("--seed", type=int, help="Seed of the run.")
-@click.option("--limit", type=int, default=0, show_default=True, help="Use only the first N images.")
 @click.option(
-    "--licence", type=click.Path(exists=True, dir_okay=False), help="JSON: licences of data and weights."
+    "--limit", type=click.IntRange(min=0), default=0, show_default=True, help="Use only the first N images."
 )
-@click.option("--card", type=click.Path(exists=True, dir_okay=False), help="Markdown: the models' card.")
+@click.option("--licence", type=TextFile(), help="JSON: licences of data and weights.")
+@click.option("--card", type=TextFile(), help="Markdown: the models' card.")
 @click.option("--dry-run", is_flag=True, help="Print the config as JSON and stop.")
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 @click.pass_context

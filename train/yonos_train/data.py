@@ -146,6 +146,12 @@ class CropConfig:
     smallest_scale: float = 0.5
     flip: bool = True
 
+    def __post_init__(self) -> None:
+        for name, least in (("downscale_probability", 0.0), ("smallest_scale", 0.01)):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= 1:
+                raise ValueError(f"crops.{name}: got {value!r}, expected a number, {least:g} to 1")
+
 
 class Crops:
     """Random crops of an :class:`ImageFolder`, a pure function of (seed, step, index)."""

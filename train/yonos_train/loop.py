@@ -59,6 +59,13 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "bf16", "fp32"):
             raise ValueError(f"precision: got {self.precision!r}, expected 'auto', 'bf16' or 'fp32'")
+        for name, least in (("seed", 0), ("checkpoint_steps", 1), ("sample_steps", 0), ("log_steps", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
+                raise ValueError(f"loop.{name}: got {value!r}, expected a whole number, {least} to 2^63 - 1")
+        minutes = self.checkpoint_minutes
+        if not isinstance(minutes, int | float) or isinstance(minutes, bool) or not minutes >= 0:
+            raise ValueError(f"loop.checkpoint_minutes: got {minutes!r}, expected a number from 0 up")
 
 
 def fast_precision(device_type: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -147,6 +148,10 @@ def bench(
     """Time every stage of the data path and whole pictures on this machine."""
     if target is not None and not target.parent.is_dir():
         raise click.BadParameter(f"the folder {target.parent} does not exist", param_hint="'--json'")
+    if target is not None and (
+        (target.exists() and not target.is_file()) or not os.access(target.parent, os.W_OK)
+    ):
+        raise click.BadParameter(f"{target} cannot be written; name a file", param_hint="'--json'")
     config = BenchConfig(
         engine_dir=shipped_model(scale) if engine_dir is None else find_model(engine_dir),
         precision=cast(Precision | None, precision),

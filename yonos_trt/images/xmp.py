@@ -99,7 +99,7 @@ def grown_xmp(xmp: bytes, height_px: int, width_px: int, source_px: tuple[int, i
                 changed = _scale_sequence(node, scale) or changed
             continue
         if key in SIZES:
-            new = str(width_px if SIZES[key] == "x" else height_px) if value.strip().isdigit() else value
+            new = str(width_px if SIZES[key] == "x" else height_px) if value.strip().isdecimal() else value
         elif key in SCALED and _counts_pixels(node, SCALED[key].unit):
             new = _times(value, scale[SCALED[key].axis])
         if new is not None and new != value:

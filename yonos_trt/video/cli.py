@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from yonos_trt import options
+from yonos_trt import console, options
 from yonos_trt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -171,6 +171,8 @@ def video(
         document = {"engine_dir": str(sr.engine_dir), "scale": sr.scale, "source": source, "target": target}
         click.echo(json.dumps(document | {"options": dataclasses.asdict(job), "model": model}, indent=2))
         return
+    if target == "-" and console.stdout_closed:
+        raise ConfigError("-o - writes raw video, and stdout is closed; open it, or name a file with -o")
     if target == "-" and sys.stdout.isatty():
         raise ConfigError("-o - writes raw video, and stdout is a terminal; pipe it, or name a file with -o")
     reporter = make_progress(progress, unit="frame", quiet=quiet)
@@ -192,7 +194,7 @@ def video(
         more = f" and {len(report.repeated_s) - 20} more" if len(report.repeated_s) > 20 else ""
         if progress != "json":
             click.echo(f"{len(report.repeated_s)} frames repeat a neighbour, at (s): {times}{more}", err=True)
-    if target != "-" and not quiet:
+    if target != "-" and not (quiet or console.stdout_closed):
         click.echo(os.fsencode(target))  # a name is bytes, whatever the terminal's encoding
 
 
