@@ -40,6 +40,26 @@ def plain_tags(at: int, side: int = 4) -> list[tuple[int, int, int, int]]:
             (273, 4, 1, at), (277, 3, 1, 1), (278, 3, 1, side), (279, 4, 1, side * side)]  # fmt: skip
 
 
+# -- BigTIFF ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("bigtiff", [False, True])
+def test_a_whole_file_has_no_damaged_entries(order: str, bigtiff: bool) -> None:
+    """BigTIFF's 64-bit places of strips are no entries of EXIF that went bad."""
+    picture = read_image(written(LAKE, photometric="rgb", byteorder=order, bigtiff=bigtiff, software="lake"))
+    assert picture.left_out == ()
+    assert b"lake" in (picture.exif or b"")
+
+
+def test_smaller_copies_of_a_bigtiff_are_named() -> None:
+    out = io.BytesIO()
+    with tifffile.TiffWriter(out, bigtiff=True) as writer:
+        writer.write(LAKE, photometric="rgb", subifds=1, metadata=None)
+        writer.write(LAKE[::2, ::2], photometric="rgb", subfiletype=1, metadata=None)
+    assert read_image(out.getvalue()).left_out == ("tags that may describe the old pixels: SubIFDs",)
+
+
 # -- Samples beside colour and alpha ----------------------------------------------------------------------
 
 

@@ -296,6 +296,15 @@ def test_animated_pictures_are_videos_too(
                     np.testing.assert_array_equal(frame.rgb, np.asarray(picture))
 
 
+def test_the_still_of_an_animated_avif_does_not_stand_before_its_frames(tmp_path: Path) -> None:
+    source = save_all(tmp_path / "a.avif", pictures())
+    report = run(source, tmp_path / "out.mkv")
+    assert any("still picture" in text for text in report.left_out)
+    with av.open(str(tmp_path / "out.mkv")) as out:
+        (stream,) = out.streams.video
+        assert (stream.width, sum(1 for _ in out.decode(stream))) == (112, 5)
+
+
 @pytest.mark.parametrize(("name", "mode"), [("a.gif", "RGBA"), ("a.png", "RGBA"), ("a.png", "LA")])
 def test_transparent_pixels_are_refused_by_name_before_any_work(tmp_path: Path, name: str, mode: str) -> None:
     source = save_all(tmp_path / name, pictures(mode, alpha=0))

@@ -68,6 +68,8 @@ def upright_exif(
         return None, (f"EXIF, which cannot be read ({error})",)
     for directory in (exif.main, exif.exif, exif.gps, exif.interop):
         for tag in [tag for tag, entry in directory.items() if entry.kind in _BIG_TYPES]:
+            if is_tiff and directory is exif.main and tag not in DESCRIPTIVE | GEO_TAGS:
+                continue  # a BigTIFF's own, which does not travel: places of strips, of directories
             del directory[tag]
             exif.is_damaged = True
     for tag, (kind, count) in _SHAPES.items():

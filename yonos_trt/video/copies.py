@@ -64,6 +64,12 @@ def _made_again(stream: Any, source: Any, main_index: int) -> bool:
     return bool(source.chapters()) and stream.discard == require_av().stream.Discard.all
 
 
+def _is_still(stream: Any, main: Any) -> bool:
+    """Whether a stream is the single picture that an AVIF sequence has for viewers of stills."""
+    alike = (stream.type, stream.width, stream.height) == (main.type, main.width, main.height)
+    return alike and stream.frames == 1 and stream.duration is None and main.frames > 1
+
+
 def plan_copies(
     source: Any, main_index: int, container: str, *, audio: bool, subtitles: bool, force: bool
 ) -> CopyPlan:
@@ -93,6 +99,8 @@ def plan_copies(
                     f"{label} is an attachment, which {container} cannot hold; choose an .mkv output or "
                     f"--force"
                 )
+        elif stream.type == "video" and _is_still(stream, source.streams[main_index]):
+            plan.left_out.append(f"{label}: the still picture beside the animation")
         elif stream.type == "video" and stream.disposition & cover and container == "matroska":
             plan.covers.append(stream.index)
         elif stream.type in ("audio", "subtitle", "video") and fits(stream, container):
