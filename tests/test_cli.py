@@ -545,11 +545,14 @@ def test_a_fault_of_the_program_is_one_line(
     assert "Traceback" in upscale(engine_dir, "-i", photos / "a.png", "-vv").stderr
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), ImportError("libtiff.so.6: failed to map segment from shared object")]
+)
 def test_memory_that_runs_out_while_a_picture_is_read_is_exit_5(
-    engine_dir: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+    engine_dir: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def short(*_: object, **__: object) -> None:
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", short)
     result = upscale(engine_dir, "-i", photos / "a.png")

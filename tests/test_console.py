@@ -222,6 +222,21 @@ def test_two_processes_share_a_folder(engine_dir: Path, tmp_path: Path) -> None:
     assert len(list(out.iterdir())) == 12
 
 
+def test_memory_that_runs_out_in_any_command_is_exit_5() -> None:
+    """What is above a command's own handlers: here torch's libraries, which do not fit."""
+    resource = pytest.importorskip("resource")
+    pytest.importorskip("torch")
+    process = subprocess.run(
+        command("yonos-train", "--preset", "smoke", "--dry-run"),
+        env=ENVIRONMENT | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (400 << 20, 400 << 20)),
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert process.returncode == 5
+    assert "yonos-train ran out of host memory" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
 # ---------------------------------------------------------------------------------------------------------
 # Standard streams
 

@@ -65,6 +65,7 @@ def _raise(error: Exception) -> None:
         MemoryError("Unable to allocate 3 TiB"),
         RuntimeError("can't start new thread"),
         RuntimeError("Resource temporarily unavailable"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 B"),
         ImportError("x.so: failed to map segment from shared object"),
         ImportError("x.so: cannot allocate memory in static TLS block"),
         OSError(12, "Cannot allocate memory"),

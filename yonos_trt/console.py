@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["INTERRUPTED", "run", "stdout_closed", "watch", "yonos", "yonos_export", "yonos_train"]
 
 INTERRUPTED = 130
+OUT_OF_MEMORY = 5
 _SAME_S = 0.3  # `timeout` and a closing terminal send the same signal twice within milliseconds
 
 stdout_closed = False
@@ -91,11 +92,17 @@ def _called(name: str, module: str, attribute: str) -> int:
 
     import click
 
+    from yonos_trt.errors import OutOfMemoryError, memory_that_runs_out
+
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").addHandler(logging.NullHandler())
-    command: Any = getattr(importlib.import_module(module), attribute)
     try:
-        value = command.main(prog_name=name, standalone_mode=False)
+        with memory_that_runs_out(name):
+            command: Any = getattr(importlib.import_module(module), attribute)
+            value = command.main(prog_name=name, standalone_mode=False)
+    except OutOfMemoryError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return OUT_OF_MEMORY
     except click.Abort:
         return INTERRUPTED
     except click.ClickException as error:

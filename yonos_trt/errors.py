@@ -186,18 +186,27 @@ def memory_that_runs_out(what: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError, ImportError, OSError) as error:
-        said = str(error) or "no size was named"
-        words = _MEMORY_WORDS.get(
-            next((c for c in _MEMORY_WORDS if isinstance(error, c)), MemoryError), ("",)
-        )
-        if not any(word in said for word in words):
+        if not is_of_memory(error):
             raise
+        said = str(error) or "no size was named"
         raise OutOfMemoryError(f"{what} ran out of host memory ({said})") from error
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Tell whether an error of Python, a library or the system says that host memory ran out."""
+    if isinstance(error, MemoryError):
+        return True
+    words = next((w for kind, w in _MEMORY_WORDS.items() if isinstance(error, kind)), ())
+    return any(word in str(error) for word in words)
 
 
 # How threads that cannot start, libraries that cannot be mapped and system calls say it.
 _MEMORY_WORDS: dict[type[Exception], tuple[str, ...]] = {
-    RuntimeError: ("can't start new thread", "Resource temporarily unavailable"),
+    RuntimeError: (
+        "can't start new thread",
+        "Resource temporarily unavailable",
+        "can't allocate memory",  # PyTorch
+    ),
     ImportError: ("failed to map segment", "annot allocate memory"),
     OSError: ("annot allocate memory",),
 }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yonos_trt.errors import InputError, MissingExtraError, OutOfMemoryError
+from yonos_trt.errors import InputError, MissingExtraError, OutOfMemoryError, is_of_memory
 from yonos_trt.host_memory import require_bytes
 from yonos_trt.images.deep import deep_png, deep_tiff, pillow_keeps_tiff
 from yonos_trt.images.header import FORMAT_SUFFIXES, Header, MalformedError
@@ -181,6 +181,8 @@ def out_of_memory(name: str) -> OutOfMemoryError:
 
 def _memory_is_short(error: Exception, header: Header | None) -> bool:
     """Tell a decoder that ran out of memory from one that met damage: few raise MemoryError."""
+    if is_of_memory(error):  # a decoder's library cannot be mapped
+        return True
     if "memory" in str(error).lower() or header is None:
         return header is not None
     try:
