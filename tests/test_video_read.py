@@ -312,6 +312,15 @@ def test_transparent_pixels_are_refused_by_name_before_any_work(tmp_path: Path, 
     assert re.search(r"transparent pixels \(alpha channel, .* at 0\.\d00 s\)", message)
 
 
+def test_alpha_in_a_track_of_its_own_is_refused_or_named(tmp_path: Path) -> None:
+    source = save_all(tmp_path / "clear.avif", pictures("RGBA", alpha=0), quality=95)
+    assert "has an alpha channel beside" in refused_before_work(source, tmp_path / "clear.mkv")
+    report = run(save_all(tmp_path / "opaque.avif", pictures("RGBA"), quality=95), tmp_path / "out.mkv")
+    assert "alpha channel, which is opaque in every pixel" in report.left_out
+    with av.open(str(tmp_path / "out.mkv")) as out:
+        assert [stream.width for stream in out.streams] == [112]
+
+
 @pytest.mark.parametrize("codec", ["ffv1", "prores_ks"])
 def test_an_opaque_alpha_channel_of_a_video_is_no_obstacle(tmp_path: Path, codec: str) -> None:
     name = "yuva444p10le" if codec == "prores_ks" else "yuva420p"

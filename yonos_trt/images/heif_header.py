@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from fractions import Fraction
+from mmap import mmap
 
 from yonos_trt.images.header import Header, MalformedError
 
@@ -19,7 +20,7 @@ _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 _MOST_PROPERTIES = 10_000
 
 
-def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def boxes(data: bytes | mmap, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """Yield (kind, start, end) of the bodies of the boxes between two positions."""
     position = start
     while position < end:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -25,6 +25,7 @@ __all__ = [
     "chapters",
     "copied_packets",
     "fits",
+    "is_still",
     "lowest_time",
     "plan_copies",
     "read_covers",
@@ -64,16 +65,24 @@ def _made_again(stream: Any, source: Any, main_index: int) -> bool:
     return bool(source.chapters()) and stream.discard == require_av().stream.Discard.all
 
 
-def _is_still(stream: Any, main: Any) -> bool:
-    """Whether a stream is the single picture that an AVIF sequence has for viewers of stills."""
-    alike = (stream.type, stream.width, stream.height) == (main.type, main.width, main.height)
-    return alike and stream.frames == 1 and stream.duration is None and main.frames > 1
+def is_still(stream: Any) -> bool:
+    """Whether a video stream is one picture without a duration, as AVIF has it beside its sequence."""
+    return bool(stream.frames == 1 and stream.duration is None)
 
 
 def plan_copies(
-    source: Any, main_index: int, container: str, *, audio: bool, subtitles: bool, force: bool
+    source: Any,
+    main_index: int,
+    container: str,
+    alpha: Container[int] = (),
+    *,
+    audio: bool,
+    subtitles: bool,
+    force: bool,
 ) -> CopyPlan:
     """Decide for every stream of an open source whether and how it is copied.
+
+    Those at the indices ``alpha`` are opaque alpha of the main stream, dropped and named elsewhere.
 
     Raises
     ------
@@ -85,7 +94,7 @@ def plan_copies(
     for stream in source.streams:
         name = stream.codec_context.name if stream.codec_context is not None else "no codec"
         label = f"stream {stream.index} ({stream.type}, {name})"
-        if stream.index == main_index or _made_again(stream, source, main_index):
+        if stream.index == main_index or stream.index in alpha or _made_again(stream, source, main_index):
             continue
         if (stream.type == "audio" and not audio) or (stream.type == "subtitle" and not subtitles):
             plan.left_out.append(f"{label}: as asked")
@@ -99,7 +108,7 @@ def plan_copies(
                     f"{label} is an attachment, which {container} cannot hold; choose an .mkv output or "
                     f"--force"
                 )
-        elif stream.type == "video" and _is_still(stream, source.streams[main_index]):
+        elif stream.type == "video" and is_still(stream) and source.streams[main_index].frames > 1:
             plan.left_out.append(f"{label}: the still picture beside the animation")
         elif stream.type == "video" and stream.disposition & cover and container == "matroska":
             plan.covers.append(stream.index)

@@ -6,20 +6,28 @@ where a decoder does give it; of two views one is upscaled, and the other is lef
 
 from __future__ import annotations
 
+import mmap
+import struct
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from yonos_trt.errors import InputError
-from yonos_trt.video.info import open_input
+from yonos_trt.images.header import MalformedError
+from yonos_trt.images.heif_header import boxes
+from yonos_trt.video.copies import is_still
+from yonos_trt.video.info import frame_planes, open_input
+from yonos_trt.video.layouts import layout_of
 from yonos_trt.video.read import main_video_stream
 
-__all__ = ["left_out_layers"]
+__all__ = ["alpha_streams", "left_out_layers"]
 
 ALPHA_SEI = 165  # H.265's and H.264's alpha_channel_info
 H264_VIEW, H264_SEI = 20, 6  # NAL units: slice of another view, messages
 HEVC_SEI = (39, 40)
+# HEIF's names (ISO/IEC 23008-12, 23000-22) of tracks that are another's alpha
+ALPHA_URNS = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha\0", b"urn:mpeg:hevc:2015:auxid:1\0")
 LOOKED_AT = 8  # packets; layers are in every one
 
 
@@ -100,6 +108,41 @@ def _has_block_alpha(packets: Iterator[Any]) -> bool:
     return False
 
 
+def _alpha_tracks(path: Path) -> set[int]:
+    """Return the numbers of an MP4's, AVIF's or HEIF's tracks that are another's alpha; damaged: none."""
+    found = set()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        try:
+            for name, start, stop in boxes(mapped, 0, len(mapped)):
+                for kind, begin, end in boxes(mapped, start, stop) if name == b"moov" else ():
+                    track = mapped[begin:end]
+                    if kind == b"trak" and any(urn in track for urn in ALPHA_URNS):
+                        header = track.index(b"tkhd") + 4
+                        at = header + (20 if track[header] else 12)  # version 1 has dates of 64 bits
+                        found.add(int.from_bytes(track[at : at + 4], "big"))
+        except (MalformedError, ValueError, IndexError, struct.error):
+            return set()
+    return found
+
+
+def alpha_streams(container: Any, path: Path) -> list[Any]:
+    """Return the video streams of an open file that are another's alpha, not those of its stills."""
+    if not container.format.name.startswith("mov"):
+        return []
+    tracks = _alpha_tracks(path)
+    return [s for s in container.streams.video if s.id in tracks and not is_still(s)]
+
+
+def _is_opaque(path: Path, index: int) -> bool:
+    with open_input(str(path), name=str(path)) as clip:
+        frame: Any
+        for frame in clip.decode(clip.streams[index]):
+            layout = layout_of(frame.format.name)
+            if frame_planes(frame, layout)[0].min() < (1 << layout.bits) - 1:
+                return False
+    return True
+
+
 def left_out_layers(path: Path) -> list[str]:
     """Return what beside the decoded pictures of a file's main video stream is not upscaled.
 
@@ -114,6 +157,10 @@ def left_out_layers(path: Path) -> list[str]:
         tags = {key.lower(): value for key, value in stream.metadata.items()}
         found: list[str] = []
         alpha = False
+        for track in alpha_streams(clip, path):
+            alpha |= not _is_opaque(path, track.index)
+            if not alpha:
+                found.append("alpha channel, which is opaque in every pixel")
         if tags.get("alpha_mode", "0") != "0":
             alpha = _has_block_alpha(clip.demux(stream))
             if not alpha:

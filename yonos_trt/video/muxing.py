@@ -26,6 +26,7 @@ from yonos_trt.video.copies import (
 from yonos_trt.video.encode import add_video_stream, described_with
 from yonos_trt.video.format import OutputFormat
 from yonos_trt.video.info import VideoInfo, exact_seconds, open_input, require_av
+from yonos_trt.video.layers import alpha_streams
 from yonos_trt.video.ledger import Entry, Ledger
 from yonos_trt.video.read import main_video_stream
 from yonos_trt.video.segments import Segment
@@ -90,7 +91,8 @@ class Muxing:
             if self._source_path is not None:
                 with self._open() as source:
                     main = main_video_stream(source, str(self._source_path))
-                    self.plan = plan_copies(source, main.index, container, **self._plan_options)
+                    alpha = [stream.index for stream in alpha_streams(source, self._source_path)]
+                    self.plan = plan_copies(source, main.index, container, alpha, **self._plan_options)
                     # Matroska has no negative times: move everything by the same whole milliseconds
                     lowest = None
                     if container == "matroska":
