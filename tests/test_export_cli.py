@@ -163,6 +163,7 @@ def test_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
         (["SOURCE"], 2, "--engine-dir"),
         (["SOURCE", "-o", "out", "--opt-shape", "64by64"], 2, "write HEIGHTxWIDTH"),
         (["SOURCE", "-o", "out", "--opt-shape", "²"], 2, "write HEIGHTxWIDTH"),
+        (["SOURCE", "-o", "out", "--verify-tile", "0"], 2, "verify_tile_px is 0, expected 1 to"),
         (["SOURCE", "-o", "out", "--fp16", "--min-psnr", "nan"], 2, "expected a number of dB"),
         (["SOURCE", "-o", "out", "--fp16", "--min-psnr", "inf"], 2, "expected a number of dB"),
         (["SOURCE", "-o", "out", "--onnx-only", "--runtime", "tensorrt"], 2, "contradict each other"),

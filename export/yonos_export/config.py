@@ -178,6 +178,8 @@ class ExportConfig:
             raise ConfigError(f"opset is {self.opset}, expected 18 to 23 (20 is what is tested)")
         if not 1 <= self.batch <= MAX_BATCH:
             raise ConfigError(f"batch is {self.batch}, expected 1 to {MAX_BATCH}")
+        if self.verify_tile_px is not None and not 1 <= self.verify_tile_px <= 65536:
+            raise ConfigError(f"verify_tile_px is {self.verify_tile_px}, expected 1 to 65536 px")
         if self.workspace_mb is not None and self.workspace_mb < 1:
             raise ConfigError(f"workspace_mb is {self.workspace_mb}, expected at least 1 (MiB)")
         level = self.builder_optimization_level

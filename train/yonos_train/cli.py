@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ class TextFile(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Check it."""
         path = super().convert(value, param, ctx)
-        if not Path(path).is_file():
+        if not os.path.isfile(path):
             self.fail(f"{value!r} is a device or a pipe, expected a file", param, ctx)
         return path
 
