@@ -360,6 +360,13 @@ def test_animated_webp_keeps_its_frames_and_times(tmp_path: Path) -> None:
         assert "a.webp" in refused_before_work(source, tmp_path / "cut.mkv")
 
 
+def test_what_an_animated_webp_says_of_its_pictures_is_named(tmp_path: Path) -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>'
+    source = save_all(tmp_path / "a.webp", pictures(), icc_profile=b"profile", exif=exif(), xmp=xmp)
+    report = run(source, tmp_path / "out.mkv")
+    assert {"ICC colour profile", "EXIF metadata", "XMP metadata"} <= set(report.left_out)
+
+
 @pytest.mark.parametrize("name", ["a b.gif", "a.webp", "a.png", "a.avif"])
 def test_the_advice_for_pictures_with_several_frames_works(tmp_path: Path, name: str) -> None:
     source = save_all(tmp_path / name, pictures())

@@ -39,6 +39,7 @@ from yonos_trt.video.segment_encode import SegmentedEncoder
 from yonos_trt.video.segments import Job
 from yonos_trt.video.sidedata import lost_frame_data
 from yonos_trt.video.stabilize import Stabilizer
+from yonos_trt.video.webp import animated_webp, webp_metadata
 from yonos_trt.video.y4m import Y4mWriter, broken_pipe
 
 __all__ = ["Progress", "Upscale", "VideoOptions", "VideoReport", "upscale_video"]
@@ -325,6 +326,8 @@ def _to_file(
 def _left_out_before(reader: VideoReader, file: Path | None) -> list[str]:
     """Return what of the pictures themselves is not upscaled; refuse alpha that would be lost."""
     found = [] if file is None else left_out_layers(file)
+    if file is not None and animated_webp(file) is not None:
+        found += webp_metadata(file)
     if reader.info.pix_fmt in WITH_ALPHA:
         found.append("alpha channel, which is opaque in every pixel")
     return found

@@ -12,7 +12,7 @@ import numpy as np
 
 from yonos_trt.errors import InputError
 
-__all__ = ["animated_webp"]
+__all__ = ["animated_webp", "webp_metadata"]
 
 MILLISECONDS = Fraction(1, 1000)
 
@@ -38,6 +38,15 @@ def animated_webp(path: Path) -> io.BytesIO | None:
             f"{path} is not whole: {declared - state.st_size} bytes of the {declared} it declares are missing"
         )
     return io.BytesIO(_converted(path, state.st_mtime_ns, state.st_size))
+
+
+def webp_metadata(path: Path) -> list[str]:
+    """Name what a WebP file says of its pictures, which no video has."""
+    from PIL import Image
+
+    names = {"icc_profile": "ICC colour profile", "exif": "EXIF metadata", "xmp": "XMP metadata"}
+    with Image.open(path, formats=["WEBP"]) as image:
+        return [name for key, name in names.items() if image.info.get(key)]
 
 
 @functools.lru_cache(maxsize=1)
