@@ -188,6 +188,21 @@ def test_a_damaged_result_is_named_and_made_again(
     assert path.read_bytes() == whole["autoencoder/encoder.safetensors"]
 
 
+@pytest.mark.parametrize("harm", ["gone", "cut", "empty"])
+def test_a_bundle_whose_weights_are_gone_or_cut_is_written_again(
+    pictures: Path, tmp_path: Path, whole: dict[str, bytes], harm: str
+) -> None:
+    folder = tmp_path / "run"
+    Run(SMOKE, folder, data=str(pictures), weights={}).run()
+    path = folder / "bundles" / "smoke-x2" / "unet.safetensors"
+    raw = path.read_bytes()
+    path.unlink()
+    if harm != "gone":
+        path.write_bytes(raw[: len(raw) // 2] if harm == "cut" else b"")
+    Run(SMOKE, folder, data=str(pictures), weights={}).run()
+    assert results(folder) == whole
+
+
 # ----------------------------------------------------------------------------------------------------------
 # The disk
 

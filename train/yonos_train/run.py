@@ -258,16 +258,28 @@ class Run:
                 self.write_bundle(stage.scale, small=small)
 
     def _is_current(self, bundle: Path, stage: StageConfig) -> bool:
-        """Return whether a written bundle names the stage, and says what the config says of its origins."""
+        """Return whether a written bundle names the stage, and says what the config says of its origins.
+
+        One whose weights are missing or cut is not.
+        """
+        from safetensors import SafetensorError, safe_open
+
         from .sd_folder import FACTS_FILE
+
+        own = [bundle / f"{part}.safetensors" for part in ("encoder", "unet", "decoder")]
 
         file = bundle / ("config.json" if self.config.base is None else FACTS_FILE)
         try:
             facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             given = {key: value for key in ("licence", "card") if (value := getattr(self.config, key))}
             same = all(facts[key] == value for key, value in given.items())
+            for path in own if self.config.base is None else bundle.rglob("*.safetensors"):
+                if not path.is_file():
+                    return False
+                with safe_open(path, framework="pt"):
+                    pass  # it compares the length of the file with what it declares
             return same and stage.name in facts["training"]["stages"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             return False
 
     def _bundle_folder(self, scale: int, *, small: bool) -> Path:
