@@ -7,6 +7,8 @@ import os
 import re
 import shlex
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
@@ -18,7 +20,7 @@ import av
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from PIL import Image
+from PIL import Image, ImageCms
 from video_clips import damage, packets, picture_planes, run, shown, write_clip
 
 from yonos_trt.cli import cli
@@ -358,6 +360,19 @@ def test_animated_webp_keeps_its_frames_and_times(tmp_path: Path) -> None:
     for cut in (30, 200, len(data) // 2, len(data) - 1):
         source.write_bytes(data[:cut])
         assert "a.webp" in refused_before_work(source, tmp_path / "cut.mkv")
+
+
+def test_frames_with_a_named_colour_profile_do_not_crash_the_process(tmp_path: Path) -> None:
+    """Their names are freed by FFmpeg, and PyAV would free them again when frames are collected."""
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    source = save_all(tmp_path / "a.png", pictures(), icc_profile=icc)
+    code = (
+        "import gc, sys; from yonos_trt.video.read import VideoReader\n"
+        "with VideoReader(sys.argv[1]) as reader: print(len(list(reader.frames())), reader.frame_data)\n"
+        "del reader; gc.collect()"
+    )
+    child = subprocess.run([sys.executable, "-c", code, str(source)], capture_output=True, text=True)
+    assert (child.returncode, child.stdout) == (0, "5 {'ICC_PROFILE'}\n")
 
 
 def test_what_an_animated_webp_says_of_its_pictures_is_named(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from yonos_trt.errors import ConfigError, InputError, MissingExtraError
 from yonos_trt.video.color import Coding
 from yonos_trt.video.layouts import ALIASES, WITH_ALPHA, Layout, layout_of
-from yonos_trt.video.sidedata import StreamSideData, read_side_data
+from yonos_trt.video.sidedata import StreamSideData, frame_side_data, read_side_data
 from yonos_trt.video.webp import animated_webp
 
 if TYPE_CHECKING:
@@ -174,8 +174,7 @@ def _name_unknown_side_data() -> None:
 
 
 def _side_data(frame: VideoFrame) -> dict[str, bytes]:
-    entries: Any = frame.side_data
-    return {entry.type.name: bytes(entry) for entry in entries}
+    return {entry.type.name: bytes(entry) for entry in frame_side_data(frame)}
 
 
 def color_tags(context: Any) -> ColorTags:

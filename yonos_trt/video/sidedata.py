@@ -8,6 +8,8 @@ output's container is.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import io
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ __all__ = [
     "StreamSideData",
     "correct_boxes",
     "frame_data_names",
+    "frame_side_data",
     "lost_frame_data",
     "read_side_data",
     "with_side_data",
@@ -232,9 +235,23 @@ def correct_boxes(file: BinaryIO, container: str) -> None:
     file.seek(0, io.SEEK_END)
 
 
+def frame_side_data(frame: Any) -> list[Any]:
+    """Return the side data of a PyAV frame, made safe to be forgotten.
+
+    PyAV 18.1 frees an entry's dictionary (an ICC profile's name) which FFmpeg frees with the frame. Each
+    of these objects keeps one reference for good, so that only FFmpeg does. PyAV does not show it.
+    """
+    entries = list(getattr(frame, "side_data", ()))
+    for entry in entries:
+        for held in gc.get_referents(entry):
+            if type(held).__name__ == "Dictionary" and len(held):
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
+    return entries
+
+
 def frame_data_names(frame: Any) -> Iterator[str]:
     """Yield PyAV's names of a frame's side data, those of user data with their UUID."""
-    for entry in getattr(frame, "side_data", ()):
+    for entry in frame_side_data(frame):
         name = entry.type.name
         if name == "SEI_UNREGISTERED":
             name = bytes(entry)[:16].hex()
