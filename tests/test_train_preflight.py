@@ -243,6 +243,7 @@ def test_weights_options_that_name_nothing_are_refused(finished: Path, tmp_path:
         ("x2.batch=1.5", "batch got 1.5, expected a whole number"),
         ("x2.lr=NaN", "lr got nan, expected a number"),
         ("x2.steps=0", "steps got 0, expected > 0"),
+        ("x2.batch=99999999999999999999", "expected <= 65536"),
         ("loop.seed=-1", "loop.seed: got -1"),
         ("loop.seed=99999999999999999999999", "expected a whole number, 0 to 2^63 - 1"),
         ("loop.checkpoint_steps=0", "loop.checkpoint_steps: got 0"),

@@ -108,6 +108,9 @@ class StageConfig:
         for name in ("steps", "minutes", "batch", "accumulate", "crop_px", "lr", "clip"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"stage {self.name}: {name} got {getattr(self, name)}, expected > 0")
+        for name in ("batch", "accumulate", "crop_px"):
+            if getattr(self, name) > 65536:
+                raise ValueError(f"stage {self.name}: {name} got {getattr(self, name)}, expected <= 65536")
         if self.repeat < 0:
             raise ValueError(f"stage {self.name}: repeat got {self.repeat}, expected >= 0")
 
