@@ -13,14 +13,29 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from .data import picture_files
 from .presets import RunConfig
 from .stages import StageConfig
 
-if TYPE_CHECKING:
-    from .run import Run
+
+class Run(Protocol):
+    """What is checked: a `yonos_train.run.Run`."""
+
+    config: RunConfig
+    folder: Path
+    data: str
+    limit: int
+
+    def is_done(self, stage: StageConfig) -> bool:
+        """Return whether the stage's result is there."""
+        ...
+
+    def rehearse(self, stages: list[StageConfig]) -> None:
+        """Build every stage, without training it."""
+        ...
+
 
 RECORD: Final = "stage.json"
 # What a begun stage may go on with another value of.
