@@ -171,7 +171,7 @@ def cli() -> None:
 @options.seed("Names the noise field.")
 @click.option(
     "--max-pixels",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1 << 40),
     default=1 << 28,  # yonos_trt.images.MAX_PIXELS, without importing that here
     show_default=True,
     metavar="N",
