@@ -25,7 +25,8 @@ from .losses import Dists, Lpips
 
 Picture = NDArray[np.uint8]  # (H, W, 3) RGB
 
-PAIR_METRICS: Final = ("psnr_y", "ssim_y", "lpips_alex", "lpips_vgg", "dists", "niqe")
+PAIR_METRICS: Final = ("psnr_y", "ssim_y", "lpips_alex", "lpips_vgg", "dists")
+BLIND_METRICS: Final = ("niqe",)  # of the upscaled picture alone
 SET_METRICS: Final = ("fid",)
 HIGHER_IS_BETTER: Final = frozenset({"psnr_y", "ssim_y"})
 INCEPTION_FILE: Final = "weights-inception-2015-12-05-6726825d.pth"  # as its releases name it
@@ -94,7 +95,7 @@ class Metrics:
     Parameters
     ----------
     names
-        Of ``PAIR_METRICS`` and ``SET_METRICS``.
+        Of ``PAIR_METRICS``, ``BLIND_METRICS`` and ``SET_METRICS``.
     weights
         Files by name: ``lpips_alex``, ``lpips_vgg``, ``dists``, ``niqe``, ``fid_inception``
         (torch-fidelity's file).
@@ -137,9 +138,8 @@ class Metrics:
             elif name == "niqe":
                 self._pair[name] = _niqe(_path(weights, name, name))
             else:
-                raise MetricError(
-                    f"unknown metric {name!r}; expected some of {', '.join(PAIR_METRICS + SET_METRICS)}."
-                )
+                known = ", ".join(PAIR_METRICS + BLIND_METRICS + SET_METRICS)
+                raise MetricError(f"unknown metric {name!r}; expected some of {known}.")
 
     def _perceptual(self, network: Lpips | Dists) -> Callable[[Picture, Picture, int], float]:
         network.to(self.device).eval()
