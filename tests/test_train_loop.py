@@ -417,6 +417,22 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path):
         dataclasses.replace(SMOKE, start="lite-x2", stages=(SMOKE.stages[1],))
 
 
+def test_a_start_with_altered_weights_is_refused(tmp_path):
+    """What nothing vouches for is not trained from either."""
+    pytest.importorskip("onnx")
+    import shutil
+
+    from yonos_train.engine_weights import load_start
+
+    shutil.copytree(Path(__file__).parents[1] / "yonos_trt" / "models" / "lite-x4", tmp_path / "mine")
+    graph = tmp_path / "mine" / "step.onnx"
+    raw = bytearray(graph.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    graph.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"step\.onnx was altered"):
+        load_start(tmp_path / "mine", 4)
+
+
 def test_one_step_pixels_trains_all_three_networks_from_a_shipped_model(pictures, tmp_path):
     pytest.importorskip("onnx")
     from yonos_train.engine_weights import load_start

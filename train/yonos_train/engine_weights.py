@@ -8,18 +8,20 @@ channel order in the encoder's first convolution, and the sign and factor of the
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from .model import Bundle, BundleConfig, Encoder, LiteConfig, load_bundle, new_bundle
 from .schedule import Schedule
+
+if TYPE_CHECKING:
+    from yonos_trt.manifest import EngineManifest
+    from yonos_trt.schema import Model
 
 STAGES = {"encoder": "encoder", "step": "unet", "decoder": "decoder"}
 
@@ -41,10 +43,10 @@ def load_start(what: str | os.PathLike[str], scale: int) -> Bundle:
     ValueError
         Another scale, or not a model of the lite profile.
     """
+    from yonos_trt.runtimes import find_model
+
     name = os.fspath(what).replace("{scale}", str(scale))
-    folder = Path(name)
-    if not folder.is_dir() and (shipped := _shipped(name)) is not None:
-        folder = shipped
+    folder = find_model(Path(name))
     if (folder / "config.json").is_file():
         bundle = load_bundle(folder)
     elif (folder / "manifest.json").is_file():
@@ -59,14 +61,6 @@ def load_start(what: str | os.PathLike[str], scale: int) -> Bundle:
     return bundle
 
 
-def _shipped(name: str) -> Path | None:
-    spec = importlib.util.find_spec("yonos_trt")
-    if spec is None or not spec.submodule_search_locations or not re.fullmatch(r"[\w.-]+", name):
-        return None
-    folder = Path(next(iter(spec.submodule_search_locations))) / "models" / name
-    return folder if folder.is_dir() else None
-
-
 def bundle_from_engine(folder: str | os.PathLike[str]) -> Bundle:
     """Return an engine directory's networks, FP32; see the module's text for what they can do.
 
@@ -75,27 +69,29 @@ def bundle_from_engine(folder: str | os.PathLike[str]) -> Bundle:
     ValueError
         The graphs are not those of the lite profile at alpha_1 = 0.
     """
+    from yonos_trt.errors import YonosError
+    from yonos_trt.manifest import load_manifest
+
     root = Path(folder)
-    manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
-    model, tiles = manifest["model"], manifest["tiles"]
-    graphs = {stage: _tensors(root / _onnx_file(manifest, stage, root)) for stage in STAGES}
     try:
-        architecture = _architecture(graphs, model)
+        manifest = load_manifest(root, verify=False)
+        model = manifest.model
+        if model.alpha_1 != 0 or model.timestep != 1:
+            raise ValueError(f"its step starts at t = {model.timestep}, alpha = {model.alpha_1}")
+        graphs = {stage: _tensors(root, manifest, stage) for stage in STAGES}
         config = BundleConfig(
-            name=model["name"],
-            scale=model["scale"],
-            architecture=architecture,
+            name=model.name,
+            scale=model.scale,
+            architecture=_architecture(graphs, model),
             schedule=Schedule(),
-            timestep=model["timestep"],
-            encoder_input=tiles.get("encoder_input", "upsampled"),
-            training=dict(model.get("training", {})),
+            timestep=model.timestep,
+            encoder_input=manifest.tiles.encoder_input,
+            training=model.training,
         )
-        if model["alpha_1"] != 0 or model["timestep"] != 1:
-            raise ValueError(f"its step starts at t = {model['timestep']}, alpha = {model['alpha_1']}")
         bundle = new_bundle(config)
         for stage, name in STAGES.items():
-            _fill(getattr(bundle, name), graphs[stage], name, manifest)
-    except (KeyError, RuntimeError, ValueError) as error:
+            _fill(getattr(bundle, name), graphs[stage], name, sigma_1=model.sigma_1)
+    except (YonosError, KeyError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"{root}: its graphs cannot be read back into networks of the lite profile ({error}); expected "
             f"an engine directory that yonos-export wrote from a lite bundle"
@@ -103,18 +99,17 @@ def bundle_from_engine(folder: str | os.PathLike[str]) -> Bundle:
     return bundle
 
 
-def _onnx_file(manifest: dict[str, Any], stage: str, root: Path) -> str:
-    for artifact in manifest["stages"][stage]["artifacts"]:
-        if artifact["runtime"] == "onnx" and artifact["precision"] == "fp32":
-            return str(artifact["file"])
-    raise ValueError(f"{root}: stage {stage} has no FP32 ONNX graph to read weights from")
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
+def _tensors(root: Path, manifest: EngineManifest, stage: str) -> dict[str, Tensor]:
+    """Return the tensors of a stage's FP32 graph; every byte of them was hashed."""
     import onnx
     from onnx import numpy_helper
 
-    graph = onnx.load(os.fspath(path)).graph
+    from yonos_trt.onnx_graph import read_graph
+
+    found = getattr(manifest.stages, stage).find("onnx", "fp32")
+    if not found:
+        raise ValueError(f"stage {stage} has no FP32 ONNX graph to read weights from")
+    graph = onnx.load_from_string(read_graph(root, found[0]).inlined()).graph
     return {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
 
 
@@ -123,13 +118,13 @@ def _count(tensors: dict[str, Tensor], pattern: str) -> int:
     return max(found, default=-1) + 1
 
 
-def _architecture(graphs: dict[str, dict[str, Tensor]], model: dict[str, Any]) -> LiteConfig:
+def _architecture(graphs: dict[str, dict[str, Tensor]], model: Model) -> LiteConfig:
     encoder, unet, decoder = (graphs[stage] for stage in STAGES)
     levels = _count(unet, r"unet\.downs\.(\d+)\.")
     widths = [len(unet["unet.conv_in.bias"])] + [len(unet[f"unet.downs.{i}.bias"]) for i in range(levels)]
     return LiteConfig(
-        latent_channels=model["latent_channels"],
-        latent_factor=model["latent_factor"],
+        latent_channels=model.latent_channels,
+        latent_factor=model.latent_factor,
         encoder_width=len(encoder["encoder.blocks.0.conv1.bias"]),
         encoder_blocks=_count(encoder, r"encoder\.blocks\.(\d+)\."),
         decoder_width=len(decoder["decoder.conv_in.bias"]),
@@ -142,7 +137,7 @@ def _architecture(graphs: dict[str, dict[str, Tensor]], model: dict[str, Any]) -
     )
 
 
-def _fill(network: nn.Module, tensors: dict[str, Tensor], name: str, manifest: dict[str, Any]) -> None:
+def _fill(network: nn.Module, tensors: dict[str, Tensor], name: str, *, sigma_1: float) -> None:
     """Put the graph's tensors into the network; what was folded away keeps the value that changes nothing."""
     found = {
         key.removeprefix(f"{name}."): t.float() for key, t in tensors.items() if key.startswith(f"{name}.")
@@ -154,7 +149,7 @@ def _fill(network: nn.Module, tensors: dict[str, Tensor], name: str, manifest: d
         found["conv_in.weight"] = weight[:, order]
     if name == "unet":
         for part in ("conv_out.weight", "conv_out.bias"):
-            found[part] = found[part] / -manifest["model"]["sigma_1"]
+            found[part] = found[part] / -sigma_1
     state = network.state_dict()
     if name == "decoder":
         per_channel = {key: t for key, t in tensors.items() if t.ndim == 4 and t.shape[0] == t.shape[2] == 1}
