@@ -1,5 +1,5 @@
 # make demo   upscale a photograph with the shipped model (run-time dependencies only)
-# make test   everything installed, all tests
+# make test   everything installed, all tests, in JOBS=2 processes
 # make lint   ruff, mypy --strict, clang-format
 # make bench  tile, stage and pipeline benchmarks, some minutes; FULL=1 runs the whole sweep; docs/benchmarks.md has the others
 # make native build yonos_trt/_native in place, for working from the checkout without installing
@@ -7,6 +7,7 @@
 PYTHON ?= python3
 VENV   := .venv
 DEMO   := .venv-demo
+JOBS   ?= 2
 EXTRAS := images,video,export,train,bench,dev,rtx
 PIP    := install --quiet --disable-pip-version-check -c constraints.txt
 NATIVE := CMakeLists.txt pyproject.toml constraints.txt Makefile csrc $(wildcard csrc/*)
@@ -46,7 +47,7 @@ demo: $(DEMO)/.ready
 	$(DEMO)/bin/python examples/compare.py examples/chelsea.png demo/chelsea_x4.png demo/chelsea_compare.png
 
 test: $(VENV)/.ready
-	YONOS_REQUIRE_NATIVE=1 $(VENV)/bin/python -m pytest
+	YONOS_REQUIRE_NATIVE=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .

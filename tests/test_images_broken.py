@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from yonos_trt.errors import InputError, OutOfMemoryError
+from yonos_trt.host_memory import require_bytes
 from yonos_trt.images import Picture, from_array, from_pil, read_image, read_rgb8, write_image
 
 RGB = np.random.default_rng(3).integers(0, 256, (24, 31, 3), dtype=np.uint8)
@@ -440,3 +441,21 @@ def test_real_photograph_cut_anywhere_is_refused(data_dir: Path) -> None:
         for n in np.linspace(1, len(data) - 1, 20).astype(int):
             with pytest.raises(InputError):
                 read_image(data[:n])
+
+
+@pytest.mark.parametrize(("width_px", "height_px"), [(-5, 7), (0, 7), (5, 0), (-(2**31), 2**31 - 1)])
+def test_sizes_below_one_are_damage_not_memory(tmp_path: Path, width_px: int, height_px: int) -> None:
+    """BMP has signed sides; their product would pass every limit of pixels."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (5, 7)).save(buffer, "BMP")
+    raw = bytearray(buffer.getvalue())
+    raw[18:26] = struct.pack("<ii", width_px, height_px)
+    path = tmp_path / "odd.bmp"
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match=r"odd\.bmp: (declares|.*damaged|.*truncated)"):
+        read_image(path)
+
+
+def test_more_memory_than_there_are_addresses_is_not_to_be_had() -> None:
+    with pytest.raises(MemoryError):
+        require_bytes(1 << 70)

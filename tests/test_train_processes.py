@@ -95,7 +95,7 @@ def test_a_budget_in_minutes_ends_at_one_step_though_one_process_is_slower(
     ranks: list[dict[str, Any]],
 ) -> None:
     first, second = (rank["minutes"] for rank in ranks)
-    assert first["step"] == second["step"] >= 3
+    assert first["step"] == second["step"] >= 2
     assert first["weights"] == second["weights"]
 
 

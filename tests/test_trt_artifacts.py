@@ -214,7 +214,7 @@ def vouched(root: Path, raw: bytes, version: str = VERSION) -> Artifact:
     )
 
 
-@pytest.mark.parametrize("raw", [b"", b"short", b"\x7fELF" + bytes(200), os.urandom(64)[:60]])
+@pytest.mark.parametrize("raw", [b"", b"short", b"\x7fELF" + bytes(200), bytes(range(90, 150))])
 def test_a_file_that_is_no_plan_is_refused_although_its_hash_is_right(tmp_path: Path, raw: bytes) -> None:
     with pytest.raises(EngineIntegrityError, match="not a TensorRT engine plan"):
         read_engine(tmp_path, vouched(tmp_path, raw))

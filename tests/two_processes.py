@@ -41,7 +41,7 @@ def train(run: Run, folder: Path, stage_config: Any, *, fail: bool = False) -> d
 
 def main(data: str, out: Path) -> None:
     run = Run(CONFIG, out / "run", data=data, weights={})
-    minutes = dataclasses.replace(STAGE, steps=None, minutes=0.02)
+    minutes = dataclasses.replace(STAGE, steps=None, minutes=0.05)
     result = {
         "steps": train(run, out / "steps", STAGE),
         "minutes": train(run, out / "minutes", minutes),

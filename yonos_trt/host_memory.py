@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -64,4 +65,6 @@ def require_bytes(count: int) -> None:
 
     For libraries that end the process, or blame the file, when memory runs out.
     """
+    if count > sys.maxsize:  # NumPy has another error for what no address reaches
+        raise MemoryError
     np.empty(count, np.uint8)

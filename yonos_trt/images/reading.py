@@ -208,6 +208,8 @@ def _animated(name: str, frames: int, format: str) -> InputError:
 
 
 def _check_size(name: str, height_px: int, width_px: int, max_pixels: int | None) -> None:
+    if min(height_px, width_px) < 1:
+        raise InputError(f"{name}: declares {width_px} x {height_px} pixels; the file is damaged")
     if max_pixels is not None and height_px * width_px > max_pixels:
         raise InputError(
             f"{name}: declares {width_px} x {height_px} pixels, the limit is {max_pixels}; "
