@@ -7,6 +7,7 @@ import inspect
 import pytest
 
 from yonos_trt import errors
+from yonos_trt.errors import listed
 
 
 def test_every_error_is_a_yonos_error_and_exported() -> None:
@@ -93,3 +94,9 @@ def test_other_errors_pass_unchanged(error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
         _raise(error)
     assert caught.value is error
+
+
+def test_a_list_of_what_a_file_holds_is_short() -> None:
+    assert listed(["b", "a", "b"]) == "2 x b, a"
+    assert listed(range(100), most=3) == "0, 1, 2 and 97 more"
+    assert listed([]) == ""

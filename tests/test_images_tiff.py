@@ -263,3 +263,12 @@ def test_two_tags_may_share_their_value() -> None:
     tags = sorted([*plain_tags(170), (282, 5, 1, 158), (283, 5, 1, 158), (296, 3, 1, 2)])
     data = handmade(tags, struct.pack("<II", 300, 1) + bytes(20))
     assert read_image(data).dpi == (300, 300)
+
+
+def test_a_thousand_bands_are_named_in_one_line() -> None:
+    data = written(
+        np.zeros((4, 4, 1003), np.uint8), photometric="rgb", planarconfig="contig", extrasamples=[0] * 1000
+    )
+    with pytest.raises(InputError, match=r"1000 sample\(s\) beside RGB \(1000 x unspecified\)") as caught:
+        read_image(data)
+    assert len(str(caught.value)) < 400

@@ -23,11 +23,12 @@ Each message says what happened, what was found, what was expected, and what to 
 
 from __future__ import annotations
 
+import collections
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = [
     "BuildError",
@@ -190,6 +191,13 @@ def memory_that_runs_out(what: str) -> Iterator[None]:
             raise
         said = str(error) or "no size was named"
         raise OutOfMemoryError(f"{what} ran out of host memory ({said})") from error
+
+
+def listed(words: Iterable[object], *, most: int = 20) -> str:
+    """Join what a file holds into a line: at most ``most`` different words, each with its count."""
+    counts = collections.Counter(str(word) for word in words)
+    shown = [word if n == 1 else f"{n} x {word}" for word, n in counts.most_common(most)]
+    return ", ".join(shown) + (f" and {len(counts) - most} more" if len(counts) > most else "")
 
 
 def is_of_memory(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
+from yonos_trt.errors import listed
 from yonos_trt.images.exif import Exif
 from yonos_trt.images.exif_upright import with_resolution, without_georeference
 from yonos_trt.images.icc import adobe_rgb_profile
@@ -170,7 +171,7 @@ def _text(picture: Picture, format_: str, out: Carried, left_out: list[str]) -> 
         else:
             others.append(key)
     if others:
-        left_out.append(f"text ({', '.join(sorted(others))}), which {format_} cannot hold")
+        left_out.append(f"text ({listed(sorted(others))}), which {format_} cannot hold")
     if picture.chunks:
         kinds = sorted({kind.decode("latin-1") for kind, _ in picture.chunks})
-        left_out.append(f"PNG chunks {', '.join(kinds)}, which {format_} cannot hold")
+        left_out.append(f"PNG chunks {listed(kinds)}, which {format_} cannot hold")

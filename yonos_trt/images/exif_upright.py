@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterable
 from fractions import Fraction
 
+from yonos_trt.errors import listed
 from yonos_trt.images.exif import (
     ORIENTATION,
     RESOLUTION_UNIT,
@@ -127,7 +128,7 @@ def _machine_description(entry: Entry | None) -> str | None:
 
 
 def _names(tags: Iterable[int]) -> str:
-    return ", ".join(name_of(tag) for tag in sorted(tags))
+    return listed(name_of(tag) for tag in sorted(tags))
 
 
 def _swap(directory: Directory, one: int, other: int) -> None:

@@ -10,6 +10,8 @@ import hashlib
 import struct
 from collections.abc import Iterable
 
+from yonos_trt.errors import listed
+
 __all__ = ["Resource", "iptc_of", "kept_resources", "parse_resources", "resource_bytes", "resources_of_iptc"]
 
 Resource = tuple[int, bytes, bytes]
@@ -75,7 +77,7 @@ def kept_resources(resources: Iterable[Resource], *, turned: bool) -> tuple[list
     if not removed:
         return list(kept.values()), ()
     what = "thumbnail, guides, slices and the like of the old picture"
-    numbers = ", ".join(map(str, sorted(removed)))
+    numbers = listed(sorted(removed))
     return list(kept.values()), (f"Photoshop resources {numbers} ({what})",)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from yonos_trt.errors import listed
 from yonos_trt.images.header import Header, MalformedError
 
 __all__ = ["tiff_header"]
@@ -195,7 +196,7 @@ def _pieces(
 def _check_samples(tags: dict[int, tuple[int, ...]], channels: int, bits: tuple[int, ...]) -> None:
     """Refuse samples that nothing here could keep, by their name."""
     if len(set(bits)) != 1:
-        raise MalformedError(f"the TIFF mixes {bits} bits per sample, which is not supported")
+        raise MalformedError(f"the TIFF mixes {listed(bits)} bits per sample, which is not supported")
     formats = set(tags.get(339, (1,)))
     for code in formats:
         if code in _SAMPLE_FORMATS:
@@ -204,7 +205,9 @@ def _check_samples(tags: dict[int, tuple[int, ...]], channels: int, bits: tuple[
                 "convert them, with an offset where they are negative"
             )
     if len(formats) != 1:
-        raise MalformedError(f"the TIFF mixes sample formats {sorted(formats)}, which is not supported")
+        raise MalformedError(
+            f"the TIFF mixes sample formats {listed(sorted(formats))}, which is not supported"
+        )
     photometric = tags.get(262, (1,))[0]
     if photometric not in _COLOURS:
         what = _FOREIGN_COLOURS.get(photometric, f"of photometric interpretation {photometric}")
@@ -219,6 +222,6 @@ def _check_samples(tags: dict[int, tuple[int, ...]], channels: int, bits: tuple[
         names = {1: "premultiplied alpha", 2: "alpha"}
         kinds = [names.get(code, "unspecified") for code in (meanings + (0,) * extra)[:extra]]
         raise MalformedError(
-            f"the TIFF holds {extra} sample(s) beside {colour} ({', '.join(kinds)}), which would be lost; "
+            f"the TIFF holds {extra} sample(s) beside {colour} ({listed(kinds)}), which would be lost; "
             f"write the {colour} sample(s), and each band that is wanted, into files of their own"
         )
