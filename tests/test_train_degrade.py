@@ -14,7 +14,7 @@ from PIL import Image
 from yonos_train.blur import BlurRanges, bell_kernel, blur, draw_kernel, sinc_kernel
 from yonos_train.degrade import Degradation, StageRanges, degrade, degrade_pair
 
-KINDS = ["bicubic", "average", "light", "mild", "realesrgan", "camera", "mixed"]
+KINDS = ["bicubic", "average", "light", "mild", "realesrgan", "lens", "camera", "mixed"]
 
 
 def batch(n: int = 4, side: int = 48) -> torch.Tensor:

@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from .blur import bell_kernel, blur, draw_kernel, draw_sinc
 from .camera import photograph
-from .degradation import Degradation, Kind, StageRanges
+from .degradation import LENS, Degradation, Kind, StageRanges
 
 __all__ = ["Degradation", "Kind", "StageRanges", "degrade", "degrade_pair"]
 
@@ -113,7 +113,7 @@ def _one(x: Array, scales: tuple[int, ...], config: Degradation, seed: Seed) -> 
     first, second = config.stages()
     hr_size = x.shape[1:]
     x = (x + np.float32(1)) / np.float32(2)
-    if kind not in ("light", "camera"):
+    if kind not in ("light", "lens", "camera"):
         draw, noise = rng.spawn(2)
         x = _jpeg_maybe(_blur_resize_noise(x, hr_size, first, draw, noise), first, draw)
     draw, noise = rng.spawn(2)
@@ -123,8 +123,8 @@ def _one(x: Array, scales: tuple[int, ...], config: Degradation, seed: Seed) -> 
         draw.bit_generator.state, noise.bit_generator.state = states
         if kind == "light":
             view = _light(x, scale, config, draw, noise)
-        elif kind == "camera":
-            view = photograph(x, scale, config.camera, draw, noise)
+        elif kind in ("lens", "camera"):
+            view = photograph(x, scale, config.camera if kind == "camera" else LENS, draw, noise)
         else:
             view = _second(
                 x, (hr_size[0] // scale, hr_size[1] // scale), second, config.final_sinc, draw, noise
