@@ -28,15 +28,15 @@ from PIL import Image
 from benchmarks.alternate import alternate, estimate, ratio
 from benchmarks.machine import commit, describe_model
 from benchmarks.sweep import FULL, QUICK, Point, check, drawing, exponent, measured_memory, opened
+from yonos_trt.backends.choose import shipped_models
 from yonos_trt.bench.machine import describe_machine
+from yonos_trt.cli.file_stages import FileStages
+from yonos_trt.cli.job_run import run_jobs
+from yonos_trt.cli.jobs import Job
+from yonos_trt.cli.progress import Silent
 from yonos_trt.errors import YonosError
-from yonos_trt.file_stages import FileStages
-from yonos_trt.host_cpus import usable_cpus
-from yonos_trt.job_run import run_jobs
-from yonos_trt.jobs import Job
+from yonos_trt.host import usable_cpus
 from yonos_trt.pipeline import Timings, upscale
-from yonos_trt.progress import Silent
-from yonos_trt.runtimes import shipped_models
 from yonos_trt.sr import SR
 
 ALL = os.environ.get("YONOS_BENCH_FULL") == "1"
@@ -262,7 +262,7 @@ _LARGE = """
 import json, sys, time
 from pathlib import Path
 import numpy, PIL.Image, tifffile
-from yonos_trt.backend import NumpyBackend
+from yonos_trt.backends.base import NumpyBackend
 from yonos_trt.images import open_row_writer, read_image
 from yonos_trt.pipeline import upscale
 from yonos_trt.planning import plan_picture

@@ -19,12 +19,12 @@ import pytest
 
 from benchmarks.alternate import alternate, ratio
 from benchmarks.machine import commit, describe_model
-from yonos_trt.backend import NumpyBackend
+from yonos_trt.backends.choose import Request, open_backend, shipped_models
+from yonos_trt.backends.numpy import NumpyBackend
 from yonos_trt.bench.flops import count_flop
 from yonos_trt.bench.machine import describe_machine
+from yonos_trt.engine.manifest import EngineManifest, load_manifest
 from yonos_trt.errors import YonosError
-from yonos_trt.manifest import EngineManifest, load_manifest
-from yonos_trt.runtimes import Request, open_backend, shipped_models
 
 STAGES = ("encoder", "step", "decoder")
 ROUNDS = 9

@@ -18,12 +18,14 @@ from conftest import best_of
 from PIL import Image
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from yonos_trt import color, noise, tiling
+from yonos_trt.tiles import color, kernels, noise
+from yonos_trt.tiles.bicubic import upscale_bicubic
+from yonos_trt.tiles.plan import plan_tiles, rows_final_after_band
 
 native = pytest.importorskip("yonos_trt._native", reason="native kernels are not built; run `make native`")
 
 SCALE = 4
-PLAN = tiling.plan_tiles(2048, 2048, tile_px=512, overlap_px=64, multiple_px=64, smallest_px=64, batch=4)
+PLAN = plan_tiles(2048, 2048, tile_px=512, overlap_px=64, multiple_px=64, smallest_px=64, batch=4)
 TWIN_RATIO = 4.0
 """Native kernels are at least this many times as fast as their twins."""
 
@@ -73,7 +75,7 @@ def bench_gather(benchmark: BenchmarkFixture, image: np.ndarray, dtype: Any) -> 
     source = image.astype(dtype)
     ys, xs = places()
     sizes = {"tile_h_px": PLAN.tile_h_px, "tile_w_px": PLAN.tile_w_px, "scale": SCALE}
-    expected = tiling.gather(source, ys, xs, **sizes)
+    expected = kernels.gather(source, ys, xs, **sizes)
     out = np.empty_like(expected)
     pixels = len(ys) * PLAN.tile_h_px * PLAN.tile_w_px
     # Pillow makes as many pixels in one picture; it has no 16-bit or float RGB, so 8 bits stand for all
@@ -81,7 +83,7 @@ def bench_gather(benchmark: BenchmarkFixture, image: np.ndarray, dtype: Any) -> 
     run(
         benchmark,
         lambda: native.gather(source, ys, xs, out=out, **sizes),
-        twin_seconds=best_of(lambda: tiling.gather(source, ys, xs, out=expected, **sizes), 3),
+        twin_seconds=best_of(lambda: kernels.gather(source, ys, xs, out=expected, **sizes), 3),
         rival_seconds=rival,
     )
     assert np.array_equal(out, expected)
@@ -89,19 +91,19 @@ def bench_gather(benchmark: BenchmarkFixture, image: np.ndarray, dtype: Any) -> 
 
 def bench_blend(benchmark: BenchmarkFixture, image: np.ndarray) -> None:
     ys, xs = places()
-    tiles = tiling.gather(image, ys, xs, tile_h_px=PLAN.tile_h_px, tile_w_px=PLAN.tile_w_px, scale=SCALE)
+    tiles = kernels.gather(image, ys, xs, tile_h_px=PLAN.tile_h_px, tile_w_px=PLAN.tile_w_px, scale=SCALE)
     wy = np.stack([PLAN.window_y(0)] * len(ys))
     wx = np.stack([PLAN.window_x(column) for column in range(len(xs))])
     acc = np.zeros((PLAN.tile_h_px, PLAN.padded_w_px, 3), np.float32)
     expected, got = acc.copy(), acc.copy()
-    tiling.blend(expected, tiles, ys, xs, wy, wx)
+    kernels.blend(expected, tiles, ys, xs, wy, wx)
     native.blend(got, tiles, ys, xs, wy, wx)
     assert np.array_equal(got, expected)
     rival = pillow_seconds(image[: PLAN.tile_h_px // SCALE], *acc.shape[:2])
     run(
         benchmark,
         lambda: native.blend(got, tiles, ys, xs, wy, wx),
-        twin_seconds=best_of(lambda: tiling.blend(expected, tiles, ys, xs, wy, wx), 5),
+        twin_seconds=best_of(lambda: kernels.blend(expected, tiles, ys, xs, wy, wx), 5),
         rival_seconds=rival,
     )
 
@@ -122,13 +124,13 @@ def bench_noise(benchmark: BenchmarkFixture, channels: int) -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def bench_finalize(benchmark: BenchmarkFixture, image: np.ndarray, dtype: Any) -> None:
-    rows = tiling.upscale_bicubic(image, 0, 512, scale=SCALE)
-    expected = tiling.finalize(rows, dtype)
+    rows = upscale_bicubic(image, 0, 512, scale=SCALE)
+    expected = kernels.finalize(rows, dtype)
     out = np.empty_like(expected)
     run(
         benchmark,
         lambda: native.finalize(rows, dtype, out=out),
-        twin_seconds=best_of(lambda: tiling.finalize(rows, dtype, out=expected), 3),
+        twin_seconds=best_of(lambda: kernels.finalize(rows, dtype, out=expected), 3),
     )
     assert np.array_equal(out, expected)
 
@@ -139,7 +141,7 @@ def bench_overhead_of_a_4096_px_picture(benchmark: BenchmarkFixture, threads: in
     tile.
     """
     lr = np.random.default_rng(1).integers(0, 256, (1024, 1024, 3), np.uint8)
-    plan = tiling.plan_tiles(4096, 4096, tile_px=512, overlap_px=64, multiple_px=64, smallest_px=64, batch=4)
+    plan = plan_tiles(4096, 4096, tile_px=512, overlap_px=64, multiple_px=64, smallest_px=64, batch=4)
     out = np.empty((4096, 4096, 3), np.uint8)
 
     def overhead() -> None:
@@ -160,7 +162,7 @@ def bench_overhead_of_a_4096_px_picture(benchmark: BenchmarkFixture, threads: in
                 wy = np.stack([plan.window_y(band)] * len(xs))
                 wx = np.stack(weights_x[first : first + plan.batch])
                 native.blend(acc, tiles, ys - y, xs, wy, wx, threads=threads)
-            end = tiling.rows_final_after_band(plan, band)
+            end = rows_final_after_band(plan, band)
             rows = fix.push(acc[done - y : end - y, : plan.width_px])
             native.finalize(rows, np.uint8, threads=threads, out=out[written : written + len(rows)])
             done, written = end, written + len(rows)
@@ -169,5 +171,5 @@ def bench_overhead_of_a_4096_px_picture(benchmark: BenchmarkFixture, threads: in
     benchmark.pedantic(overhead, rounds=3, warmup_rounds=1)
     seconds = benchmark.stats.stats.min
     print(f"\n{benchmark.name}: {seconds:.3f} s")
-    bicubic = tiling.finalize(tiling.upscale_bicubic(lr, 0, 256, scale=SCALE), np.uint8)
+    bicubic = kernels.finalize(upscale_bicubic(lr, 0, 256, scale=SCALE), np.uint8)
     assert np.abs(out[:256].astype(int) - bicubic).max() <= 1

@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from yonos_trt.host_cpus import usable_cpus
+from yonos_trt.host import usable_cpus
 from yonos_trt.sr import SR
 from yonos_trt.video import VideoOptions, upscale_video
 from yonos_trt.video.format import EncoderSettings, output_format

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from yonos_trt.host_cpus import usable_cpus
+from yonos_trt.host import usable_cpus
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

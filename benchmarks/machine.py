@@ -13,7 +13,7 @@ from typing import Any
 
 from yonos_trt.bench.machine import describe_machine
 from yonos_trt.bench.peaks import Peaks, measure_peaks
-from yonos_trt.manifest import EngineManifest
+from yonos_trt.engine.manifest import EngineManifest
 
 __all__ = ["REPOSITORY", "describe_model", "header"]
 

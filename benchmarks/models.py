@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from yonos_trt.manifest import load_manifest
-from yonos_trt.runtimes import find_model, shipped_models
+from yonos_trt.backends.choose import find_model, shipped_models
+from yonos_trt.engine.manifest import load_manifest
 
 __all__ = ["bundle_for", "engine_or_shipped", "engines_or_shipped"]
 

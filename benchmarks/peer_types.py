@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from yonos_trt.host_cpus import usable_cpus
-from yonos_trt.manifest import EngineManifest, load_manifest
+from yonos_trt.engine.manifest import EngineManifest, load_manifest
+from yonos_trt.host import usable_cpus
 
 __all__ = ["NotRun", "Picture", "Setting", "Upscaler"]
 

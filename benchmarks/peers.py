@@ -27,8 +27,8 @@ import numpy as np
 
 from benchmarks import ncnn_peer, tile_loops, torch_peer
 from benchmarks.peer_types import NotRun, Picture, Setting, Upscaler
+from yonos_trt.backends.choose import RUNTIMES
 from yonos_trt.errors import YonosError
-from yonos_trt.runtimes import RUNTIMES
 
 __all__ = ["PEERS", "SPEED_ONLY", "open_peer", "open_peers"]
 

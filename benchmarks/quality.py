@@ -29,7 +29,7 @@ from benchmarks.machine import command_line, describe_model, header
 from benchmarks.models import engines_or_shipped
 from benchmarks.peer_types import Setting, Upscaler
 from benchmarks.peers import SPEED_ONLY, open_peers
-from yonos_trt.host_cpus import usable_cpus
+from yonos_trt.host import usable_cpus
 
 __all__ = ["measure", "pairs_of", "part_of"]
 

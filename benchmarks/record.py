@@ -27,7 +27,7 @@ from benchmarks.machine import REPOSITORY
 from benchmarks.models import engines_or_shipped
 from benchmarks.results import merge
 from benchmarks.sweep_document import sweep_part
-from yonos_trt.manifest import load_manifest
+from yonos_trt.engine.manifest import load_manifest
 
 __all__ = ["Step", "steps"]
 

@@ -31,7 +31,7 @@ from benchmarks.machine import command_line, describe_model, header
 from benchmarks.models import bundle_for, engines_or_shipped
 from benchmarks.peer_types import Picture, Setting, Upscaler
 from benchmarks.peers import PEERS, open_peers
-from yonos_trt.host_cpus import usable_cpus
+from yonos_trt.host import usable_cpus
 
 __all__ = ["measure", "table"]
 

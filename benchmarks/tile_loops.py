@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.peer_types import NotRun, Picture, Setting, Upscaler
-from yonos_trt.backend import NumpyBackend, batches
-from yonos_trt.ort import pick_onnx
+from yonos_trt.backends.numpy import NumpyBackend
+from yonos_trt.backends.ort import pick_onnx
+from yonos_trt.backends.telemetry import import_onnxruntime
 from yonos_trt.planning import plan_picture
-from yonos_trt.telemetry import import_onnxruntime
-from yonos_trt.tiling import TilePlan
+from yonos_trt.tiles.plan import TilePlan, batches
 
 __all__ = ["open_loop"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.peer_types import NotRun, Picture, Setting, Upscaler
-from yonos_trt.backend import NumpyBackend
+from yonos_trt.backends.numpy import NumpyBackend
 from yonos_trt.pipeline import upscale_array
 from yonos_trt.planning import plan_picture
 

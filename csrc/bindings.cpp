@@ -336,7 +336,7 @@ void add_grid(Writable rows, Array grid, Array upper, Array lower, Array weight,
 
 NB_MODULE(_native, m) {
     m.doc() =
-        "Tile kernels on the CPU; see yonos_trt.tiling, yonos_trt.noise and yonos_trt.color for their "
+        "Tile kernels on the CPU; see yonos_trt.tiles.kernels, .noise and .color for their "
         "meaning.";
     m.def("variant", &yonos::variant, "Name of the instruction set in use: avx512, avx2 or baseline.");
     m.def("gather", &gather, "image"_a, "ys"_a, "xs"_a, nb::kw_only(), "tile_h_px"_a, "tile_w_px"_a,

@@ -1,6 +1,6 @@
 // The maths of the tile kernels, shared by tiles_rows.cpp (CPU) and tiles.cu (CUDA).
 //
-// yonos_trt/tiling.py and yonos_trt/noise.py define what is correct. Every function here repeats their
+// yonos_trt/tiles/kernels.py and noise.py define what is correct. Every function here repeats their
 // float32 operations in their order; both compilers are told not to contract a * b + c, so the results agree
 // bit for bit.
 #pragma once

@@ -1,5 +1,5 @@
 // Finished canvas rows on the grid: colour fix, clamp, round, pack. As tiles_grid.h, bodies share nothing.
-// yonos_trt/color_cells.py and yonos_trt/tiling.py (finalize) define what is correct.
+// yonos_trt/tiles/color_cells.py and kernels.py (finalize) define what is correct.
 //
 //   wavelet   cells     one thread per 8 x 8 px cell: bicubic mean - our mean     \ grid rows in a ring:
 //             blur      one thread per number of a grid row, along x, then y       > row g lies at g % ring

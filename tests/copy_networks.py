@@ -2,7 +2,7 @@
 
 `CopyTensorRT` looks like the module ``tensorrt``. Its stages queue plain device copies on the stream they are
 given, so they can be captured into graphs, overlap like real networks, and have an exact NumPy twin: the
-picture that comes out must be that of `yonos_trt.backend.NumpyBackend` with `NUMPY`, bit for bit.
+picture that comes out must be that of `yonos_trt.backends.numpy.NumpyBackend` with `NUMPY`, bit for bit.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from fake_tensorrt import FakeContext, FakeEngine, FakeRuntime, FakeTensorRT, encode, step
 
-from yonos_trt.backend import NumpyBackend
-from yonos_trt.manifest import EngineManifest
+from yonos_trt.backends.numpy import NumpyBackend
+from yonos_trt.engine.manifest import EngineManifest
 
 HALF_BYTES = 2
 

@@ -26,7 +26,7 @@ import pytest
 from av.codec.context import CodecContext, Flags
 
 from yonos_trt.cuda.probe import Device, Driver
-from yonos_trt.video import nvcodec
+from yonos_trt.video.nvidia import nvcodec
 
 # ---------------------------------------------------------------------------------------------------------
 # CuPy

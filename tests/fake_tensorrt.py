@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from simulated_device import SimulatedDriver, Span
 
-from yonos_trt import color_cells, noise, tiling
 from yonos_trt.cuda.launches import (
     Affine,
     BicubicMoments,
@@ -33,7 +32,7 @@ from yonos_trt.cuda.launches import (
     Moments,
     Noise,
 )
-from yonos_trt.manifest import (
+from yonos_trt.engine.manifest import (
     STAGE_TENSORS,
     Artifact,
     EngineManifest,
@@ -47,6 +46,8 @@ from yonos_trt.manifest import (
     identity_manifest,
     save_manifest,
 )
+from yonos_trt.tiles import color_cells, kernels, noise
+from yonos_trt.tiles.bicubic import upscale_bicubic
 
 VERSION = "10.13.2.6"
 RTX_VERSION = "1.7.1.116"
@@ -398,7 +399,7 @@ class FakeKernels:
         target = np.dtype("f2" if c.half else "f4")
 
         def run() -> None:
-            cut = tiling.gather_lr if c.lr else tiling.gather
+            cut = kernels.gather_lr if c.lr else kernels.gather
             sizes = {"tile_h_px": c.tile_h_px, "tile_w_px": c.tile_w_px, "scale": c.scale}
             tiles = cut(self._image(c.picture), *self._origins(c.origins, c.count), **sizes)
             self.at(c.out, shape, target)[:] = tiles.astype(target)
@@ -435,7 +436,7 @@ class FakeKernels:
             at = self.at
             acc = at(c.canvas, canvas_shape, np.float32)
             for i in np.flatnonzero(at(c.skip, (c.count,), np.int32) == 0):
-                tiling.blend(
+                kernels.blend(
                     acc,
                     at(c.tiles, shape, dtype)[i : i + 1].astype(np.float32),
                     at(c.rows, (c.count,), np.int64)[i : i + 1],
@@ -513,7 +514,7 @@ class FakeKernels:
         height_px, width_px = c.picture.height * c.scale, c.picture.width * c.scale
 
         def run() -> None:
-            large = tiling.upscale_bicubic(self._image(c.picture), 0, height_px, scale=c.scale)
+            large = upscale_bicubic(self._image(c.picture), 0, height_px, scale=c.scale)
             sums = color_cells.cell_moments(large)
             self.at(c.out, sums.shape, np.float64)[:] = sums
 
@@ -549,7 +550,7 @@ class FakeKernels:
             elif c.affine:
                 gain, offset = self.at(c.affine, (2, 3), np.float32)
                 rows = rows * gain + offset
-            self.at(c.out, rows.shape, kind)[:] = tiling.finalize(rows, kind)
+            self.at(c.out, rows.shape, kind)[:] = kernels.finalize(rows, kind)
 
         reads = [(c.acc, 12 * ((c.rows - 1) * c.acc_w_px + c.width_px))]
         if c.grid:

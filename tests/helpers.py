@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from yonos_trt import manifest as m
+from yonos_trt.engine import manifest as m
 
 Array = NDArray[Any]
 
@@ -237,7 +237,7 @@ def shipped_model(name: str) -> Path:
     """Return the engine directory of a shipped model; a package with models must have it."""
     import pytest
 
-    from yonos_trt.runtimes import models_dir, shipped_models
+    from yonos_trt.backends.choose import models_dir, shipped_models
 
     if not models_dir().is_dir():
         pytest.skip("this checkout has no yonos_trt/models yet")

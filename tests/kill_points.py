@@ -154,8 +154,8 @@ def _directory(target: Path) -> Scenario:
 def _engine(target: Path) -> Scenario:
     from helpers import tiny_graphs, tiny_manifest
 
+    from yonos_trt.engine.manifest import load_manifest, write_engine_dir
     from yonos_trt.errors import YonosError
-    from yonos_trt.manifest import load_manifest, write_engine_dir
 
     graphs = {name: tiny_graphs(seed=seed) for name, seed in (("old", 1), ("new", 2))}
     manifests = {name: tiny_manifest(*graph) for name, graph in graphs.items()}
@@ -177,7 +177,7 @@ def _manifest(target: Path) -> Scenario:
     import msgspec
     from helpers import make_engine_dir, tiny_graphs, tiny_manifest
 
-    from yonos_trt.manifest import load_manifest, save_manifest
+    from yonos_trt.engine.manifest import load_manifest, save_manifest
 
     new = msgspec.structs.replace(tiny_manifest(*tiny_graphs()), created_by="new")
     return (

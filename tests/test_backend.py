@@ -12,10 +12,12 @@ from helpers import picture
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yonos_trt import doctor
-from yonos_trt.backend import HOW_TO_COMPILE, HostCanvas, NumpyBackend, batches, host_kernels
-from yonos_trt.manifest import identity_manifest
-from yonos_trt.tiling import TilePlan, plan_tiles, rows_final_after_band
+from yonos_trt.backends.base import HostCanvas
+from yonos_trt.backends.numpy import NumpyBackend
+from yonos_trt.cli import doctor
+from yonos_trt.engine.manifest import identity_manifest
+from yonos_trt.tiles.kernels import HOW_TO_COMPILE, host_kernels
+from yonos_trt.tiles.plan import TilePlan, batches, plan_tiles, rows_final_after_band
 
 
 @pytest.fixture

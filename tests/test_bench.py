@@ -14,19 +14,19 @@ from click.testing import CliRunner
 from helpers import make_engine_dir
 from numpy.typing import NDArray
 
-from yonos_trt.backend import NumpyBackend
+from yonos_trt.backends.numpy import NumpyBackend
 from yonos_trt.bench import BenchConfig, measure
 from yonos_trt.bench import machine as bench_machine
 from yonos_trt.bench import peaks as bench_peaks
 from yonos_trt.bench import run as bench_run
-from yonos_trt.bench.cli import table
 from yonos_trt.bench.flops import count_flop
 from yonos_trt.bench.machine import DeviceMemory, PeakMemory
 from yonos_trt.bench.peaks import Peaks, Probe, measure_peaks
 from yonos_trt.bench.probes import LIBRARIES, WORK, Work, onnx_bytes
-from yonos_trt.cli import cli
+from yonos_trt.cli.bench import table
+from yonos_trt.cli.main import cli
+from yonos_trt.engine.schema import identity_manifest
 from yonos_trt.errors import ConfigError, EngineNotFoundError
-from yonos_trt.schema import identity_manifest
 
 PEAKS = Peaks(
     copy_gbytes_s=10.0,

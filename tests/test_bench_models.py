@@ -15,8 +15,8 @@ from PIL import Image
 
 from benchmarks import models, quality, speed
 from benchmarks.models import bundle_for, engine_or_shipped, engines_or_shipped
+from yonos_trt.backends.choose import shipped_models
 from yonos_trt.bench.peaks import Peaks
-from yonos_trt.runtimes import shipped_models
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from yonos_trt import child, doctor
-from yonos_trt.child import python_command
+from yonos_trt import host as child
+from yonos_trt.cli import doctor
+from yonos_trt.host import python_command
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Modules that children import, and some that every interpreter does
@@ -48,7 +49,7 @@ def test_python_variables_have_no_say(trap: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_doctor_command_in_such_a_directory(trap: Path) -> None:
-    code = "import sys; sys.path.pop(0); from yonos_trt.cli import main; main()"
+    code = "import sys; sys.path.pop(0); from yonos_trt.cli.main import cli; cli()"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run(
         [sys.executable, "-c", code, "doctor", "--json"], capture_output=True, text=True, env=environment
@@ -105,10 +106,10 @@ def test_a_current_directory_that_was_removed(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("package", ["yonos_trt", "export/yonos_export", "train/yonos_train"])
 def test_every_child_interpreter_is_isolated(package: str) -> None:
-    """``sys.executable`` stands in two places: `child` and the probe of the driver, which has ``-I`` too."""
+    """``sys.executable`` stands in two places: `host` and the probe of the driver, which has ``-I`` too."""
     for path in (REPOSITORY / package).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.List) and any(ast.unparse(e) == "sys.executable" for e in node.elts):
                 assert "'-I'" in ast.unparse(node), f"{path}:{node.lineno}"
             elif isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.executable":
-                assert path.name in ("child.py", "probe.py"), f"{path}:{node.lineno}"
+                assert path.name in ("host.py", "probe.py"), f"{path}:{node.lineno}"

@@ -21,7 +21,7 @@ from helpers import make_engine_dir, picture
 from PIL import Image, PngImagePlugin
 
 from yonos_trt import errors
-from yonos_trt.cli import LAZY_COMMANDS, cli, exit_code
+from yonos_trt.cli.main import LAZY_COMMANDS, cli, exit_code
 from yonos_trt.images import MAX_PIXELS, read_image
 from yonos_trt.sr import SR
 
@@ -432,7 +432,7 @@ def test_doctor_gives_up_on_a_driver_that_hangs(monkeypatch: pytest.MonkeyPatch)
 def test_a_gpu_that_is_not_there_is_refused(
     engine_dir: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from yonos_trt import runtimes
+    from yonos_trt.backends import choose as runtimes
     from yonos_trt.cuda.probe import Device, Driver
 
     none = Driver("", (), "no driver library")
@@ -450,21 +450,24 @@ def test_a_gpu_that_is_not_there_is_refused(
 def test_engines_without_a_driver_run_on_the_cpu_with_a_warning(
     engine_dir: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from yonos_trt import runtimes
+    from yonos_trt.backends import choose as runtimes
     from yonos_trt.cuda.probe import Driver
 
     monkeypatch.setattr(runtimes, "probe_driver", lambda: Driver("", (), "no driver library"))
     monkeypatch.setattr(runtimes, "_has_all", lambda manifest, runtime, precision: runtime == "tensorrt")
     result = upscale(engine_dir, "-i", photos / "a.png")
     assert result.exit_code == 0
-    assert "WARNING yonos_trt.runtimes: no GPU (no driver library): the tensorrt engines of" in result.stderr
+    assert (
+        "WARNING yonos_trt.backends.choose: no GPU (no driver library): the tensorrt engines of"
+        in result.stderr
+    )
     assert "run on the CPU" in result.stderr
 
 
 def test_more_threads_than_the_system_starts_are_refused(
     engine_dir: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from yonos_trt import runtimes
+    from yonos_trt.backends import choose as runtimes
 
     monkeypatch.setattr(runtimes, "usable_cpus", lambda: 64)
     monkeypatch.setattr(runtimes, "startable_threads", lambda count: min(count, 100))
@@ -538,7 +541,7 @@ def test_a_fault_of_the_program_is_one_line(
     def broken(*_: object, **__: object) -> None:
         raise TypeError("no")
 
-    monkeypatch.setattr("yonos_trt.job_run.run_jobs", broken)
+    monkeypatch.setattr("yonos_trt.cli.job_run.run_jobs", broken)
     result = upscale(engine_dir, "-i", photos / "a.png")
     assert result.exit_code == 1
     assert result.stderr.startswith("error: not expected: TypeError: no (at test_cli.py:")

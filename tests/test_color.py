@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yonos_trt import color, color_cells, tiling
 from yonos_trt.errors import ConfigError
+from yonos_trt.tiles import color, color_cells
+from yonos_trt.tiles.bicubic import upscale_bicubic
+from yonos_trt.tiles.plan import TilePlan, plan_tiles
 
 
-def plan_of(height_px: int, width_px: int) -> tiling.TilePlan:
-    return tiling.plan_tiles(height_px, width_px, tile_px=64, overlap_px=16, multiple_px=8, smallest_px=16)
+def plan_of(height_px: int, width_px: int) -> TilePlan:
+    return plan_tiles(height_px, width_px, tile_px=64, overlap_px=16, multiple_px=8, smallest_px=16)
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -65,7 +67,7 @@ def test_row_blocks_do_not_change_a_bit(mode: str, size: tuple[int, int]) -> Non
 @pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])
 def test_wavelet_removes_a_constant_shift_of_our_output(scale: int) -> None:
     image = picture(21, 19)
-    bicubic = tiling.upscale_bicubic(image, 0, 21 * scale, scale=scale)
+    bicubic = upscale_bicubic(image, 0, 21 * scale, scale=scale)
     shifted = bicubic + np.array([0.1, -0.2, 0.05], np.float32)
     np.testing.assert_allclose(fixed(image, shifted, [10], scale, "wavelet"), bicubic, atol=2e-6, rtol=0)
 
@@ -73,7 +75,7 @@ def test_wavelet_removes_a_constant_shift_of_our_output(scale: int) -> None:
 @pytest.mark.usefixtures("kernels")
 def test_wavelet_removes_a_slow_drift_and_keeps_detail() -> None:
     image = np.full((64, 64, 3), 128, np.uint8)
-    bicubic = tiling.upscale_bicubic(image, 0, 256, scale=4)
+    bicubic = upscale_bicubic(image, 0, 256, scale=4)
     y, x = np.mgrid[:256, :256].astype(np.float32)
     drift = 0.2 * np.sin(2 * np.pi * y / 256)[..., None]
     detail = 0.2 * np.cos(np.pi * x / 4)[..., None]  # a period of one cell
@@ -87,7 +89,7 @@ def test_wavelet_removes_a_slow_drift_and_keeps_detail() -> None:
 def test_wavelet_has_no_seam_on_a_step_of_our_colours() -> None:
     """A colour cast of half the picture fades over the low pass' width: no pixel steps further."""
     image = np.full((64, 64, 3), 100, np.uint8)
-    bicubic = tiling.upscale_bicubic(image, 0, 256, scale=4)
+    bicubic = upscale_bicubic(image, 0, 256, scale=4)
     cast = np.zeros((1, 256, 1), np.float32)
     cast[:, 128:] = 0.3
     out = fixed(image, bicubic + cast, [], 4, "wavelet")
@@ -99,7 +101,7 @@ def test_wavelet_has_no_seam_on_a_step_of_our_colours() -> None:
 def test_cell_means_of_the_bicubic_picture_come_from_the_input() -> None:
     for scale, size in ((1, (40, 37)), (2, (20, 23)), (3, (14, 9)), (4, (11, 13)), (8, (5, 6))):
         image = picture(*size)
-        bicubic = tiling.upscale_bicubic(image, 0, size[0] * scale, scale=scale)
+        bicubic = upscale_bicubic(image, 0, size[0] * scale, scale=scale)
         taps = (color_cells.cell_taps(scale * n, n, scale) for n in size)
         grid = color_cells.bicubic_means(image, *taps, 0, -(-bicubic.shape[0] // 8))
         np.testing.assert_allclose(grid, color_cells.block_means(bicubic), atol=1e-6, rtol=0)
@@ -117,7 +119,7 @@ def test_block_means_are_means_of_the_pixels_there_are(height: int, width: int) 
 @pytest.mark.usefixtures("kernels")
 def test_adain_gives_the_mean_and_deviation_of_the_bicubic_picture() -> None:
     image = picture(30, 30)
-    bicubic = tiling.upscale_bicubic(image, 0, 120, scale=4)
+    bicubic = upscale_bicubic(image, 0, 120, scale=4)
     ours = np.random.default_rng(3).standard_normal(bicubic.shape).astype(np.float32) * 2 + 1
     out = fixed(image, ours, [50], 4, "adain")
     np.testing.assert_allclose(out.mean(axis=(0, 1)), bicubic.mean(axis=(0, 1)), atol=1e-5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import strokes
 
-from benchmarks.crosshatch import Lines
+from benchmarks.studies.crosshatch import Lines
 
 
 def crossed(angle_deg: float, amplitude: float) -> np.ndarray:

@@ -25,8 +25,8 @@ from yonos_export import ExportConfig
 from yonos_export.cli import main
 
 import yonos_trt
+from yonos_trt.engine.manifest import file_record, load_manifest
 from yonos_trt.errors import BuildError
-from yonos_trt.manifest import file_record, load_manifest
 
 
 def _run(*arguments: object) -> Result:
@@ -183,7 +183,7 @@ def test_mistakes_have_exit_codes_and_one_line(
 def test_model_of_the_package_goes_by_its_name(
     graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("yonos_trt.runtimes.shipped_models", lambda: {"tiny-x4": graphs})
+    monkeypatch.setattr("yonos_trt.backends.choose.shipped_models", lambda: {"tiny-x4": graphs})
     assert _run("tiny-x4", "-o", tmp_path / "out", "--onnx-only").exit_code == 0
     assert load_manifest(tmp_path / "out").model.name == "tiny-x4"
 

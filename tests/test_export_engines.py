@@ -27,6 +27,7 @@ from yonos_export.engine_options import EngineOptions, profile_shapes
 from yonos_export.lock import only_builder
 from yonos_export.model_info import info_from_manifest
 
+from yonos_trt.engine.manifest import Artifact, EngineManifest, load_manifest, save_manifest
 from yonos_trt.errors import (
     BuildError,
     ConfigError,
@@ -35,7 +36,6 @@ from yonos_trt.errors import (
     EngineVersionError,
     MissingExtraError,
 )
-from yonos_trt.manifest import Artifact, EngineManifest, load_manifest, save_manifest
 from yonos_trt.trt.artifacts import pick_engines, read_engine, read_header
 
 RTX = EngineOptions(runtime="tensorrt-rtx")

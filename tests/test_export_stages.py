@@ -32,8 +32,8 @@ from yonos_export.source import fp32_graphs, open_source  # noqa: E402
 from yonos_export.stages import StageSet, stages_from_bundle  # noqa: E402
 from yonos_export.verify import functions_from_onnx, functions_from_torch  # noqa: E402
 
+from yonos_trt.engine.manifest import STAGE_TENSORS  # noqa: E402
 from yonos_trt.errors import BuildError, ConfigError  # noqa: E402
-from yonos_trt.manifest import STAGE_TENSORS  # noqa: E402
 
 Exported = tuple[StageSet, dict[str, GraphFile]]
 

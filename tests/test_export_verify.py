@@ -27,9 +27,9 @@ from yonos_export.verify import (
     run_chain,
 )
 
+from yonos_trt.engine.manifest import STAGE_TENSORS, load_manifest
+from yonos_trt.engine.schema import Licence
 from yonos_trt.errors import BuildError, ConfigError, InputError
-from yonos_trt.manifest import STAGE_TENSORS, load_manifest
-from yonos_trt.schema import Licence
 
 
 @pytest.fixture

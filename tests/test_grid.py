@@ -13,8 +13,8 @@ from PIL import Image
 
 pytest.importorskip("torch")  # pairs of pictures are the trainer's
 
-from benchmarks.grid import grid_db, grid_spectrum_db, main
-from yonos_trt.manifest import load_manifest
+from benchmarks.studies.grid import grid_db, grid_spectrum_db, main
+from yonos_trt.engine.manifest import load_manifest
 
 
 def texture(seed: int, side: int = 320) -> np.ndarray:

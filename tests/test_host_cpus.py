@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from yonos_trt.doctor import examine
-from yonos_trt.host_cpus import usable_cpus
+from yonos_trt.cli.doctor import examine
+from yonos_trt.host import usable_cpus
 from yonos_trt.sr import SR
 
 
@@ -121,7 +121,7 @@ def test_a_quota_of_the_kernel(cpu_group: Path) -> None:
     program = f"""
         import os, pathlib
         pathlib.Path({str(cpu_group / "cgroup.procs")!r}).write_text(str(os.getpid()))
-        from yonos_trt.host_cpus import usable_cpus
+        from yonos_trt.host import usable_cpus
         print(usable_cpus())
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)

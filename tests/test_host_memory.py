@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from yonos_trt.host_memory import available_bytes
+from yonos_trt.host import available_bytes
 
 
 def write(root: Path, **files: str) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from yonos_trt.errors import InputError, OutOfMemoryError
-from yonos_trt.host_memory import require_bytes
+from yonos_trt.host import require_bytes
 from yonos_trt.images import Picture, from_array, from_pil, read_image, read_rgb8, write_image
 
 RGB = np.random.default_rng(3).integers(0, 256, (24, 31, 3), dtype=np.uint8)

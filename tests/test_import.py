@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import importlib
 import json
 import subprocess
 import sys
@@ -13,15 +14,17 @@ import pytest
 
 import yonos_trt
 from yonos_trt import errors
+from yonos_trt._moved import MOVED
 
 # Modules of the data path that must not load anything else either.
 LIGHT = [
     "yonos_trt",
     "yonos_trt.errors",
-    "yonos_trt.tiling",
-    "yonos_trt.noise",
-    "yonos_trt.color",
-    "yonos_trt.backend",
+    "yonos_trt.tiles.plan",
+    "yonos_trt.tiles.noise",
+    "yonos_trt.tiles.color",
+    "yonos_trt.backends.base",
+    "yonos_trt.backends.numpy",
     "yonos_trt.pipeline",
 ]
 ALLOWED = {"numpy", "yonos_trt", "_distutils_hack"}
@@ -90,6 +93,51 @@ def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
     found = imports(root, Path(package).name)
     assert sum(map(len, found.values())) > 10
     graphlib.TopologicalSorter(found).prepare()  # a CycleError names the modules
+
+
+# What stands in one line may import what stands in the same line or above it.
+FLOORS = """
+    errors atomic host console _moved
+    engine tiles images cuda
+    planning prefetch
+    backends trt
+    pipeline
+    session
+    video
+    sr
+    bench
+    cli
+"""
+
+
+def test_nothing_imports_upwards() -> None:
+    floor = {room: i for i, line in enumerate(FLOORS.strip().splitlines()) for room in line.split()}
+
+    def floor_of(module: str) -> int:
+        return floor[module.split(".")[1]]  # a KeyError names a module that has no floor yet
+
+    found = imports(Path(yonos_trt.__file__).parents[1], "yonos_trt")
+    upwards = [
+        f"{module} imports {other}"
+        for module, others in sorted(found.items())
+        for other in sorted(others)
+        if floor_of(other) > floor_of(module)
+    ]
+    assert not upwards
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_import_paths_of_before_the_rooms_work_and_warn(old: str) -> None:
+    for new in MOVED[old].split():
+        module = importlib.import_module(f"yonos_trt.{new}")
+        names = [name for name in vars(module) if not name.startswith("_")]
+        sys.modules.pop(f"yonos_trt.{old}", None)
+        with pytest.warns(DeprecationWarning, match=rf"^yonos_trt.{old} is now .*yonos_trt.{new}"):
+            was = importlib.import_module(f"yonos_trt.{old}")
+        assert names
+        assert all(getattr(was, name) is getattr(module, name) for name in names)
+        with pytest.raises(AttributeError, match="nothing"):
+            _ = was.nothing
 
 
 def test_version_is_that_of_the_project_file_and_the_changelog_knows_it() -> None:

@@ -18,14 +18,14 @@ import pytest
 from helpers import in_own_process, make_engine_dir, picture
 from PIL import Image, PngImagePlugin
 
-from yonos_trt import claims
 from yonos_trt.atomic import remove_leftovers
+from yonos_trt.cli import claims
+from yonos_trt.cli.file_stages import FileStages
+from yonos_trt.cli.job_run import Outcome, run_jobs
+from yonos_trt.cli.jobs import Job, PassedOver
+from yonos_trt.cli.progress import Silent
 from yonos_trt.errors import EngineIntegrityError, InputError, MissingExtraError, OutOfMemoryError
-from yonos_trt.file_stages import FileStages
 from yonos_trt.images import read_image
-from yonos_trt.job_run import Outcome, run_jobs
-from yonos_trt.jobs import Job, PassedOver
-from yonos_trt.progress import Silent
 from yonos_trt.sr import SR
 
 WAIT_S = 20.0
@@ -692,7 +692,7 @@ def test_without_a_writable_folder_a_claim_holds_nothing(tmp_path: Path) -> None
 def test_without_threads_files_are_done_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("yonos_trt.job_run.startable_threads", lambda count: 0)
+    monkeypatch.setattr("yonos_trt.cli.job_run.startable_threads", lambda count: 0)
     threads = set()
     fake = Fake({("read", name): lambda: threads.add(threading.current_thread()) for name in "abc"})
     assert len(run_jobs(jobs_of(tmp_path), fake, Told()).done) == 3

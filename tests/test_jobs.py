@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from yonos_trt.cli.jobs import Plan, plan_jobs
 from yonos_trt.errors import ConfigError
-from yonos_trt.jobs import Plan, plan_jobs
 
 
 def photos(root: Path, *names: str) -> Path:

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_device import DeviceFault, Race, SimulatedDriver, ThreadedDriver
 
+from yonos_trt.cuda.lanes import EDGES, LaneScheduler, Picture, Slot
 from yonos_trt.errors import ClosedError, ConfigError
-from yonos_trt.lanes import EDGES, LaneScheduler, Picture, Slot
 
 # A toy data path with the shape of the real one. A picture has WIDTH cells; batch k reads two of them, works
 # in lane memory, leaves TILE cells in a slot; the blend acc = acc * 31 + tile does not commute, and

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from helpers import edit_manifest, make_engine_dir, tiny_graphs, tiny_manifest
 
-from yonos_trt import manifest as m
+from yonos_trt.engine import manifest as m
 from yonos_trt.errors import ConfigError, EngineIntegrityError, EngineNotFoundError, ManifestError
 
 

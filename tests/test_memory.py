@@ -15,12 +15,12 @@ from simulated_device import SimulatedDriver
 from test_trt import picture, plan_for, reference
 
 from yonos_trt import session
+from yonos_trt.engine.manifest import identity_manifest
 from yonos_trt.errors import ConfigError, OutOfMemoryError
-from yonos_trt.manifest import identity_manifest
-from yonos_trt.memory import CONTEXT_BYTES, BatchShape, finish_layout, layout, tensor_shapes
 from yonos_trt.sr import SR
-from yonos_trt.tiling import TilePlan
+from yonos_trt.tiles.plan import TilePlan
 from yonos_trt.trt.backend import TrtBackend
+from yonos_trt.trt.memory import CONTEXT_BYTES, BatchShape, finish_layout, layout, tensor_shapes
 
 HALF = dict.fromkeys(("image", "z_l", "noise", "z_0", "tiles"), "float16")
 SINGLE = dict.fromkeys(HALF, "float32")

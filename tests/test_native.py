@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yonos_trt import color_cells, noise, tiling
+from yonos_trt.tiles import color_cells, kernels, noise
+from yonos_trt.tiles.bicubic import upscale_bicubic
 
 if os.environ.get("YONOS_REQUIRE_NATIVE") == "1":
     from yonos_trt import _native as native
@@ -76,7 +77,7 @@ def test_gather_is_its_twin(
     image = strided(picture(*size, dtype), layout)
     ys, xs = np.array(places, np.int64).T.copy()
     sizes = {"tile_h_px": tile[0], "tile_w_px": tile[1], "scale": scale}
-    expected = tiling.gather(image, ys, xs, **sizes)
+    expected = kernels.gather(image, ys, xs, **sizes)
     got = native.gather(image, ys, xs, threads=threads, **sizes)
     assert got.dtype == np.float32
     assert np.array_equal(got, expected)
@@ -103,7 +104,7 @@ def test_gather_lr_is_its_twin(
     image = strided(picture(*size, dtype), layout)
     ys, xs = (np.array(places, np.int64) * scale).T.copy()
     sizes = {"tile_h_px": tile[0] * scale, "tile_w_px": tile[1] * scale, "scale": scale}
-    expected = tiling.gather_lr(image, ys, xs, **sizes)
+    expected = kernels.gather_lr(image, ys, xs, **sizes)
     assert np.array_equal(native.gather_lr(image, ys, xs, threads=threads, **sizes), expected)
 
 
@@ -121,7 +122,7 @@ def test_upscale_bicubic_is_its_twin(
     image = strided(picture(*size, dtype), layout)
     y0 = data.draw(st.integers(0, size[0] * scale))
     y1 = data.draw(st.integers(y0, size[0] * scale))
-    expected = tiling.upscale_bicubic(image, y0, y1, scale=scale)
+    expected = upscale_bicubic(image, y0, y1, scale=scale)
     assert np.array_equal(native.upscale_bicubic(image, y0, y1, scale=scale, threads=threads), expected)
 
 
@@ -145,7 +146,7 @@ def test_blend_is_its_twin(
     wy[rng.integers(0, count)] = 0
     expected = rng.standard_normal((rows, width, 3), dtype=np.float32)
     got = expected.copy()
-    tiling.blend(expected, tiles, ys, xs, wy, wx)
+    kernels.blend(expected, tiles, ys, xs, wy, wx)
     native.blend(got, tiles, ys, xs, wy, wx, threads=threads)
     assert np.array_equal(got, expected)
 
@@ -161,7 +162,7 @@ def test_finalize_is_its_twin(size: tuple[int, int], dtype: Any, with_delta: boo
     acc = rng.standard_normal((*size, 3), dtype=np.float32)
     acc.flat[:3] = (np.nan, np.inf, -np.inf)
     delta = rng.standard_normal((*size, 3), dtype=np.float32) if with_delta else None
-    expected = tiling.finalize(acc, dtype, delta=delta)
+    expected = kernels.finalize(acc, dtype, delta=delta)
     got = native.finalize(acc, dtype, delta=delta, threads=threads)
     assert got.dtype == expected.dtype
     assert np.array_equal(got, expected)
@@ -170,7 +171,7 @@ def test_finalize_is_its_twin(size: tuple[int, int], dtype: Any, with_delta: boo
 def test_finalize_rounds_every_tie_like_its_twin() -> None:
     ties = (np.arange(0, 255, dtype=np.float32) + np.float32(0.5)) / np.float32(127.5) - np.float32(1)
     acc = np.ascontiguousarray(np.repeat(ties[None, :, None], 3, axis=2))
-    assert np.array_equal(native.finalize(acc, np.uint8), tiling.finalize(acc, np.uint8))
+    assert np.array_equal(native.finalize(acc, np.uint8), kernels.finalize(acc, np.uint8))
 
 
 @given(
@@ -215,7 +216,7 @@ def test_outputs_given_are_filled_and_returned() -> None:
     out = np.full((1, 3, 8, 8), np.nan, np.float32)
     got = native.gather(image, place, place, tile_h_px=8, tile_w_px=8, scale=2, out=out)
     assert got is out
-    assert np.array_equal(out, tiling.gather(image, place, place, tile_h_px=8, tile_w_px=8, scale=2))
+    assert np.array_equal(out, kernels.gather(image, place, place, tile_h_px=8, tile_w_px=8, scale=2))
 
 
 @pytest.mark.parametrize(

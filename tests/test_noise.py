@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yonos_trt import noise
+from yonos_trt.tiles import noise
 
 # Known-answer vectors published with Random123 (kat_vectors, philox4x32 10): counter, key, answer.
 KNOWN = [

@@ -17,13 +17,14 @@ from helpers import make_engine_dir, picture, tiny_graphs, tiny_manifest
 from onnx import TensorProto, helper, numpy_helper
 
 import yonos_trt
-from yonos_trt import manifest as m
-from yonos_trt import onnx_graph, ort
-from yonos_trt.backend import Backend
+from yonos_trt.backends import ort
+from yonos_trt.backends.base import Backend
+from yonos_trt.backends.choose import Request, open_backend
+from yonos_trt.backends.ort import OrtBackend
+from yonos_trt.engine import manifest as m
+from yonos_trt.engine import onnx_graph
+from yonos_trt.engine.onnx_graph import Graph, read_graph
 from yonos_trt.errors import EngineIntegrityError, ManifestError
-from yonos_trt.onnx_graph import Graph, read_graph
-from yonos_trt.ort import OrtBackend
-from yonos_trt.runtimes import Request, open_backend
 
 RUNTIMES = ("onnx", "openvino")
 

@@ -9,13 +9,13 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from yonos_trt import options
-from yonos_trt.bench.cli import bench
-from yonos_trt.cli import cli, upscale
-from yonos_trt.color import MODES
-from yonos_trt.runtimes import LARGEST_LANES, RUNTIMES
+from yonos_trt.backends.choose import LARGEST_LANES, RUNTIMES
+from yonos_trt.cli import options
+from yonos_trt.cli.bench import bench
+from yonos_trt.cli.main import cli, upscale
+from yonos_trt.cli.video import video
 from yonos_trt.sr import AlphaMode
-from yonos_trt.video.cli import video
+from yonos_trt.tiles.color import MODES
 
 
 def by_name(command: click.Command) -> dict[str, click.Option]:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from helpers import edit_manifest, make_engine_dir, picture, psnr_db
 
-from yonos_trt import manifest as m
+from yonos_trt.backends.ort import OrtBackend
+from yonos_trt.engine import manifest as m
 from yonos_trt.errors import (
     ClosedError,
     ConfigError,
@@ -20,7 +21,6 @@ from yonos_trt.errors import (
     ManifestError,
     NumericError,
 )
-from yonos_trt.ort import OrtBackend
 from yonos_trt.pipeline import upscale_array
 from yonos_trt.planning import plan_picture
 

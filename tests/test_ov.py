@@ -13,6 +13,8 @@ import pytest
 from helpers import edit_manifest, make_engine_dir, picture, psnr_db
 
 import yonos_trt
+from yonos_trt.backends.openvino import OpenVinoBackend
+from yonos_trt.backends.ort import OrtBackend
 from yonos_trt.errors import (
     ClosedError,
     ConfigError,
@@ -21,8 +23,6 @@ from yonos_trt.errors import (
     MissingExtraError,
     NumericError,
 )
-from yonos_trt.ort import OrtBackend
-from yonos_trt.ov import OpenVinoBackend
 from yonos_trt.pipeline import upscale_array
 from yonos_trt.planning import plan_picture
 

@@ -17,13 +17,16 @@ from helpers import picture, psnr_db
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yonos_trt import noise
-from yonos_trt.backend import Array, NumpyBackend
+from yonos_trt.backends.base import Array
+from yonos_trt.backends.numpy import NumpyBackend
+from yonos_trt.engine.manifest import identity_manifest
 from yonos_trt.errors import ConfigError, InputError, NumericError
 from yonos_trt.images import from_array, open_row_writer
-from yonos_trt.manifest import identity_manifest
 from yonos_trt.pipeline import STAGES, Timings, upscale, upscale_array
-from yonos_trt.tiling import TilePlan, finalize, plan_tiles, upscale_bicubic
+from yonos_trt.tiles import noise
+from yonos_trt.tiles.bicubic import upscale_bicubic
+from yonos_trt.tiles.kernels import finalize
+from yonos_trt.tiles.plan import TilePlan, plan_tiles
 
 
 def plan_for(

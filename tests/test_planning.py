@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from yonos_trt.engine.manifest import identity_manifest
 from yonos_trt.errors import ConfigError
-from yonos_trt.manifest import identity_manifest
 from yonos_trt.planning import (
     PicturePlan,
     WorkingBytes,
@@ -17,7 +17,7 @@ from yonos_trt.planning import (
     plan_picture,
     smaller,
 )
-from yonos_trt.tiling import TilePlan
+from yonos_trt.tiles.plan import TilePlan
 
 MANIFEST = identity_manifest(smallest_px=64, default_px=512, multiple_px=16, overlap_px=64)
 

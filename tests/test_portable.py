@@ -28,15 +28,16 @@ CORE = """
         sys.exit(f"{module} is still there")
 
     import yonos_trt
-    from yonos_trt import doctor, host_memory
+    from yonos_trt import host
+    from yonos_trt.cli import doctor
     from yonos_trt.bench.machine import PeakMemory, describe_machine
-    from yonos_trt.cli import main
-    from yonos_trt.host_cpus import usable_cpus
+    from yonos_trt.cli.main import cli
+    from yonos_trt.host import usable_cpus
 
     def yonos(*words, code=0):
         sys.argv[1:] = map(str, words)
         try:
-            main()
+            cli()
         except SystemExit as end:
             assert (end.code or 0) == code, (words, end.code)
 
@@ -53,7 +54,7 @@ CORE = """
     facts = doctor.examine()
     assert facts["cpus"]["usable"] == usable_cpus() >= 1
     assert list(doctor.lines(facts))
-    assert host_memory.available_bytes() > 0
+    assert host.available_bytes() > 0
     describe_machine()
     with PeakMemory():
         pass
@@ -90,9 +91,9 @@ def test_video(tmp_path: Path) -> None:
     engine, clip = make_engine_dir(tmp_path / "engine"), write_clip(tmp_path / "clip.mkv")
     code = """
         import bare_os, sys
-        from yonos_trt.cli import main
+        from yonos_trt.cli.main import cli
         sys.argv[1:] = ["video", "-m", sys.argv[1], "-i", sys.argv[2], "-o", sys.argv[3], "--resume", "-q"]
-        main()
+        cli()
     """
     done = run(code, str(engine), str(clip), str(tmp_path / "out.mkv"))
     assert done.returncode == 0, done.stderr
@@ -105,7 +106,7 @@ def test_engine_directories_are_written_and_read(tmp_path: Path) -> None:
         from pathlib import Path
         from helpers import make_engine_dir
         from yonos_trt.atomic import write_file
-        from yonos_trt.manifest import load_manifest
+        from yonos_trt.engine.manifest import load_manifest
         folder = make_engine_dir(Path(sys.argv[1]) / "engine")
         folder = make_engine_dir(Path(sys.argv[1]) / "engine2")
         assert load_manifest(folder).model.scale == 4

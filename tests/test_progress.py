@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from yonos_trt.progress import Bar, JsonLines, Silent, make_progress, set_up_logging
+from yonos_trt.cli.progress import Bar, JsonLines, Silent, make_progress, set_up_logging
 
 
 @pytest.mark.parametrize(

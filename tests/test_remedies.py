@@ -18,7 +18,7 @@ from helpers import make_engine_dir, picture
 from PIL import Image
 
 from yonos_trt import images
-from yonos_trt.cli import cli
+from yonos_trt.cli.main import cli
 from yonos_trt.images import SaveOptions, read_image
 from yonos_trt.sr import SR
 from yonos_trt.video.options import VideoOptions

@@ -13,7 +13,7 @@ pytest.importorskip("safetensors")
 
 from safetensors.numpy import save_file
 
-from benchmarks.reproduction import compare_runs, main
+from benchmarks.studies.reproduction import compare_runs, main
 
 
 def make_run(folder: Path, stages: dict[str, list[float]], weights: dict[str, float]) -> Path:

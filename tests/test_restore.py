@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from helpers import tiny_graphs
 
+from yonos_trt.engine.restore import dial_file, turned
 from yonos_trt.errors import ConfigError, EngineIntegrityError
-from yonos_trt.restore import dial_file, turned
 
 onnx = pytest.importorskip("onnx")
 from onnx import numpy_helper  # noqa: E402
@@ -156,7 +156,7 @@ def test_the_dial_is_described_and_guarded(directories: dict[str, Path], photo: 
     from click.testing import CliRunner
 
     import yonos_trt
-    from yonos_trt.cli import cli
+    from yonos_trt.cli.main import cli
     from yonos_trt.errors import ConfigError as Refused
 
     info = CliRunner().invoke(cli, ["info", str(directories["dial"])])
@@ -214,7 +214,7 @@ def test_pictures_and_videos_take_the_dial_from_the_command_line(
     from click.testing import CliRunner
     from PIL import Image
 
-    from yonos_trt.cli import cli
+    from yonos_trt.cli.main import cli
 
     Image.fromarray(photo).save(tmp_path / "in.png")
     outputs = {}

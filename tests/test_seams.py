@@ -13,10 +13,11 @@ import pytest
 from helpers import make_engine_dir, shipped_model
 from PIL import Image
 
-from yonos_trt.backend import Array, NumpyBackend
+from yonos_trt.backends.base import Array
+from yonos_trt.backends.numpy import NumpyBackend
 from yonos_trt.pipeline import upscale_array
 from yonos_trt.sr import SR
-from yonos_trt.tiling import TilePlan
+from yonos_trt.tiles.plan import TilePlan
 
 _log = logging.getLogger(__name__)  # figures: pytest tests/test_seams.py --log-cli-level=INFO
 

@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from helpers import psnr_db, shipped_model
 from PIL import Image
 
-from yonos_trt.cli import cli
+from yonos_trt.cli.main import cli
+from yonos_trt.engine.manifest import load_manifest
 from yonos_trt.errors import ConfigError, EngineNotFoundError
-from yonos_trt.manifest import load_manifest
 from yonos_trt.sr import SR
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "chelsea.png"
@@ -93,7 +93,7 @@ def test_the_example_comes_out_sharper_than_bicubic_and_with_its_colours(scale: 
 def test_the_decoder_adds_no_stripes(scale: int) -> None:
     """Without the anti-imaging filter: 7.4 dB at x4, 9.9 at x8; this photograph itself has -1.7 at 4 px."""
     pytest.importorskip("torch")  # pairs of pictures are the trainer's
-    from benchmarks.grid import grid_db
+    from benchmarks.studies.grid import grid_db
 
     with Image.open(EXAMPLE) as opened:
         image = np.asarray(opened.convert("RGB"))

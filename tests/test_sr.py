@@ -18,7 +18,11 @@ from helpers import edit_manifest, make_engine_dir, picture, psnr_db
 from PIL import Image
 
 import yonos_trt
+from yonos_trt.backends.ort import OrtBackend
+from yonos_trt.cli.file_stages import FileStages
+from yonos_trt.cli.jobs import Job
 from yonos_trt.cuda.probe import Device, Driver, probe_driver
+from yonos_trt.engine.manifest import load_manifest
 from yonos_trt.errors import (
     ClosedError,
     ConfigError,
@@ -30,12 +34,8 @@ from yonos_trt.errors import (
     NumericError,
     OutOfMemoryError,
 )
-from yonos_trt.file_stages import FileStages
-from yonos_trt.host_cpus import usable_cpus
+from yonos_trt.host import usable_cpus
 from yonos_trt.images import from_array, read_image
-from yonos_trt.jobs import Job
-from yonos_trt.manifest import load_manifest
-from yonos_trt.ort import OrtBackend
 from yonos_trt.planning import WorkingBytes, plan_picture
 from yonos_trt.sr import SR, UpscaledImage
 
@@ -379,7 +379,7 @@ def _no_gpu() -> Driver:
 def test_a_named_runtime_without_gpu_is_refused_and_auto_goes_on(
     engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("yonos_trt.runtimes.probe_driver", _no_gpu)
+    monkeypatch.setattr("yonos_trt.backends.choose.probe_driver", _no_gpu)
     directory = _with_engines(engine_dir, tmp_path / "engine")
     with pytest.raises(EngineDeviceError, match=r"needs an NVIDIA GPU.*no driver library.*runtime='onnx'"):
         SR(directory, runtime="tensorrt-rtx").open()
@@ -391,7 +391,7 @@ def test_a_gpu_without_the_library_names_the_extra(
     engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = Driver("13.0", (Device(0, "Test GPU", "8.6", 1 << 30),), "")
-    monkeypatch.setattr("yonos_trt.runtimes.probe_driver", lambda: driver)
+    monkeypatch.setattr("yonos_trt.backends.choose.probe_driver", lambda: driver)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     directory = _with_engines(engine_dir, tmp_path / "engine")
     with pytest.raises(MissingExtraError, match=r"\.\[rtx\]"):
@@ -662,7 +662,7 @@ def _memory_error(*_: Any, **__: Any) -> Any:
     ("module", "name"),
     [
         ("yonos_trt.session", "open_backend"),
-        ("yonos_trt.onnx_graph", "read_file"),
+        ("yonos_trt.engine.onnx_graph", "read_file"),
         ("yonos_trt.images", "read_image"),
         ("yonos_trt.images", "check_output"),
         ("yonos_trt.images", "write_image"),
@@ -670,8 +670,8 @@ def _memory_error(*_: Any, **__: Any) -> Any:
         ("yonos_trt.sr", "from_array"),
         ("yonos_trt.sr", "to_array"),
         ("yonos_trt.pipeline", "batches"),
-        ("yonos_trt.finish", "RowColorFix"),
-        ("yonos_trt.backend", "HostCanvas"),
+        ("yonos_trt.backends.finish", "RowColorFix"),
+        ("yonos_trt.backends.base", "HostCanvas"),
     ],
 )
 def test_a_memory_error_of_any_stage_is_ours(

@@ -54,7 +54,7 @@ class Quiet:
         return sorted(str(path.relative_to(self.home)) for path in self.home.rglob("*"))
 
 
-YONOS = "import sys; from yonos_trt.cli import main; sys.exit(main())"
+YONOS = "import sys; from yonos_trt.cli.main import cli; sys.exit(cli())"
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_training_and_exporting_libraries_send_nothing(quiet: Quiet, tmp_path: P
 
 def test_a_library_that_was_loaded_before_is_told_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    from yonos_trt.telemetry import import_onnxruntime
+    from yonos_trt.backends.telemetry import import_onnxruntime
 
     told = []
     monkeypatch.setattr(onnxruntime, "disable_telemetry_events", lambda: told.append(True))

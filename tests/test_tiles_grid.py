@@ -23,9 +23,10 @@ from compiled import emulated_kernels
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from yonos_trt import color_cells, noise, tiling
 from yonos_trt.cuda.kernels import kernel_library
 from yonos_trt.cuda.launches import SIGNATURES, declare
+from yonos_trt.tiles import color_cells, kernels, noise
+from yonos_trt.tiles.bicubic import upscale_bicubic
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc"
 KINDS = {np.uint8: 0, np.uint16: 1, np.float32: 2}
@@ -180,7 +181,7 @@ def test_gather_on_the_grid_is_its_twin(
     step = scale if lr else 1
     origins = np.array(places, np.int64).T.copy() * step
     sizes = {"tile_h_px": tile[0] * step, "tile_w_px": tile[1] * step, "scale": scale}
-    twin = tiling.gather_lr if lr else tiling.gather
+    twin = kernels.gather_lr if lr else kernels.gather
     expected = as_tiles(twin(image, *origins, **sizes), half)
     with grid.output(expected.shape, expected.dtype, shift) as out:
         grid.call(
@@ -269,7 +270,7 @@ def test_blend_on_the_grid_is_its_twin(
     start = rng.standard_normal((*canvas, 3), dtype=np.float32)
     expected = start.copy()
     shown = wy if skip is None else wy * (skip == 0)[:, None].astype(np.float32)
-    tiling.blend(expected, tiles.astype(np.float32), rows, columns, shown, wx)
+    kernels.blend(expected, tiles.astype(np.float32), rows, columns, shown, wx)
     with grid.output(start.shape, np.float32, shift) as out:
         out[...] = start
         grid.call(
@@ -348,7 +349,7 @@ def test_finish_on_the_grid_is_its_twin(
     elif fix == "adain":
         affine = rng.standard_normal((2, 3), dtype=np.float32)
         expected = expected * affine[0] + affine[1]
-    expected = tiling.finalize(expected, dtype)
+    expected = kernels.finalize(expected, dtype)
     with grid.output(expected.shape, dtype, shift) as out:
         grid.call(
             "yonos_finish",
@@ -460,7 +461,7 @@ def test_moments_on_the_grid_are_their_twins(
     grid: Emulation, size: tuple[int, int], scale: int, dtype: Any, pad: int, order: int
 ) -> None:
     image, memory = picture(*size, dtype, pad)
-    large = tiling.upscale_bicubic(image, 0, size[0] * scale, scale=scale)
+    large = upscale_bicubic(image, 0, size[0] * scale, scale=scale)
     ours = np.random.default_rng(5).standard_normal(large.shape, dtype=np.float32)
     for rows, bicubic in ((ours, False), (large, True)):
         expected = color_cells.cell_moments(rows)

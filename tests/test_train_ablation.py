@@ -15,8 +15,8 @@ pytest.importorskip("safetensors")
 from PIL import Image
 from yonos_train.presets import PRESETS
 
-from benchmarks.ablation import TAD, ablation, configs, copy_autoencoder
-from benchmarks.ablation_report import PAPER, orders
+from benchmarks.studies.ablation import TAD, ablation, configs, copy_autoencoder
+from benchmarks.studies.ablation_report import PAPER, orders
 
 LABELS = [f"{decoder} decoder, {run}" for decoder in ("original", "tuned") for run in ("without", "with")]
 
@@ -76,7 +76,7 @@ def test_an_order_within_the_noise_of_the_pictures_is_undecided() -> None:
 
 
 def test_ablation_writes_every_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.ablation.STEPS", (1, 3))
+    monkeypatch.setattr("benchmarks.studies.ablation.STEPS", (1, 3))
     rng = np.random.default_rng(0)
     for folder in ("train", "dev/one/HR"):
         (tmp_path / folder).mkdir(parents=True)

@@ -178,7 +178,7 @@ def test_the_sdk_upscales_with_the_exported_lr_bundle_as_torch_does(run_folder: 
     from yonos_export.exporter import export
 
     import yonos_trt
-    from yonos_trt import noise
+    from yonos_trt.tiles import noise
 
     bundle = opinionated(load_bundle(run_folder / "bundles" / "smoke-x4-lr"))
     save_bundle(bundle, tmp_path / "bundle")

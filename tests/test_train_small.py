@@ -188,7 +188,7 @@ def test_sdk_and_evaluation_agree_on_the_exported_small_networks(run_folder: Pat
     from yonos_train.metrics import as_tensor
 
     import yonos_trt
-    from yonos_trt import noise
+    from yonos_trt.tiles import noise
 
     folder = shutil.copytree(run_folder / "bundles" / "tiny-x4-lr-small", tmp_path / "model")
     facts = json.loads((folder / "yonos.json").read_text())

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from simulated_device import Race, SimulatedDriver, ThreadedDriver
 
 from yonos_trt import pipeline
-from yonos_trt.backend import NumpyBackend, batches
+from yonos_trt.backends.numpy import NumpyBackend
+from yonos_trt.cuda.lanes import EDGES, LaneScheduler
+from yonos_trt.engine.manifest import identity_manifest
 from yonos_trt.errors import (
     ClosedError,
     ConfigError,
@@ -29,12 +31,10 @@ from yonos_trt.errors import (
     OutOfMemoryError,
     ProfileError,
 )
-from yonos_trt.lanes import EDGES, LaneScheduler
-from yonos_trt.manifest import identity_manifest
-from yonos_trt.memory import CONTEXT_BYTES
-from yonos_trt.tiling import TilePlan, plan_tiles, rows_final_after_band
+from yonos_trt.tiles.plan import TilePlan, batches, plan_tiles, rows_final_after_band
 from yonos_trt.trt import resources
 from yonos_trt.trt.backend import TrtBackend
+from yonos_trt.trt.memory import CONTEXT_BYTES
 
 
 @pytest.fixture(scope="session")

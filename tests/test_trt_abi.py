@@ -20,11 +20,11 @@ from test_cuda import load_standin
 from test_trt import picture, plan_for, reference, upscale
 
 from yonos_trt import pipeline
-from yonos_trt.color import MODES
 from yonos_trt.cuda.driver import CudaDriver
 from yonos_trt.cuda.kernels import CudaKernels
 from yonos_trt.cuda.launches import SIGNATURES, DevicePicture, Finish, Gather
 from yonos_trt.errors import CudaError, MissingExtraError
+from yonos_trt.tiles.color import MODES
 from yonos_trt.trt.backend import TrtBackend
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc"
@@ -124,7 +124,7 @@ def test_a_library_that_is_missing_or_foreign_says_how_to_get_it(tmp_path: Path)
 
 
 def test_finish_through_ctypes(libraries: tuple[Any, Path]) -> None:
-    from yonos_trt import tiling
+    from yonos_trt.tiles.kernels import finalize
 
     kernels = CudaKernels(libraries[1])
     acc = np.random.default_rng(0).uniform(-1.5, 1.5, (3, 9, 3)).astype(np.float32)
@@ -145,7 +145,7 @@ def test_finish_through_ctypes(libraries: tuple[Any, Path]) -> None:
                 stream=0,
             )
             rows = acc[:, :7] if fix is None else acc[:, :7] * fix[0] + fix[1]
-            assert np.array_equal(out, tiling.finalize(np.ascontiguousarray(rows), dtype))
+            assert np.array_equal(out, finalize(np.ascontiguousarray(rows), dtype))
 
 
 # ---------------------------------------------------------------------------------------------------------

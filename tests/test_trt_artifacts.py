@@ -15,6 +15,7 @@ from fake_tensorrt import RTX_VERSION, VERSION, FakeTensorRT, fake_plan, write_e
 from simulated_device import SimulatedDriver
 
 from yonos_trt import atomic
+from yonos_trt.engine.manifest import Artifact, EngineManifest, load_manifest, save_manifest
 from yonos_trt.errors import (
     EngineDeviceError,
     EngineIntegrityError,
@@ -23,7 +24,6 @@ from yonos_trt.errors import (
     ManifestError,
     MissingExtraError,
 )
-from yonos_trt.manifest import Artifact, EngineManifest, load_manifest, save_manifest
 from yonos_trt.trt.artifacts import pick_engines, read_engine, read_header
 from yonos_trt.trt.backend import TrtBackend
 from yonos_trt.trt.engines import Engine

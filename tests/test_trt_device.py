@@ -16,7 +16,7 @@ from test_trt import open_backend, picture, plan_for, poisoned, reference, spott
 
 from yonos_trt import session
 from yonos_trt import sr as sr_module
-from yonos_trt.backend import NumpyBackend
+from yonos_trt.backends.numpy import NumpyBackend
 from yonos_trt.cuda import arrays
 from yonos_trt.cuda.arrays import DeviceArray, is_on_device, stream_handle, view_of
 from yonos_trt.errors import ConfigError, InputError, NumericError

@@ -14,7 +14,7 @@ from fake_tensorrt import write_engines
 from simulated_device import SimulatedDriver
 from test_trt import by_hand, open_backend, picture, plan_for, reference, upscale
 
-from yonos_trt.backend import batches
+from yonos_trt.tiles.plan import batches
 from yonos_trt.trt.ranges import Nvtx, no_ranges
 
 STAGES = ["gather", "encode", "noise", "step", "decode"]

@@ -12,8 +12,8 @@ from fake_tensorrt import FakeTensorRT, write_engines
 from helpers import tiny_graphs
 from simulated_device import SimulatedDriver
 
+from yonos_trt.engine.manifest import Artifact, Stage, file_record
 from yonos_trt.errors import EngineDeviceError, EngineIntegrityError, EngineNotFoundError
-from yonos_trt.manifest import Artifact, Stage, file_record
 from yonos_trt.trt.artifacts import read_engine
 from yonos_trt.trt.engines import Engine
 from yonos_trt.trt.module import TensorRT

@@ -21,7 +21,7 @@ av = pytest.importorskip("av")
 from helpers import make_engine_dir  # noqa: E402
 from video_clips import damage, enlarge, packets, picture_planes, run, shown, write_clip  # noqa: E402
 
-from yonos_trt.cli import cli  # noqa: E402
+from yonos_trt.cli.main import cli  # noqa: E402
 from yonos_trt.errors import ConfigError, InputError  # noqa: E402
 from yonos_trt.sr import SR  # noqa: E402
 from yonos_trt.video import VideoOptions, upscale_video  # noqa: E402
@@ -243,7 +243,18 @@ def test_a_pipe_whose_reader_is_gone_or_that_cannot_resume_is_an_error(tmp_path:
 
 
 def test_the_command_works_between_two_pipes(engine_dir: Path) -> None:
-    command = [sys.executable, "-m", "yonos_trt.cli", "video", "-m", str(engine_dir), "-i", "-", "-o", "-"]
+    command = [
+        sys.executable,
+        "-m",
+        "yonos_trt.cli",
+        "video",
+        "-m",
+        str(engine_dir),
+        "-i",
+        "-",
+        "-o",
+        "-",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
         command, input=y4m("yuv420p", frames=2), capture_output=True, env=environment, check=False

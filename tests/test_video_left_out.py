@@ -18,7 +18,7 @@ av = pytest.importorskip("av")
 from helpers import make_engine_dir  # noqa: E402
 from video_clips import FAST, enlarge, run, write_clip  # noqa: E402
 
-from yonos_trt.cli import cli  # noqa: E402
+from yonos_trt.cli.main import cli  # noqa: E402
 from yonos_trt.errors import ConfigError, InputError  # noqa: E402
 from yonos_trt.video import VideoOptions, upscale_video  # noqa: E402
 from yonos_trt.video.format import EncoderSettings  # noqa: E402

@@ -29,12 +29,12 @@ from fake_nvcodec import Array, Faults, install, make_cupy  # noqa: E402
 from helpers import make_engine_dir  # noqa: E402
 from video_clips import damage, enlarge, packets, run, shown, write_clip  # noqa: E402
 
-from yonos_trt.cli import cli  # noqa: E402
+from yonos_trt.cli.main import cli  # noqa: E402
 from yonos_trt.cuda.probe import Device, Driver  # noqa: E402
 from yonos_trt.errors import ConfigError, EngineDeviceError, InputError, MissingExtraError  # noqa: E402
 from yonos_trt.video import VideoOptions, VideoReport, upscale_video  # noqa: E402
-from yonos_trt.video import nvcodec as nvcodec_module  # noqa: E402
 from yonos_trt.video.format import EncoderSettings  # noqa: E402
+from yonos_trt.video.nvidia import nvcodec as nvcodec_module  # noqa: E402
 from yonos_trt.video.read import VideoReader  # noqa: E402
 from yonos_trt.video.segments import work_folder  # noqa: E402
 

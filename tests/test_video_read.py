@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from PIL import Image, ImageCms
 from video_clips import damage, packets, picture_planes, run, shown, write_clip
 
-from yonos_trt.cli import cli
+from yonos_trt.cli.main import cli
 from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.images.reading import read_image
 from yonos_trt.video import VideoOptions, upscale_video

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
+from yonos_trt import _moved as _moved
+
 TYPE_CHECKING = False  # typing's is the same, and takes longer to load than a key press
 if TYPE_CHECKING:
     from typing import Any, Final
 
+    from yonos_trt.engine.manifest import EngineManifest, load_manifest
     from yonos_trt.errors import (
         BuildError,
         ClosedError,
@@ -31,7 +34,6 @@ if TYPE_CHECKING:
         ProfileError,
         YonosError,
     )
-    from yonos_trt.manifest import EngineManifest, load_manifest
     from yonos_trt.sr import SR
 
 __all__ = [
@@ -56,7 +58,7 @@ __all__ = [
     "load_manifest",
 ]
 
-_HOME: Final = {"SR": "sr", "EngineManifest": "manifest", "load_manifest": "manifest"}
+_HOME: Final = {"SR": "sr", "EngineManifest": "engine.manifest", "load_manifest": "engine.manifest"}
 
 
 def __getattr__(name: str) -> Any:

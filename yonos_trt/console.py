@@ -40,7 +40,7 @@ _own_stderr = False  # `sys.stderr` is ours, and has a descriptor of its own
 
 def yonos() -> NoReturn:
     """Run `yonos`."""
-    run("yonos", "yonos_trt.cli", "cli")
+    run("yonos", "yonos_trt.cli.main", "cli")
 
 
 def yonos_export() -> NoReturn:

@@ -2,7 +2,8 @@
 
 Tile batches run on the backend's lanes, one thread each; blends happen in plan order on the caller's thread,
 so the picture is the same bit for bit whatever the number of lanes. Rows that no later tile touches are
-colour-fixed, rounded (`yonos_trt.finish`) and handed out at once: memory is O(width) beside the picture.
+colour-fixed, rounded (`yonos_trt.backends.finish`) and handed out at once: memory is O(width)
+beside the picture.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from yonos_trt.backend import Array, Backend, TileBatch, batches
-from yonos_trt.color import finished_rows, first_canvas_row
+from yonos_trt.backends.base import Array, Backend
+from yonos_trt.backends.finish import Finish, HostFinish
 from yonos_trt.errors import ConfigError, InputError, NumericError
-from yonos_trt.finish import Finish, HostFinish
 from yonos_trt.planning import from_row
-from yonos_trt.tiling import TilePlan, rows_final_after_band
+from yonos_trt.tiles.color import finished_rows, first_canvas_row
+from yonos_trt.tiles.plan import TileBatch, TilePlan, batches, rows_final_after_band
 
 __all__ = ["STAGES", "Timings", "upscale", "upscale_array"]
 
@@ -51,7 +52,7 @@ def upscale(
     backend
         Runs the stages; its manifest gives the scale.
     plan
-        From `yonos_trt.tiling.plan_tiles` for the canvas (s H, s W).
+        From `yonos_trt.tiles.plan.plan_tiles` for the canvas (s H, s W).
     seed
         Names the noise field.
     color_fix

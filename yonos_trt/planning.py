@@ -8,7 +8,7 @@ output picture that the caller holds::
     in flight   12 * (j + 1) * n * h * w                  decoded tiles that wait for the blend
     rows        ROW_BLOCKS * max(4 MiB, 192 * width)      finished rows on their way out, colour fix included
 
-Device memory is counted by `yonos_trt.memory`.
+Device memory is counted by `yonos_trt.trt.memory`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from yonos_trt.errors import ConfigError
-from yonos_trt.tiling import TilePlan, plan_tiles
+from yonos_trt.tiles.plan import TilePlan, plan_tiles
 
 if TYPE_CHECKING:
-    from yonos_trt.schema import EngineManifest
+    from yonos_trt.engine.schema import EngineManifest
 
 __all__ = [
     "NETWORK_BYTES_PER_PX",

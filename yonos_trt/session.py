@@ -17,17 +17,16 @@ from typing import Any, Self
 import numpy as np
 
 from yonos_trt import pipeline
-from yonos_trt.backend import Array, Backend
-from yonos_trt.color import MODES
+from yonos_trt.backends.base import Array, Backend
+from yonos_trt.backends.choose import Request, find_model, open_backend, shipped_model, shipped_models
+from yonos_trt.engine.manifest import EngineManifest, Precision, load_manifest
+from yonos_trt.engine.restore import dial_of
 from yonos_trt.errors import ClosedError, ConfigError, OutOfMemoryError, memory_that_runs_out
-from yonos_trt.host_cpus import usable_cpus
-from yonos_trt.host_memory import available_bytes
+from yonos_trt.host import available_bytes, usable_cpus
 from yonos_trt.images.reading import MAX_PIXELS
-from yonos_trt.manifest import EngineManifest, Precision, load_manifest
-from yonos_trt.noise import LARGEST_SEED
 from yonos_trt.planning import PicturePlan, plan_picture, smaller
-from yonos_trt.restore import dial_of
-from yonos_trt.runtimes import Request, find_model, open_backend, shipped_model, shipped_models
+from yonos_trt.tiles.color import MODES
+from yonos_trt.tiles.noise import LARGEST_SEED
 
 __all__ = ["LARGEST_BATCH", "OnTiles", "Session"]
 

@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from yonos_trt.backend import Array
+from yonos_trt.backends.base import Array
 from yonos_trt.cuda.arrays import is_on_device
-from yonos_trt.dlpack import from_dlpack
 from yonos_trt.errors import ConfigError, InputError, memory_that_runs_out
+from yonos_trt.images.dlpack import from_dlpack
 from yonos_trt.images.picture import Picture, from_array, luma, to_array
+from yonos_trt.images.upscaled import UpscaledImage
 from yonos_trt.session import OnTiles, Session
-from yonos_trt.upscaled import UpscaledImage
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import steps
 
-from yonos_trt import color, color_cells, noise, tiling
 from yonos_trt.cuda.launches import (
     Affine,
     BicubicMoments,
@@ -28,7 +27,9 @@ from yonos_trt.cuda.launches import (
     Moments,
     Noise,
 )
-from yonos_trt.memory import fold_counts
+from yonos_trt.tiles import color, color_cells, kernels, noise
+from yonos_trt.tiles.plan import TilePlan, plan_tiles
+from yonos_trt.trt.memory import fold_counts
 
 LIBRARY = steps.REPOSITORY / "yonos_trt" / "libyonos_cuda.so"
 
@@ -97,7 +98,7 @@ def gather(bench: Bench, size: int, dtype: Any, half: bool, lr: bool) -> dict[st
     if dtype is not np.float32:
         image = (image * np.iinfo(dtype).max).astype(dtype)
     ys, xs = np.array([0, 16, 3 * size, 64], np.int64), np.array([0, 48, 128, 3 * size], np.int64)
-    cut = tiling.gather_lr if lr else tiling.gather
+    cut = kernels.gather_lr if lr else kernels.gather
     expected = cut(image, ys, xs, tile_h_px=size, tile_w_px=size, scale=4)
     expected = expected.astype(np.float16 if half else np.float32)
     place = bench.put("image", image)
@@ -145,7 +146,7 @@ def blend(bench: Bench, size: int, half: bool) -> dict[str, Any]:
     expected = canvas.copy()
     for i in (0, 2, 3):
         part = tiles[i : i + 1].astype(np.float32)
-        tiling.blend(expected, part, np.zeros(1, np.int64), columns[i : i + 1], wy[i : i + 1], wx[i : i + 1])
+        kernels.blend(expected, part, np.zeros(1, np.int64), columns[i : i + 1], wy[i : i + 1], wx[i : i + 1])
     places = [
         bench.put("canvas", canvas),
         bench.put("tiles", tiles),
@@ -180,9 +181,9 @@ def finish(bench: Bench, size: int, dtype: Any, fix: str) -> dict[str, Any]:
     if dtype is not np.float32:
         image = (image * np.iinfo(dtype).max).astype(dtype)
     acc = rng.uniform(-1.2, 1.2, (size, size, 3)).astype(np.float32)
-    plan = tiling.plan_tiles(size, size, tile_px=size, overlap_px=0, multiple_px=16, smallest_px=16)
+    plan = plan_tiles(size, size, tile_px=size, overlap_px=0, multiple_px=16, smallest_px=16)
     fixed = color.RowColorFix(image, plan, 4, mode=fix).push(acc)
-    expected = tiling.finalize(fixed, dtype)
+    expected = kernels.finalize(fixed, dtype)
     place, out = bench.put("acc", acc), bench.memory.device("out", expected.nbytes)
     kind = np.dtype(dtype).name
     source = DevicePicture(bench.put("image", image), lr, lr, kind, image.strides[0])
@@ -199,7 +200,7 @@ def finish(bench: Bench, size: int, dtype: Any, fix: str) -> dict[str, Any]:
 
 
 def color_fix_launches(
-    bench: Bench, plan: tiling.TilePlan, source: DevicePicture, acc: int, fix: str
+    bench: Bench, plan: TilePlan, source: DevicePicture, acc: int, fix: str
 ) -> tuple[list[Launch], dict[str, int]]:
     """Return what runs before the last kernel, and the arguments that the last one gets of it."""
     size = plan.height_px

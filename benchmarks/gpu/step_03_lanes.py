@@ -24,7 +24,7 @@ def picture(height: int, width: int) -> np.ndarray:
 
 
 def tiles_of(manifest: Any, image: np.ndarray, batch: int) -> Any:
-    from yonos_trt.tiling import plan_tiles
+    from yonos_trt.tiles.plan import plan_tiles
 
     tiles, scale = manifest.tiles, manifest.model.scale
     return plan_tiles(
@@ -100,7 +100,7 @@ def copies(image: np.ndarray, open_device: Any, *, repeats: int = 6) -> dict[str
 
 def engines(image: np.ndarray, engine_dir: Path, runtime: str) -> dict[str, Any]:
     """Real engines, each combination against the first."""
-    from yonos_trt.manifest import load_manifest
+    from yonos_trt.engine.manifest import load_manifest
     from yonos_trt.trt.backend import TrtBackend
 
     manifest = load_manifest(engine_dir)

@@ -161,9 +161,9 @@ def torch_latency(model: str, batches: list[int], repeats: int) -> dict[str, Any
 
 def our_stages(engine_dir: Path, runtime: str, batches: list[int], repeats: int) -> dict[str, Any]:
     """Each engine alone on one stream."""
-    from yonos_trt.memory import BatchShape, layout
-    from yonos_trt.tiling import plan_tiles
+    from yonos_trt.tiles.plan import plan_tiles
     from yonos_trt.trt.backend import TrtBackend
+    from yonos_trt.trt.memory import BatchShape, layout
 
     backend = TrtBackend(engine_dir, runtime=runtime, lanes=1, graphs=False)  # type: ignore[arg-type]
     driver, networks, manifest = backend.driver, backend._networks[0], backend.manifest

@@ -13,8 +13,8 @@ import click
 
 from yonos_export.config import DEFAULT_THRESHOLDS, ExportConfig, Thresholds
 from yonos_export.exporter import export
+from yonos_trt.engine.manifest import EngineManifest
 from yonos_trt.errors import ConfigError, InputError, YonosError, install_command
-from yonos_trt.manifest import EngineManifest
 
 EXIT_USAGE, EXIT_ENGINE, EXIT_INTERRUPTED = 2, 3, 130
 DEFAULT_SCALE = 4  # of the shipped model that is exported where no source is named
@@ -151,7 +151,7 @@ def main(**options: Any) -> None:
 def _configs(options: dict[str, Any]) -> list[ExportConfig]:
     """Return one config a runtime: the first starts from the source, the others add to what it wrote."""
     if options["source"] is None:
-        from yonos_trt.runtimes import shipped_model
+        from yonos_trt.backends.choose import shipped_model
 
         source = shipped_model(DEFAULT_SCALE)
         options = {
@@ -188,7 +188,7 @@ def _config(options: dict[str, Any]) -> ExportConfig:
         if options["runtime"] != "onnx":
             raise ConfigError(f"--onnx-only and --runtime {options['runtime']} contradict each other")
         options["runtime"] = "onnx"
-    from yonos_trt.runtimes import find_model
+    from yonos_trt.backends.choose import find_model
 
     options["source"] = find_model(options["source"])
     psnr, cosine = options.pop("min_psnr"), options.pop("min_cosine")

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from yonos_trt.engine.restore import check_restore
 from yonos_trt.errors import ConfigError
-from yonos_trt.restore import check_restore
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Runtime = Literal["onnx", "tensorrt", "tensorrt-rtx"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from yonos_export.graph_file import GraphFile
+from yonos_trt.engine.restore import dial_file, turned
 from yonos_trt.errors import BuildError, ConfigError
-from yonos_trt.restore import dial_file, turned
 
 
 def make_dial(base: Path, other: Path, *, stage: str) -> bytes:

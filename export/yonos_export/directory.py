@@ -14,7 +14,7 @@ from yonos_export.config import Precision
 from yonos_export.graph_file import GraphFile
 from yonos_export.source import CARD_NAME, Source
 from yonos_export.verify import ParityReport
-from yonos_trt.manifest import (
+from yonos_trt.engine.manifest import (
     SCHEMA_VERSION,
     STAGE_TENSORS,
     Artifact,
@@ -24,7 +24,7 @@ from yonos_trt.manifest import (
     Stages,
     file_record,
 )
-from yonos_trt.schema import StageName
+from yonos_trt.engine.schema import StageName
 
 if TYPE_CHECKING:
     from yonos_export.engine_from_onnx import BuiltEngine

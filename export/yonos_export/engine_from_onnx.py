@@ -23,8 +23,8 @@ from yonos_export.build_errors import explain, from_parser
 from yonos_export.engine_options import EngineOptions
 from yonos_export.tensorrt_module import Progress
 from yonos_trt.atomic import atomic_file
+from yonos_trt.engine.manifest import Profile, ShapeRange
 from yonos_trt.errors import BuildError, ConfigError
-from yonos_trt.manifest import Profile, ShapeRange
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from yonos_export.config import ExportConfig, Hardware
 from yonos_export.model_info import ModelInfo
 from yonos_export.tensorrt_module import EngineRuntime
+from yonos_trt.engine.manifest import STAGE_TENSORS
 from yonos_trt.errors import ConfigError
-from yonos_trt.manifest import STAGE_TENSORS
 
 Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 

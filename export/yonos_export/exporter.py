@@ -19,14 +19,14 @@ from yonos_export.samples import Sample, make_samples, read_pictures
 from yonos_export.source import Source, fp32_graphs, open_source
 from yonos_export.verify import Chain, functions_from_onnx, gate, measure, run_chain
 from yonos_trt.atomic import scratch_directory
-from yonos_trt.errors import BuildError, ConfigError, MissingExtraError
-from yonos_trt.manifest import (
+from yonos_trt.engine.manifest import (
     MANIFEST_NAME,
     EngineManifest,
     artifact_path,
     read_file,
     write_engine_dir,
 )
+from yonos_trt.errors import BuildError, ConfigError, MissingExtraError
 
 log = logging.getLogger(__name__)
 

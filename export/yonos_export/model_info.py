@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from yonos_trt.manifest import STAGE_TENSORS, EngineManifest, Licence, Model, Stage, Tensor, Tiles
+from yonos_trt.engine.manifest import STAGE_TENSORS, EngineManifest, Licence, Model, Stage, Tensor, Tiles
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from yonos_export.config import MAX_BATCH
 from yonos_export.graph_file import GraphFile
 from yonos_export.graph_passes import canonical_names, fold_affine, fold_constants
 from yonos_export.unshuffle import fold_channel_order, translation
+from yonos_trt.engine.manifest import STAGE_TENSORS
 from yonos_trt.errors import BuildError, MissingExtraError
-from yonos_trt.manifest import STAGE_TENSORS
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from yonos_export.fp16 import LARGEST, LowPrecision
 from yonos_export.onnx_from_torch import load_graph
+from yonos_trt.backends.telemetry import import_onnxruntime
 from yonos_trt.errors import BuildError
-from yonos_trt.telemetry import import_onnxruntime
 
 # Other pictures reach further than the few that are measured: two bits are kept free.
 HEADROOM = 4.0

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_export.model_info import ModelInfo
-from yonos_trt import noise, tiling
 from yonos_trt.errors import InputError
+from yonos_trt.tiles import kernels, noise
 
 SIDE_PX = 256  # default tile: large enough for attention and borders, small enough for a CPU
 SEED = 0
@@ -68,7 +68,7 @@ def make_samples(info: ModelInfo, paths: Sequence[Path] = (), *, tile_px: int | 
             np.array([max(0, size - side) // 2 // info.multiple_px * info.multiple_px], np.int64)
             for size in (height, width)
         )
-        gather = tiling.gather_lr if info.encoder_input == "lr" else tiling.gather
+        gather = kernels.gather_lr if info.encoder_input == "lr" else kernels.gather
         image = gather(picture, y, x, tile_h_px=side, tile_w_px=side, scale=info.scale)
         field = noise.tiles(
             SEED, y // f, x // f, channels=info.latent_channels, h_lat=side // f, w_lat=side // f

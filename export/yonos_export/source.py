@@ -16,9 +16,15 @@ from yonos_export.graph_file import GraphFile
 from yonos_export.model_info import ModelInfo, info_from_manifest
 from yonos_export.verify import StageFunction, functions_from_onnx, functions_from_torch
 from yonos_trt.atomic import atomic_file, write_file
+from yonos_trt.engine.manifest import (
+    MANIFEST_NAME,
+    STAGE_TENSORS,
+    EngineManifest,
+    artifact_path,
+    load_manifest,
+)
+from yonos_trt.engine.onnx_graph import read_graph
 from yonos_trt.errors import ConfigError, MissingExtraError
-from yonos_trt.manifest import MANIFEST_NAME, STAGE_TENSORS, EngineManifest, artifact_path, load_manifest
-from yonos_trt.onnx_graph import read_graph
 
 if TYPE_CHECKING:
     from yonos_export.stages import StageSet

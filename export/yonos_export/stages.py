@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from yonos_export.model_info import ModelInfo
+from yonos_trt.engine.manifest import STAGE_TENSORS
 from yonos_trt.errors import ConfigError
-from yonos_trt.manifest import STAGE_TENSORS
 
 if TYPE_CHECKING:
     from yonos_train.model import Bundle

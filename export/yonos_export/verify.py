@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from yonos_export.config import Thresholds
 from yonos_export.samples import Sample
+from yonos_trt.backends.telemetry import import_onnxruntime
+from yonos_trt.engine.manifest import STAGE_TENSORS, StageParity
 from yonos_trt.errors import BuildError
-from yonos_trt.manifest import STAGE_TENSORS, StageParity
-from yonos_trt.telemetry import import_onnxruntime
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_export.config import Thresholds
+from yonos_trt.engine.manifest import Precision
 from yonos_trt.errors import BuildError
-from yonos_trt.manifest import Precision
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from helpers import make_engine_dir, picture
 
 from fuzz.mutate import Mutation, fuzz, mutate, mutations, told
 from yonos_trt import SR
+from yonos_trt.engine.manifest import MANIFEST_NAME, load_manifest
 from yonos_trt.errors import YonosError
-from yonos_trt.manifest import MANIFEST_NAME, load_manifest
 
 PHOTO = picture(9, 11)
 

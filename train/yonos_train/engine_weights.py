@@ -20,8 +20,8 @@ from .model import Bundle, BundleConfig, Encoder, LiteConfig, load_bundle, new_b
 from .schedule import Schedule
 
 if TYPE_CHECKING:
-    from yonos_trt.manifest import EngineManifest
-    from yonos_trt.schema import Model
+    from yonos_trt.engine.manifest import EngineManifest
+    from yonos_trt.engine.schema import Model
 
 STAGES = {"encoder": "encoder", "step": "unet", "decoder": "decoder"}
 
@@ -43,7 +43,7 @@ def load_start(what: str | os.PathLike[str], scale: int) -> Bundle:
     ValueError
         Another scale, or not a model of the lite profile.
     """
-    from yonos_trt.runtimes import find_model
+    from yonos_trt.backends.choose import find_model
 
     name = os.fspath(what).replace("{scale}", str(scale))
     folder = find_model(Path(name))
@@ -69,8 +69,8 @@ def bundle_from_engine(folder: str | os.PathLike[str]) -> Bundle:
     ValueError
         The graphs are not those of the lite profile at alpha_1 = 0.
     """
+    from yonos_trt.engine.manifest import load_manifest
     from yonos_trt.errors import YonosError
-    from yonos_trt.manifest import load_manifest
 
     root = Path(folder)
     try:
@@ -104,7 +104,7 @@ def _tensors(root: Path, manifest: EngineManifest, stage: str) -> dict[str, Tens
     import onnx
     from onnx import numpy_helper
 
-    from yonos_trt.onnx_graph import read_graph
+    from yonos_trt.engine.onnx_graph import read_graph
 
     found = getattr(manifest.stages, stage).find("onnx", "fp32")
     if not found:

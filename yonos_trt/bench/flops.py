@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from yonos_trt.telemetry import import_onnxruntime
+from yonos_trt.backends.telemetry import import_onnxruntime
 
 __all__ = ["count_flop"]
 

@@ -12,8 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from yonos_trt.host_cpus import usable_cpus
-from yonos_trt.host_memory import physical_bytes
+from yonos_trt.host import physical_bytes, usable_cpus
 
 __all__ = ["DeviceMemory", "PeakMemory", "describe_machine"]
 

@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 
 from yonos_trt.bench.probes import LIBRARIES, best_seconds
-from yonos_trt.child import python_command
-from yonos_trt.host_cpus import usable_cpus
+from yonos_trt.host import python_command, usable_cpus
 
 __all__ = ["Peaks", "Probe", "measure_peaks"]
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yonos_trt.telemetry import import_onnxruntime, import_openvino
+from yonos_trt.backends.telemetry import import_onnxruntime, import_openvino
 
 __all__ = ["LIBRARIES", "WORK", "Work", "main", "onnx_bytes"]
 

@@ -23,18 +23,19 @@ from typing import Any
 
 import numpy as np
 
-from yonos_trt.backend import Array, Backend, NumpyBackend
+from yonos_trt.backends.base import Array, Backend
+from yonos_trt.backends.choose import Request, open_backend
+from yonos_trt.backends.numpy import NumpyBackend
 from yonos_trt.bench.machine import DeviceMemory, PeakMemory, describe_machine
 from yonos_trt.bench.peaks import Peaks, measure_peaks
 from yonos_trt.bench.stages import NETWORKS, Samples, latency, rows, stage_table
+from yonos_trt.engine.manifest import EngineManifest, Precision, load_manifest
 from yonos_trt.errors import ConfigError, EngineNotFoundError, YonosError
-from yonos_trt.host_cpus import usable_cpus
-from yonos_trt.manifest import EngineManifest, Precision, load_manifest
-from yonos_trt.noise import LARGEST_SEED
+from yonos_trt.host import usable_cpus
 from yonos_trt.pipeline import upscale_array
 from yonos_trt.planning import plan_picture
-from yonos_trt.runtimes import Request, open_backend
-from yonos_trt.tiling import TilePlan
+from yonos_trt.tiles.noise import LARGEST_SEED
+from yonos_trt.tiles.plan import TilePlan
 
 __all__ = ["BenchConfig", "measure"]
 

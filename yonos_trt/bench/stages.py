@@ -13,9 +13,9 @@ import numpy as np
 
 from yonos_trt.bench.flops import count_flop
 from yonos_trt.bench.peaks import Peaks
-from yonos_trt.manifest import EngineManifest
+from yonos_trt.engine.manifest import EngineManifest
 from yonos_trt.pipeline import STAGES, Timings
-from yonos_trt.tiling import TilePlan
+from yonos_trt.tiles.plan import TilePlan
 
 __all__ = ["NETWORKS", "Samples", "latency", "rows", "stage_table"]
 

@@ -14,8 +14,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from yonos_trt.cuda.lanes import StreamDriver
 from yonos_trt.errors import CudaError
-from yonos_trt.lanes import StreamDriver
 
 __all__ = ["DeviceInfo", "Driver", "Graphs", "Memory"]
 

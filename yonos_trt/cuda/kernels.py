@@ -1,7 +1,7 @@
 """The tile kernels on the device: `TileKernels`, and `CudaKernels`, the library that csrc/tiles.cu becomes.
 
 What can be launched, and with which arguments, is in `yonos_trt.cuda.launches`. The kernels' maths is that of
-`yonos_trt.tiling`, `yonos_trt.noise` and `yonos_trt.color_cells`. The library that emulates the grid on the
+`yonos_trt.tiles` (`kernels`, `noise`, `color_cells`). The library that emulates the grid on the
 host has the same C functions.
 """
 

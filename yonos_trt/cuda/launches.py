@@ -168,7 +168,7 @@ class ColorCells(Launch):
     """Write grid rows [first, last): each cell's mean of the bicubic picture minus its mean of the canvas.
 
     `canvas` is canvas row 8 * first, rows are canvas_w_px wide; taps as in
-    `yonos_trt.color_cells.CellTaps`. Grid row g of `out` (ring, columns, 3) lies at g % ring.
+    `yonos_trt.tiles.color_cells.CellTaps`. Grid row g of `out` (ring, columns, 3) lies at g % ring.
     """
 
     name = "color_cells"
@@ -237,7 +237,7 @@ class Fold(Launch):
 
 @dataclass(frozen=True, slots=True)
 class Affine(Launch):
-    """Write three gains and three offsets, float32, as `yonos_trt.color_cells.affine` does."""
+    """Write three gains and three offsets, float32, as `yonos_trt.tiles.color_cells.affine` does."""
 
     name = "affine"
     wanted: Address

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.errors import InputError
-from yonos_trt.tiling import bicubic_taps
+from yonos_trt.tiles.bicubic import bicubic_taps
 
 __all__ = ["fill_hidden", "unpremultiply", "upscale_alpha"]
 

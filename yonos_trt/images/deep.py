@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.errors import InputError, MissingExtraError
-from yonos_trt.host_memory import require_bytes
+from yonos_trt.host import require_bytes
 from yonos_trt.images.alpha import unpremultiply
 from yonos_trt.images.header import Header, MalformedError
 from yonos_trt.images.metadata import color_of, picture_fields, upright

@@ -12,7 +12,7 @@ import struct
 import threading
 from collections.abc import Iterator
 
-from yonos_trt.host_memory import require_bytes
+from yonos_trt.host import require_bytes
 from yonos_trt.images.header import Header, MalformedError
 
 __all__ = ["check_jpeg_pixels", "jpeg_header", "segments"]

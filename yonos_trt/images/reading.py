@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.errors import InputError, MissingExtraError, OutOfMemoryError, is_of_memory
-from yonos_trt.host_memory import require_bytes
+from yonos_trt.host import require_bytes
 from yonos_trt.images.deep import deep_png, deep_tiff, pillow_keeps_tiff
 from yonos_trt.images.header import FORMAT_SUFFIXES, Header, MalformedError
 from yonos_trt.images.inspection import check_png_pixels, inspect

@@ -14,6 +14,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from yonos_trt.engine.manifest import (
+    Artifact,
+    EngineManifest,
+    FileRecord,
+    Precision,
+    Runtime,
+    Stage,
+    read_file,
+)
 from yonos_trt.errors import (
     EngineDeviceError,
     EngineIntegrityError,
@@ -21,7 +30,6 @@ from yonos_trt.errors import (
     EngineVersionError,
     YonosError,
 )
-from yonos_trt.manifest import Artifact, EngineManifest, FileRecord, Precision, Runtime, Stage, read_file
 
 __all__ = ["PlanHeader", "build_command", "pick_engines", "read_engine", "read_header"]
 

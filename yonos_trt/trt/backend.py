@@ -3,7 +3,7 @@
 The calls from `gather` to `step` only take notes; `decode` queues the whole batch on the next lane in turn,
 as one CUDA graph from its second use on; `blend` queues an addition on the canvas stream; what `finish` gives
 fixes colours and rounds on the device, and its `push` waits, as nothing else does while a picture runs. Order
-and slots are `yonos_trt.lanes`, buffers `yonos_trt.memory`.
+and slots are `yonos_trt.cuda.lanes`, buffers `yonos_trt.trt.memory`.
 
 A tile with NaN or infinity is left out of the canvas by the blend kernel, found at the next push, and run
 again on the directory's FP32 engines if it has any; otherwise it is a `NumericError`.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yonos_trt.backend import Array, Backend, TileBatch
+from yonos_trt.backends.base import Array, Backend
 from yonos_trt.cuda.arrays import DeviceView, device_index, view_of
 from yonos_trt.cuda.device import Driver
 from yonos_trt.cuda.launches import DevicePicture
@@ -27,7 +27,7 @@ from yonos_trt.errors import (
     ConfigError,
     InputError,
 )
-from yonos_trt.tiling import TilePlan
+from yonos_trt.tiles.plan import TileBatch, TilePlan
 from yonos_trt.trt.buffers import batch_index
 from yonos_trt.trt.finish import DeviceFinish
 from yonos_trt.trt.notes import Canvas, Pending, Source, Tiles, noted
@@ -41,7 +41,7 @@ _GRAPHS_PER_LANE = 16
 
 
 class TrtBackend(TrtResources):
-    """Run an engine directory's TensorRT engines; the methods are those of `yonos_trt.backend.Backend`.
+    """Run an engine directory's TensorRT engines; the methods are those of `yonos_trt.backends.base.Backend`.
 
     Parameters
     ----------
@@ -224,7 +224,7 @@ class TrtBackend(TrtResources):
         return array[:, : plan.width_px].copy()
 
     def finish(self, source: Source, canvas: Canvas, plan: TilePlan, *, color_fix: str) -> DeviceFinish:
-        """Fix the colours of this canvas and round its rows on the device; see `yonos_trt.finish.Finish`.
+        """Fix the colours of this canvas and round its rows on the device; see `yonos_trt.backends.finish`.
 
         Raises
         ------

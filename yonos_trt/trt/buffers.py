@@ -1,4 +1,4 @@
-"""The device buffers of one plan: allocated from the table in `yonos_trt.memory` and filled once."""
+"""The device buffers of one plan: allocated from the table in `yonos_trt.trt.memory` and filled once."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yonos_trt.color_cells import HALO_ROWS_PX, cell_taps
 from yonos_trt.cuda.device import Driver, Memory
 from yonos_trt.cuda.kernels import TileKernels
+from yonos_trt.cuda.lanes import LaneScheduler, Picture, Slot
 from yonos_trt.cuda.launches import Blend
+from yonos_trt.engine.manifest import EngineManifest
 from yonos_trt.errors import OutOfMemoryError
-from yonos_trt.lanes import LaneScheduler, Picture, Slot
-from yonos_trt.manifest import EngineManifest
-from yonos_trt.memory import BatchShape, Layout, finish_layout, layout
-from yonos_trt.tile_batches import TileBatch, batches
-from yonos_trt.tiling import TilePlan
+from yonos_trt.tiles.color_cells import HALO_ROWS_PX, cell_taps
+from yonos_trt.tiles.plan import TileBatch, TilePlan, batches
 from yonos_trt.trt.lane import LaneNetworks
+from yonos_trt.trt.memory import BatchShape, Layout, finish_layout, layout
 
 __all__ = ["PlanBuffers", "batch_index"]
 
@@ -96,7 +95,7 @@ class PlanBuffers:
                 self._driver.copy_in(address, pinned, table.nbytes, stream)
 
     def for_finish(self, color_fix: str, item_bytes: int, order: Picture) -> dict[str, int]:
-        """Return the buffers of `yonos_trt.memory.finish_layout`; the wavelet fix's taps are in place.
+        """Return the buffers of `yonos_trt.trt.memory.finish_layout`; the wavelet fix's taps are in place.
 
         Raises
         ------

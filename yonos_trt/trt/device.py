@@ -13,8 +13,7 @@ from yonos_trt.cuda.arrays import DeviceArray, DeviceView, stream_handle
 from yonos_trt.cuda.device import Driver
 from yonos_trt.errors import ConfigError, InputError, OutOfMemoryError
 from yonos_trt.planning import PicturePlan
-from yonos_trt.tile_batches import batches
-from yonos_trt.tiling import TilePlan, rows_final_after_band
+from yonos_trt.tiles.plan import TilePlan, batches, rows_final_after_band
 from yonos_trt.trt.backend import TrtBackend
 
 __all__ = ["upscale_on_device", "upscale_same_kind"]

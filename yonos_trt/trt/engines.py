@@ -12,14 +12,14 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from yonos_trt.engine.manifest import Artifact, Stage
+from yonos_trt.engine.onnx_graph import Graph
 from yonos_trt.errors import (
     CudaError,
     EngineDeviceError,
     ManifestError,
     ProfileError,
 )
-from yonos_trt.manifest import Artifact, Stage
-from yonos_trt.onnx_graph import Graph
 from yonos_trt.trt.kernel_cache import KernelCache
 from yonos_trt.trt.module import TensorRT
 from yonos_trt.trt.refit import refit

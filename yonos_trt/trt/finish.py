@@ -12,11 +12,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from yonos_trt.backend import Array
-from yonos_trt.color import MODES, finished_rows
-from yonos_trt.color_cells import BLOCK_PX, cell_taps, progress
+from yonos_trt.backends.base import Array
+from yonos_trt.backends.finish import Clock
 from yonos_trt.cuda.device import Driver, Memory
 from yonos_trt.cuda.kernels import TileKernels
+from yonos_trt.cuda.lanes import LaneScheduler, Picture
 from yonos_trt.cuda.launches import (
     Affine,
     BicubicMoments,
@@ -28,11 +28,11 @@ from yonos_trt.cuda.launches import (
     Moments,
 )
 from yonos_trt.errors import ConfigError
-from yonos_trt.finish import Clock
-from yonos_trt.lanes import LaneScheduler, Picture
-from yonos_trt.memory import finish_layout, fold_counts, grid_shape
-from yonos_trt.tiling import TilePlan
+from yonos_trt.tiles.color import MODES, finished_rows
+from yonos_trt.tiles.color_cells import BLOCK_PX, cell_taps, progress
+from yonos_trt.tiles.plan import TilePlan
 from yonos_trt.trt.buffers import PlanBuffers
+from yonos_trt.trt.memory import finish_layout, fold_counts, grid_shape
 from yonos_trt.trt.notes import Canvas
 from yonos_trt.trt.ranges import Nvtx
 from yonos_trt.trt.repair import Repair
@@ -43,7 +43,7 @@ __all__ = ["DeviceFinish"]
 class DeviceFinish:
     """One picture's rows on their way from the canvas to the host, or to device memory.
 
-    Implements `yonos_trt.finish.Finish`.
+    Implements `yonos_trt.backends.finish.Finish`.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class DeviceFinish:
     # --- to the host --------------------------------------------------------------------------------------
 
     def push(self, y0_px: int, y1_px: int, clock: Clock) -> Array:
-        """See `yonos_trt.finish.Finish`. Waits, and runs tiles with NaN or infinity again.
+        """See `yonos_trt.backends.finish.Finish`. Waits, and runs tiles with NaN or infinity again.
 
         Raises
         ------

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from yonos_trt.atomic import atomic_file, remove_leftovers
-from yonos_trt.manifest import Artifact
+from yonos_trt.engine.manifest import Artifact
 
 __all__ = ["KernelCache"]
 

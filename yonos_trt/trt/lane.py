@@ -7,9 +7,9 @@ from collections.abc import Hashable
 from yonos_trt.cuda.device import Memory
 from yonos_trt.cuda.kernels import TileKernels
 from yonos_trt.cuda.launches import Check, DevicePicture, Gather, Noise
-from yonos_trt.manifest import EngineManifest
-from yonos_trt.memory import BatchShape, Layout, tensor_shapes
+from yonos_trt.engine.manifest import EngineManifest
 from yonos_trt.trt.engines import Engine
+from yonos_trt.trt.memory import BatchShape, Layout, tensor_shapes
 from yonos_trt.trt.ranges import Ranges, no_ranges
 
 __all__ = ["LaneNetworks", "buffer_dtypes", "stage_inputs"]

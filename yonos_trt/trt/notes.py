@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from yonos_trt.cuda.lanes import Slot
 from yonos_trt.cuda.launches import DevicePicture
 from yonos_trt.errors import ConfigError
-from yonos_trt.lanes import Slot
-from yonos_trt.tile_batches import TileBatch
-from yonos_trt.tiling import TilePlan
+from yonos_trt.tiles.plan import TileBatch, TilePlan
 
 __all__ = ["Canvas", "Pending", "Source", "Tiles", "noted"]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from yonos_trt.tile_batches import TileBatch
+from yonos_trt.tiles.plan import TileBatch
 
 __all__ = ["Nvtx", "Ranges", "no_ranges"]
 

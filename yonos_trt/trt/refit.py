@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from yonos_trt.engine.manifest import Artifact, Stage
+from yonos_trt.engine.onnx_graph import Graph, read_graph
 from yonos_trt.errors import EngineDeviceError, EngineNotFoundError
-from yonos_trt.manifest import Artifact, Stage
-from yonos_trt.onnx_graph import Graph, read_graph
 
 __all__ = ["refit", "weights_of"]
 

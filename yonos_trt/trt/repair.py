@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 
 from yonos_trt.cuda.device import Driver
 from yonos_trt.cuda.kernels import TileKernels
+from yonos_trt.cuda.lanes import LaneScheduler, Picture
 from yonos_trt.cuda.launches import DevicePicture
+from yonos_trt.engine.manifest import EngineManifest
 from yonos_trt.errors import NumericError
-from yonos_trt.lanes import LaneScheduler, Picture
-from yonos_trt.manifest import EngineManifest
-from yonos_trt.memory import BatchShape, layout, tensor_shapes
-from yonos_trt.tile_batches import TileBatch
+from yonos_trt.tiles.plan import TileBatch
 from yonos_trt.trt.buffers import PlanBuffers, batch_index
 from yonos_trt.trt.engines import Engine
 from yonos_trt.trt.lane import LaneNetworks
+from yonos_trt.trt.memory import BatchShape, layout, tensor_shapes
 from yonos_trt.trt.notes import Canvas, Tiles
 
 __all__ = ["Repair"]

@@ -11,6 +11,8 @@ from typing import Any
 
 from yonos_trt.cuda.device import Driver, Graphs, Memory
 from yonos_trt.cuda.kernels import TileKernels
+from yonos_trt.cuda.lanes import LaneScheduler
+from yonos_trt.engine.manifest import EngineManifest, Precision, Runtime, load_manifest
 from yonos_trt.errors import (
     ClosedError,
     ConfigError,
@@ -19,16 +21,14 @@ from yonos_trt.errors import (
     EngineNotFoundError,
     EngineVersionError,
 )
-from yonos_trt.lanes import LaneScheduler
-from yonos_trt.manifest import EngineManifest, Precision, Runtime, load_manifest
-from yonos_trt.memory import CONTEXT_BYTES, SLOTS_PER_LANE, BatchShape, finish_layout, layout
 from yonos_trt.planning import WorkingBytes
-from yonos_trt.tiling import TilePlan
+from yonos_trt.tiles.plan import TilePlan
 from yonos_trt.trt.artifacts import pick_engines, read_engine
 from yonos_trt.trt.buffers import PlanBuffers
 from yonos_trt.trt.engines import Context, Engine, check_dtypes
 from yonos_trt.trt.kernel_cache import KernelCache
 from yonos_trt.trt.lane import LaneNetworks, buffer_dtypes, stage_inputs
+from yonos_trt.trt.memory import CONTEXT_BYTES, SLOTS_PER_LANE, BatchShape, finish_layout, layout
 from yonos_trt.trt.module import TensorRT
 from yonos_trt.trt.notes import Source
 from yonos_trt.trt.ranges import Nvtx

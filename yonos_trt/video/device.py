@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from yonos_trt.errors import ConfigError, EngineDeviceError, MissingExtraError
 from yonos_trt.video.encode import FrameEncoder
 from yonos_trt.video.format import EncoderSettings, OutputFormat, output_format
-from yonos_trt.video.nvcodec import ENCODERS, Nvidia, input_obstacle, open_nvidia, output_obstacle
+from yonos_trt.video.nvidia.nvcodec import ENCODERS, Nvidia, input_obstacle, open_nvidia, output_obstacle
 from yonos_trt.video.read import VideoReader
 from yonos_trt.video.segment_encode import Encoder
 
@@ -52,7 +52,7 @@ class DevicePath:
         """What makes the encoder of a segment."""
         if self.nvidia is None or not self.form.nvenc:
             return FrameEncoder
-        from yonos_trt.video.nvenc import NvencEncoder
+        from yonos_trt.video.nvidia.nvenc import NvencEncoder
 
         return partial(NvencEncoder, nvidia=self.nvidia)
 
@@ -97,7 +97,7 @@ def device_path(options: Wishes, reader: VideoReader, scale: int) -> DevicePath:
     if nvidia is not None:
         obstacle = input_obstacle(info, nvidia)
         if options.encoder.vcodec in ENCODERS:
-            from yonos_trt.video.nvenc import nvenc_format
+            from yonos_trt.video.nvidia.nvenc import nvenc_format
 
             form = nvenc_format(options.encoder, info, scale=scale, force=options.force)
             obstacle = obstacle or output_obstacle(form, nvidia)
@@ -109,7 +109,7 @@ def device_path(options: Wishes, reader: VideoReader, scale: int) -> DevicePath:
             )
         log.warning("%s goes through host memory: %s", info.name, obstacle)
         return on_host()
-    from yonos_trt.video.nvdec import NvdecDecoder
+    from yonos_trt.video.nvidia.nvdec import NvdecDecoder
 
     reader.decode_with(partial(NvdecDecoder, nvidia, info))
     return DevicePath(form or on_host().form, nvidia)

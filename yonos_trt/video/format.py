@@ -60,7 +60,7 @@ class OutputFormat:
     rate: Fraction
     time_base: Fraction
     options: tuple[tuple[str, str], ...]
-    nvenc: bool = False  # encoded in device memory by `yonos_trt.video.nvenc`
+    nvenc: bool = False  # encoded in device memory by `yonos_trt.video.nvidia.nvenc`
 
 
 def _codec(name: str) -> Any:

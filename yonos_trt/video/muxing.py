@@ -127,7 +127,7 @@ class Muxing:
         if not self._segments:
             return None, b"", False
         if form.nvenc:
-            from yonos_trt.video.nvenc import stream_template
+            from yonos_trt.video.nvidia.nvenc import stream_template
 
             described = stack.enter_context(stream_template(form, _beginning(self._segments[0])))
             template = described.streams.video[0]

@@ -8,7 +8,7 @@ from yonos_trt.errors import ConfigError
 from yonos_trt.video.format import EncoderSettings
 from yonos_trt.video.info import check_interval
 from yonos_trt.video.mux import MuxReport
-from yonos_trt.video.nvcodec import HWACCELS
+from yonos_trt.video.nvidia.nvcodec import HWACCELS
 
 __all__ = ["VideoOptions", "VideoReport"]
 

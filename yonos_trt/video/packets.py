@@ -13,7 +13,7 @@ UNCOUNTED_CODECS = {"vp8", "libvpx"}
 
 
 class PacketDecoder(Protocol):
-    """What may decode instead of FFmpeg; see `yonos_trt.video.nvdec`."""
+    """What may decode instead of FFmpeg; see `yonos_trt.video.nvidia.nvdec`."""
 
     @property
     def errors(self) -> tuple[type[BaseException], ...]:

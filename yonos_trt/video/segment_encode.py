@@ -19,7 +19,7 @@ __all__ = ["Encoder", "SegmentedEncoder"]
 
 
 class Encoder(Protocol):
-    """What `FrameEncoder` and `yonos_trt.video.nvenc.NvencEncoder` have in common."""
+    """What `FrameEncoder` and `yonos_trt.video.nvidia.nvenc.NvencEncoder` have in common."""
 
     @property
     def extradata(self) -> bytes:

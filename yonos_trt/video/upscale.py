@@ -7,7 +7,7 @@
 
 This module only joins the stages. ``upscale`` is any callable from an RGB array to one ``scale`` times as
 large, for example ``SR().upscale``. With ``hwaccel`` the reader decodes with NVDEC, and the encoder is NVENC
-where it was named: then pictures are arrays in device memory all the way (`yonos_trt.video.nvcodec`).
+where it was named: then pictures are arrays in device memory all the way (`yonos_trt.video.nvidia.nvcodec`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,211 @@
+"""Export a model of Stable Diffusion 2.1's size with random weights, and write down seconds and gigabytes.
+
+    python benchmarks/studies/full_size_export.py [--work FOLDER] [--no-verify] [--out FILE.json]
+    python benchmarks/studies/full_size_export.py --graphs FOLDER [--out FILE.json]  # engines only
+
+An 866 M parameter U-Net (8 input channels) and AutoencoderKL go the whole way: FP32 graphs, range check, FP16
+graphs with parity, TensorRT-RTX engines (no GPU needed). Wants about 12 GB of memory and 25 GB of disk. Each
+phase runs in the one process of the export; memory is its peak resident set up to the end of the phase.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from machine import header
+from yonos_export import ExportConfig, export
+
+from yonos_trt.engine.manifest import load_manifest
+
+# Sizes from the config files of stabilityai/stable-diffusion-2-1; the U-Net reads noise and the LR latent.
+UNET: dict[str, Any] = {
+    "sample_size": 64,
+    "in_channels": 8,
+    "out_channels": 4,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "attention_head_dim": [5, 10, 20, 20],
+    "cross_attention_dim": 1024,
+    "use_linear_projection": True,
+}
+VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 512,
+}
+
+
+def make_folder(folder: Path) -> dict[str, int]:
+    """Write the diffusers folder; return the parameters of each part."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    unet, vae = UNet2DConditionModel(**UNET), AutoencoderKL(**VAE)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction"
+    )
+    unet.save_pretrained(folder / "unet")
+    vae.save_pretrained(folder / "vae")
+    scheduler.save_pretrained(folder / "scheduler")
+    save_file({"context": torch.randn(1, 77, UNET["cross_attention_dim"])}, folder / "context.safetensors")
+    return {
+        "unet": sum(p.numel() for p in unet.parameters()),
+        "autoencoder": sum(p.numel() for p in vae.parameters()),
+    }
+
+
+def peak_gb() -> float:
+    """Peak resident set of this process so far, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+class Phases:
+    """Progress callback that notes when each phase began and how much memory was used by its end."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._name, self._began = "", time.perf_counter()
+
+    def __call__(self, what: str, done: float) -> None:
+        if what == self._name:
+            return
+        now = time.perf_counter()
+        if self._name:
+            self.rows.append({"phase": self._name, "seconds": now - self._began, "peak_gb": peak_gb()})
+            print(f"{self._name:<40} {now - self._began:7.1f} s  {peak_gb():5.1f} GB", flush=True)
+        self._name, self._began = what, now
+
+
+# Tiles of the engines' profile in output px: smallest, best, largest; and the batch.
+TILES, BATCH = ((256, 256), (512, 512), (1024, 1024)), 8
+
+
+def build_from_graphs(graphs: Path) -> dict[str, Any]:
+    """Build the three engines from ``STAGE.fp16.onnx``; return what each took, memory as the peak so far."""
+    from yonos_export.engine_from_onnx import build_engine
+    from yonos_export.engine_options import EngineOptions, profile_shapes
+    from yonos_export.model_info import ModelInfo
+
+    info = ModelInfo("full-size", 4, 4, 8, 999.0, 0.068, 0.998, 256, 512, 1024, 64, 64)
+    config = ExportConfig(
+        source=graphs,
+        engine_dir=graphs,
+        min_shape=TILES[0],
+        opt_shape=TILES[1],
+        max_shape=TILES[2],
+        batch=BATCH,
+    )
+    shapes, rows = profile_shapes(info, config), []
+    for stage in shapes:
+        with tempfile.TemporaryDirectory(dir=graphs) as scratch:
+            built = build_engine(
+                graphs / f"{stage}.fp16.onnx",
+                Path(scratch) / f"{stage}.engine",
+                shapes[stage],
+                EngineOptions(runtime="tensorrt-rtx"),
+                stage=stage,
+            )
+            graph_bytes = sum(p.stat().st_size for p in graphs.glob(f"{stage}.fp16.onnx*"))
+            row = {
+                "stage": stage,
+                "seconds": built.seconds,
+                "peak_gb": peak_gb(),
+                "graph_bytes": graph_bytes,
+                "engine_bytes": built.path.stat().st_size,
+                "tensorrt_version": built.tensorrt_version,
+            }
+        print(json.dumps(row), flush=True)
+        rows.append(row)
+    return {"engines": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--work", type=Path, help="scratch folder (default: a temporary one)")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument(
+        "--graphs", type=Path, help="folder with FP16 graphs: build their engines, nothing else"
+    )
+    parser.add_argument("--no-verify", dest="verify", action="store_false", help="leave parity out")
+    parser.add_argument("--verify-tile", type=int, default=256)
+    options = parser.parse_args()
+    if options.graphs is not None:
+        finish(build_from_graphs(options.graphs), options.out)
+        return
+    work = Path(tempfile.mkdtemp(prefix="full-size-", dir=options.work))
+    try:
+        source, target = work / "model", work / "engines"
+        parameters = make_folder(source)
+        phases = Phases()
+        export(
+            ExportConfig(
+                source=source,
+                engine_dir=target,
+                precision="fp16",
+                runtime="tensorrt-rtx",
+                keep_fp32=False,
+                min_shape=TILES[0],
+                opt_shape=TILES[1],
+                max_shape=TILES[2],
+                batch=BATCH,
+                verify=options.verify,
+                verify_tile_px=options.verify_tile,
+            ),
+            progress=phases,
+        )
+        manifest = load_manifest(target, verify=False)
+        artifacts = [
+            {
+                "stage": name,
+                "runtime": artifact.runtime,
+                "precision": artifact.precision,
+                "bytes": artifact.bytes + sum(record.bytes for record in artifact.external),
+            }
+            for name, stage in manifest.stages.items()
+            for artifact in stage.artifacts
+        ]
+        parity = {
+            stage: {
+                precision: {"max_error": f.max_error, "psnr_db": f.psnr_db, "cosine": f.cosine}
+                for precision, f in figures.items()
+            }
+            for stage, figures in manifest.parity.stages.items()
+        }
+        document = {
+            "parameters": parameters,
+            "phases": phases.rows,
+            "artifacts": artifacts,
+            "parity": parity,
+            "end_to_end_psnr_db": dict(manifest.parity.end_to_end_psnr_db),
+        }
+        finish(document, options.out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def finish(document: dict[str, Any], out: Path | None) -> None:
+    """Print the document with its origin, and write it."""
+    command = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
+    text = json.dumps({**header("full_size_export", command, peaks=False), **document}, indent=2)
+    print(text)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""`OrtBackend`: the three stages as ONNX Runtime sessions, the tile kernels on the host.
+
+The CPU execution provider is the default; any other provider of the installed ONNX Runtime can be named.
+There is one session per stage: `InferenceSession.run` may be called from several threads, so all lanes share
+the weights and one thread pool.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from yonos_trt.backends.base import Array
+from yonos_trt.backends.numpy import NumpyBackend
+from yonos_trt.backends.telemetry import import_onnxruntime
+from yonos_trt.engine.manifest import Artifact, EngineManifest, Precision, Stage, load_manifest
+from yonos_trt.engine.onnx_graph import LARGEST_MODEL_BYTES, Graph, read_graph
+from yonos_trt.engine.restore import dial_of
+from yonos_trt.errors import (
+    ClosedError,
+    ConfigError,
+    EngineIntegrityError,
+    EngineNotFoundError,
+    ManifestError,
+    OutOfMemoryError,
+)
+from yonos_trt.host import usable_cpus
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+__all__ = ["CPU_PROVIDER", "OrtBackend", "pick_onnx"]
+
+_log = logging.getLogger(__name__)
+
+CPU_PROVIDER = "CPUExecutionProvider"
+Provider = str | tuple[str, Mapping[str, Any]]
+
+# Hands over external data that is too large for one message; older ONNX Runtimes lack it.
+_FILES_IN_MEMORY = "add_external_initializers_from_files_in_memory"
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+# How ONNX Runtime's providers word a failed allocation.
+_MEMORY_WORDS = ("failed to allocate memory", "bad_alloc", "out of memory", "bad allocation")
+
+
+def pick_onnx(
+    manifest: EngineManifest,
+    engine_dir: Path,
+    precision: Precision | None = None,
+    *,
+    restore: float | None = None,
+) -> dict[str, Artifact]:
+    """Choose an ONNX artifact for every stage: `precision`, or else fp32 before fp16 before bf16.
+
+    Of a model with a dial, the graph must have one or be made where `restore` wants it.
+
+    Raises
+    ------
+    EngineNotFoundError
+        A stage has no such artifact; the message names the command that makes it.
+    """
+    wanted: tuple[Precision, ...] = (precision,) if precision else ("fp32", "fp16", "bf16")
+    picked: dict[str, Artifact] = {}
+    for name, stage in manifest.stages.items():
+        for candidate in wanted:
+            found = stage.find("onnx", candidate)
+            if fitting := [a for a in found if a.dial is not None or (a.restore or 0.0) == (restore or 0.0)]:
+                picked[name] = fitting[0]
+                break
+            if found and precision:
+                raise EngineNotFoundError(
+                    f"the {precision} graph of the stage {name} in {engine_dir} was made with restore = "
+                    f"{found[0].restore or 0.0}, wanted is {restore}; make another with: yonos-export "
+                    f"{engine_dir} --engine-dir {engine_dir} --{precision} --onnx-only --restore {restore}"
+                )
+        else:
+            have = ", ".join(f"{a.runtime} {a.precision}" for a in stage.artifacts) or "nothing"
+            flag = f"--{precision or 'fp32'}"
+            raise EngineNotFoundError(
+                f"{engine_dir} has no ONNX {precision or 'graph'} for the stage {name} (it has: {have}); "
+                f"make one with: yonos-export CHECKPOINT --engine-dir {engine_dir} {flag} --onnx-only"
+            )
+    return picked
+
+
+class OrtBackend(NumpyBackend):
+    """Run an engine directory's ONNX graphs.
+
+    Parameters
+    ----------
+    engine_dir
+        The engine directory.
+    manifest
+        Its manifest, if it was loaded already.
+    precision
+        Which artifacts to take; None takes fp32 where there is one.
+    providers
+        ONNX Runtime execution providers, names or ``(name, options)``, best first.
+    threads
+        Threads of the networks, over all lanes, and of the tile kernels; None takes all usable CPUs.
+    lanes
+        How many tile batches may be inside the sessions at once; each has ``threads / lanes`` threads. Tiles
+        side by side cost fewer CPU seconds than one tile split over the threads (docs/benchmarks.md), but
+        a picture of one tile then has one lane's threads.
+    kernels
+        "native" (falls back to NumPy where not built) or "numpy".
+    restore
+        Where the dial of the graphs stands, 0 to 1; None: the model's default.
+
+    Raises
+    ------
+    ConfigError
+        A provider is not part of the installed ONNX Runtime.
+    EngineNotFoundError, EngineIntegrityError, ManifestError
+        An artifact is not there, was altered, cannot be opened, or has other tensors than the manifest says.
+    """
+
+    def __init__(
+        self,
+        engine_dir: str | os.PathLike[str],
+        manifest: EngineManifest | None = None,
+        *,
+        precision: Precision | None = None,
+        providers: Sequence[Provider] = (CPU_PROVIDER,),
+        threads: int | None = None,
+        lanes: int = 1,
+        kernels: str = "native",
+        restore: float | None = None,
+    ) -> None:
+        root = Path(engine_dir)
+        threads = threads or usable_cpus()
+        super().__init__(
+            manifest or load_manifest(root, verify=False), lanes=lanes, kernels=kernels, threads=threads
+        )
+        ort = import_onnxruntime()
+        known = ort.get_available_providers()
+        for provider in providers:
+            name = provider if isinstance(provider, str) else provider[0]
+            if name not in known:
+                raise ConfigError(
+                    f"this ONNX Runtime has no execution provider {name!r}, it has {', '.join(known)}; "
+                    "install the onnxruntime package that brings it, or name another one"
+                )
+        self.restore = dial_of(self.manifest, restore)
+        self._sessions: dict[str, _Session] = {}
+        for name, artifact in pick_onnx(self.manifest, root, precision, restore=self.restore).items():
+            graph = read_graph(root, artifact, restore=self.restore)
+            stage = getattr(self.manifest.stages, name)
+            self._sessions[name] = _Session(
+                name, graph, stage, self.manifest, providers, max(1, threads // lanes)
+            )
+        _log.info(
+            "opened %s with ONNX Runtime %s: %s, %d threads, %d lanes, %s kernels",
+            self.manifest.model.name, ort.__version__, [str(p) for p in providers], threads, lanes,
+            self.kernels.name,
+        )  # fmt: skip
+
+    def _run(self, name: str, *arrays: Array) -> Array:
+        session = self._sessions.get(name)
+        if session is None:
+            raise ClosedError("the ONNX Runtime sessions are closed; open the engine directory again")
+        return session(*arrays)
+
+    def encode(self, tiles: Array, *, lane: int) -> Array:
+        """Run the encoder's session."""
+        return self._run("encoder", tiles)
+
+    def step(self, noise: Array, z_l: Array, *, lane: int) -> Array:
+        """Run the step's session."""
+        return self._run("step", noise, z_l)
+
+    def decode(self, z_0: Array, *, lane: int) -> Array:
+        """Run the decoder's session; the result is float32 whatever the graph's output is."""
+        return self._run("decoder", z_0).astype(np.float32, copy=False)
+
+    def close(self) -> None:
+        """Drop the sessions; a run in another thread ends first."""
+        self._sessions.clear()
+
+
+class _Session:
+    """One opened graph, checked against the manifest."""
+
+    def __init__(
+        self,
+        name: str,
+        graph: Graph,
+        stage: Stage,
+        manifest: EngineManifest,
+        providers: Sequence[Provider],
+        threads: int,
+    ) -> None:
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Threads that wait for work would spin: through the time of the tile kernels, and against other
+        # processes (on two cores with other work it doubled wall and CPU time, measured 2026-11-21).
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads > 1 else "1")
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        path, model = graph.path, graph.model
+        if graph.external:
+            if graph.nbytes > LARGEST_MODEL_BYTES and hasattr(options, _FILES_IN_MEMORY):
+                names, files = list(graph.external), list(graph.external.values())
+                getattr(options, _FILES_IN_MEMORY)(names, files, list(map(len, files)))
+            else:
+                model = graph.inlined()
+        try:
+            self._session: onnxruntime.InferenceSession = ort.InferenceSession(
+                model, sess_options=options, providers=[_plain(p) for p in providers]
+            )
+        except Exception as error:
+            if any(words in str(error).lower() for words in _MEMORY_WORDS):
+                raise OutOfMemoryError(
+                    f"ONNX Runtime ran out of memory when it opened {path}", asked_bytes=graph.nbytes
+                ) from error
+            raise EngineIntegrityError(
+                f"ONNX Runtime {ort.__version__} cannot open {path}: {_first_line(error)}; "
+                "export the model again with this yonos-export, or update onnxruntime"
+            ) from error
+        self._name = name
+        inputs = [(i.name, i.shape, i.type) for i in self._session.get_inputs()]
+        outputs = [(o.name, o.shape, o.type) for o in self._session.get_outputs()]
+        for kind, found, wanted in (("inputs", inputs, stage.inputs), ("outputs", outputs, stage.outputs)):
+            if sorted(n for n, _, _ in found) != sorted(t.name for t in wanted):
+                raise ManifestError(
+                    f"{path} has the {kind} {[n for n, _, _ in found]}, the manifest says "
+                    f"{[t.name for t in wanted]}; export the model again"
+                )
+            for tensor in wanted:
+                shape, dtype = next((s, t) for n, s, t in found if n == tensor.name)
+                channels = 3 if tensor.name == "image" else manifest.model.latent_channels
+                if len(shape) != 4 or (isinstance(shape[1], int) and shape[1] != channels):
+                    raise ManifestError(
+                        f"{path}: {tensor.name} has the shape {shape}, expected (N, {channels}, h, w); "
+                        "export the model again"
+                    )
+                if dtype not in _DTYPES:
+                    raise ManifestError(
+                        f"{path}: {tensor.name} is {dtype}, expected one of {', '.join(_DTYPES)}; "
+                        "export the model again"
+                    )
+        types = {n: _DTYPES[t] for n, _, t in inputs}
+        self._inputs = [(t.name, types[t.name]) for t in stage.inputs]
+        self._outputs = [stage.outputs[0].name]
+
+    def __call__(self, *arrays: Array) -> Array:
+        feed = {
+            name: np.ascontiguousarray(array, dtype)
+            for (name, dtype), array in zip(self._inputs, arrays, strict=True)
+        }
+        try:
+            result: Array = self._session.run(self._outputs, feed)[0]
+        except Exception as error:
+            text = str(error).lower()
+            if any(words in text for words in _MEMORY_WORDS):
+                asked = sum(a.nbytes for a in feed.values())
+                raise OutOfMemoryError(
+                    f"the {self._name} ran out of memory on tiles of {next(iter(feed.values())).shape} "
+                    f"({asked} bytes in)"
+                ) from error
+            raise EngineIntegrityError(
+                f"ONNX Runtime failed in the {self._name} on {[a.shape for a in feed.values()]}: "
+                f"{_first_line(error)}; choose a tile size between the manifest's smallest and largest, "
+                "or export the model again"
+            ) from error
+        return result
+
+
+def _plain(provider: Provider) -> str | tuple[str, dict[str, Any]]:
+    return provider if isinstance(provider, str) else (provider[0], dict(provider[1]))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

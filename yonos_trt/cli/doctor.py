@@ -1,0 +1,119 @@
+"""What this machine can run: versions, CPUs, native kernels, ONNX Runtime, driver, GPUs, TensorRT, models."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from importlib import metadata
+from typing import Any
+
+import yonos_trt
+from yonos_trt.backends.choose import shipped_models
+from yonos_trt.backends.telemetry import import_onnxruntime
+from yonos_trt.cuda.probe import probe_driver
+from yonos_trt.errors import install_command
+from yonos_trt.host import python_command, usable_cpus
+from yonos_trt.tiles.kernels import HOW_TO_COMPILE, host_kernels
+
+__all__ = ["examine", "lines"]
+
+_IMPORT_TIMEOUT_S = 60.0
+_OPTIONAL = (("av", "video"), ("pyvips", "images"), ("tifffile", "images"), ("openvino", "openvino"))
+
+
+def examine() -> dict[str, Any]:
+    """Collect the facts as plain data; never raises, never hangs (a child process asks the driver)."""
+    driver = probe_driver()
+    return {
+        "yonos_trt": yonos_trt.__version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpus": {"present": os.cpu_count(), "usable": usable_cpus()},
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "kernels": host_kernels().name,
+        "onnxruntime": _onnxruntime(),
+        "driver": {
+            "cuda": driver.version,
+            "problem": driver.problem,
+            "gpus": [
+                {"index": d.index, "name": d.name, "compute_capability": d.compute_capability,
+                 "memory_bytes": d.memory_bytes}
+                for d in driver.devices
+            ],
+        },
+        "tensorrt": {name: _imports(name) for name in ("tensorrt", "tensorrt_rtx")},
+        "optional": {name: _is_there(name) for name, _ in _OPTIONAL},
+        "models": {name: str(path) for name, path in shipped_models().items()},
+    }  # fmt: skip
+
+
+def _onnxruntime() -> dict[str, Any]:
+    try:
+        onnxruntime = import_onnxruntime()
+    except ImportError as error:
+        return {"version": None, "providers": [], "problem": str(error)}
+    return {
+        "version": onnxruntime.__version__,
+        "providers": onnxruntime.get_available_providers(),
+        "problem": "",
+    }
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _imports(module: str) -> dict[str, Any]:
+    """Import a TensorRT module in a child process, so that whatever goes wrong stays there."""
+    if not _is_there(module):
+        return {"version": None, "problem": "not installed"}
+    try:
+        done = subprocess.run(
+            python_command(f"import {module}; print({module}.__version__)"),
+            capture_output=True,
+            text=True,
+            timeout=_IMPORT_TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"version": None, "problem": f"the import did not end: {type(error).__name__}"}
+    if done.returncode:
+        return {"version": None, "problem": (done.stderr.strip().splitlines() or ["failed"])[-1]}
+    return {"version": done.stdout.strip(), "problem": ""}
+
+
+def lines(facts: dict[str, Any]) -> Iterator[str]:
+    """Turn the facts into lines for a person, with what to do about each gap."""
+    yield f"yonos-trt      {facts['yonos_trt']}, Python {facts['python']}, {facts['system']}"
+    try:
+        yield f"packages       numpy {metadata.version('numpy')}, pillow {metadata.version('pillow')}"
+    except metadata.PackageNotFoundError as error:
+        yield f"packages       {error.name} is missing: {install_command()}"
+    cpus, omp = facts["cpus"], facts["omp_num_threads"]
+    limited = f", OMP_NUM_THREADS={omp}" if omp else ""
+    yield f"CPUs           {cpus['usable']} usable of {cpus['present']}{limited}"
+    slow = "" if facts["kernels"] == "native" else f" (slow); the compiled ones {HOW_TO_COMPILE}"
+    yield f"tile kernels   {facts['kernels']}{slow}"
+    ort = facts["onnxruntime"]
+    if ort["version"]:
+        yield f"ONNX Runtime   {ort['version']}: {', '.join(ort['providers'])}"
+    else:
+        yield f"ONNX Runtime   cannot be imported ({ort['problem']}): pip install onnxruntime"
+    driver = facts["driver"]
+    yield f"NVIDIA driver  {'CUDA ' + driver['cuda'] if driver['cuda'] else driver['problem']}"
+    for gpu in driver["gpus"]:
+        memory = gpu["memory_bytes"] / 2**30
+        yield f"GPU {gpu['index']}          {gpu['name']}, {gpu['compute_capability']}, {memory:.1f} GiB"
+    for module, extra in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "rtx")):
+        found = facts["tensorrt"][module]
+        state = found["version"] or f"{found['problem']}: {install_command(extra)}"
+        yield f"{module:<14} {state}"
+    missing = [f"{name} (extra {extra!r})" for name, extra in _OPTIONAL if not facts["optional"][name]]
+    yield f"not installed  {', '.join(missing) or 'nothing optional'}"
+    yield f"models         {', '.join(facts['models']) or 'none in this installation'}"

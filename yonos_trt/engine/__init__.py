@@ -1,0 +1,1 @@
+"""The engine directory: its manifest, its graphs, its dial."""

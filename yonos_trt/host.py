@@ -1,0 +1,202 @@
+"""What this machine gives the process: CPUs, memory, interpreters of its own."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+__all__ = [
+    "available_bytes",
+    "physical_bytes",
+    "python_command",
+    "require_bytes",
+    "startable_threads",
+    "usable_cpus",
+]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# CPUs
+
+
+def usable_cpus(root: Path = Path("/")) -> int:
+    """Return the CPUs of this process's affinity, within the CPU quota of its control groups; at least 1.
+
+    A container with ``--cpus 1.5`` sees every CPU of its host and is stopped for the rest of each period once
+    its threads have used 1.5 of them together. Part of a CPU counts as one. Both versions of control groups
+    are read, and those above this process's own as well: the smallest quota holds.
+
+    Parameters
+    ----------
+    root
+        Where ``proc`` and ``sys`` are.
+    """
+    # macOS and Windows have neither affinity nor control groups
+    present = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([present, *(math.ceil(quota) for quota in _quotas(root))]))
+
+
+def startable_threads(count: int) -> int:
+    """Return how many of ``count`` threads can be alive at once, by starting them for a moment."""
+    started: list[threading.Thread] = []
+    end = threading.Event()
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=end.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except (RuntimeError, MemoryError):
+        pass
+    finally:
+        end.set()
+        for thread in started:
+            thread.join()
+    return len(started)
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Yield every quota that holds for this process, in CPUs."""
+    for folder in _groups(root):
+        try:
+            if (folder / "cpu.max").exists():  # version 2: "QUOTA PERIOD" or "max PERIOD", in microseconds
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                quota = (folder / "cpu.cfs_quota_us").read_text()
+                period = (folder / "cpu.cfs_period_us").read_text()
+            cpus = int(quota) / int(period)
+        except (OSError, ValueError, ZeroDivisionError):  # no such group, or "max"
+            continue
+        if cpus > 0:  # version 1 writes -1 for no limit
+            yield cpus
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    """Yield this process's control groups for CPUs, and all above them.
+
+    Inside a container the path in ``/proc/self/cgroup`` can be the host's, and the container's own group is
+    then what is mounted at the top: folders that do not exist are passed over by the caller.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except (OSError, ValueError):
+        lines = ["0::/"]
+    for line in lines:  # "ID:CONTROLLERS:PATH", without controllers for version 2
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for mount in (controllers, "cpu") if controllers else ("", "unified"):
+            group = root / "sys/fs/cgroup" / mount
+            yield group
+            for part in Path(path.lstrip("/")).parts:
+                if part == "..":  # the group lies above what a namespace shows
+                    break
+                group /= part
+                yield group
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Memory
+
+_ASSUMED_BYTES = 4 << 30
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """Return the bytes that can be taken without swapping, within the limit of the control group.
+
+    Linux: ``MemAvailable``, and for a container ``memory.max - memory.current + inactive_file`` (page cache
+    counts as used there, but gives way). Where nothing of that can be read: half of the physical memory, and
+    2 GiB where the system does not tell that either (Windows).
+    """
+    known = [value for value in (_meminfo(root), _cgroup(root)) if value is not None]
+    return min(known) if known else (physical_bytes() or _ASSUMED_BYTES) // 2
+
+
+def physical_bytes() -> int | None:
+    """Return the bytes of memory in this machine; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows has no such call
+        return None
+
+
+def _meminfo(root: Path) -> int | None:
+    found = _field(root / "proc/meminfo", "MemAvailable:")
+    return None if found is None else found << 10
+
+
+def _cgroup(root: Path) -> int | None:
+    """Return what is left of a version 2 control group; None without a limit."""
+    folder = root / "sys/fs/cgroup"
+    try:
+        limit = int((folder / "memory.max").read_text())
+        current = int((folder / "memory.current").read_text())
+    except (OSError, ValueError):  # no such group, or "max"
+        return None
+    return max(0, limit - current + (_field(folder / "memory.stat", "inactive_file") or 0))
+
+
+def _field(path: Path, name: str) -> int | None:
+    """Return the number behind `name` in a file of ``name value`` lines."""
+    try:
+        for line in path.read_text().splitlines():
+            words = line.split()
+            if len(words) >= 2 and words[0] == name:
+                return int(words[1])
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+def require_bytes(count: int) -> None:
+    """Raise MemoryError unless `count` bytes can be taken now; nothing is kept, no page is touched.
+
+    For libraries that end the process, or blame the file, when memory runs out.
+    """
+    if count > sys.maxsize:  # NumPy has another error for what no address reaches
+        raise MemoryError
+    np.empty(count, np.uint8)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Interpreters
+
+
+def python_command(code: str, *arguments: str, package: bool = False) -> list[str]:
+    """Return the command that runs `code` in this interpreter, isolated, with this process's import path.
+
+    Isolated (``-I``): the current directory is not on the import path, so that a file that happens to lie
+    there cannot take a module's place, and no ``PYTHON*`` variable has a say. What this process imports from,
+    ``PYTHONPATH`` and the user's own site-packages among it, is handed over without the current directory.
+
+    Parameters
+    ----------
+    code
+        Python source.
+    arguments
+        Its ``sys.argv[1:]``.
+    package
+        Whether `code` imports this package: the folder it lies in then comes last on the path, also when
+        that is the current directory.
+    """
+    path = _import_path()
+    if package:
+        root = str(Path(__file__).resolve().parents[1])
+        path = [*(entry for entry in path if entry != root), root]
+    return [sys.executable, "-I", "-c", f"import sys; sys.path[:] = {path!a}\n{code}", *arguments]
+
+
+def _import_path() -> list[str]:
+    """Return ``sys.path`` with absolute entries, without the current directory."""
+    try:
+        here = os.path.realpath(os.getcwd())
+    except OSError:  # it was removed
+        return [entry for entry in sys.path if os.path.isabs(entry)]
+    entries = (os.path.abspath(entry) for entry in sys.path if entry)
+    return [entry for entry in entries if os.path.realpath(entry) != here]

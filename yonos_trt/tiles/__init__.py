@@ -1,0 +1,1 @@
+"""Tiles: where they lie, what they see, how they are put together, in NumPy and in compiled code."""

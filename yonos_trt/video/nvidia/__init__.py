@@ -1,0 +1,1 @@
+"""NVIDIA's codecs: NVDEC and NVENC, in device memory."""
