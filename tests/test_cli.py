@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -410,6 +411,13 @@ def test_doctor_reports_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = json.loads(run("doctor", "--json").output)
     assert facts["cpus"]["usable"] >= 1
     assert facts["kernels"] in ("native", "numpy")
+    training = facts["training"]
+    if training["problem"]:
+        assert "pip install" in next(x for x in result.output.splitlines() if x.startswith("training"))
+    else:
+        assert training["precision"] in ("fp32", "bf16")
+        assert training["images_per_s"] > 0
+        assert re.search(rf"training +{training['precision']}, [\d.]+ images/s", result.output)
 
 
 def test_doctor_gives_up_on_a_driver_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import platform
 import subprocess
@@ -45,6 +46,7 @@ def examine() -> dict[str, Any]:
             ],
         },
         "tensorrt": {name: _imports(name) for name in ("tensorrt", "tensorrt_rtx")},
+        "training": _training(),
         "optional": {name: _is_there(name) for name, _ in _OPTIONAL},
         "models": {name: str(path) for name, path in shipped_models().items()},
     }  # fmt: skip
@@ -62,6 +64,15 @@ def _onnxruntime() -> dict[str, Any]:
     }
 
 
+def _training() -> dict[str, Any]:
+    """Measure training in a child process, as long as torch takes to come up and a second."""
+    if not (_is_there("torch") and _is_there("yonos_train")):
+        return {"problem": "not installed"}
+    code = "import json; from yonos_train.loop import training_speed; print(json.dumps(training_speed()))"
+    facts, problem = _said(python_command(code, package=True))
+    return {**json.loads(facts), "problem": ""} if facts else {"problem": problem}
+
+
 def _is_there(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
@@ -73,19 +84,21 @@ def _imports(module: str) -> dict[str, Any]:
     """Import a TensorRT module in a child process, so that whatever goes wrong stays there."""
     if not _is_there(module):
         return {"version": None, "problem": "not installed"}
+    version, problem = _said(python_command(f"import {module}; print({module}.__version__)"))
+    return {"version": version or None, "problem": problem}
+
+
+def _said(command: list[str]) -> tuple[str, str]:
+    """Return what a child process printed last, and why not."""
     try:
         done = subprocess.run(
-            python_command(f"import {module}; print({module}.__version__)"),
-            capture_output=True,
-            text=True,
-            timeout=_IMPORT_TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
+            command, capture_output=True, text=True, timeout=_IMPORT_TIMEOUT_S, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return {"version": None, "problem": f"the import did not end: {type(error).__name__}"}
+        return "", f"the import did not end: {type(error).__name__}"
     if done.returncode:
-        return {"version": None, "problem": (done.stderr.strip().splitlines() or ["failed"])[-1]}
-    return {"version": done.stdout.strip(), "problem": ""}
+        return "", (done.stderr.strip().splitlines() or ["failed"])[-1]
+    return (done.stdout.strip().splitlines() or [""])[-1], ""
 
 
 def lines(facts: dict[str, Any]) -> Iterator[str]:
@@ -114,6 +127,14 @@ def lines(facts: dict[str, Any]) -> Iterator[str]:
         found = facts["tensorrt"][module]
         state = found["version"] or f"{found['problem']}: {install_command(extra)}"
         yield f"{module:<14} {state}"
+    training = facts["training"]
+    if training["problem"]:
+        yield f"training       {training['problem']}: {install_command('train')}"
+    else:
+        yield (
+            f"training       {training['precision']}, {training['images_per_s']} images/s a U-Net step of "
+            f"the lite preset ({training['threads']} threads)"
+        )
     missing = [f"{name} (extra {extra!r})" for name, extra in _OPTIONAL if not facts["optional"][name]]
     yield f"not installed  {', '.join(missing) or 'nothing optional'}"
     yield f"models         {', '.join(facts['models']) or 'none in this installation'}"
