@@ -29,8 +29,8 @@ $(VENV)/.dependencies: pyproject.toml constraints.txt Makefile
 	touch $@
 
 $(VENV)/.ready: $(VENV)/.dependencies $(NATIVE)
-	@echo "# compiles the tile kernels, with nvcc those for CUDA too: minutes without a word"
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/pip $(PIP) --no-build-isolation --no-deps -C cmake.define.YONOS_CUDA=ON -e .
+	@echo "# compiles the tile kernels: a minute without a word"
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV)/bin/pip $(PIP) --no-build-isolation --no-deps -e .
 	$(VENV)/bin/python -c 'import yonos_trt._native' || \
 	    { rm -rf build; echo "the tile kernels were not compiled: README.md, Install, says what they need" >&2; exit 1; }
 	touch $@

@@ -1,10 +1,11 @@
-// C ABI of the tile kernels on a device: libyonos_cuda.so (tiles.cu), loaded with ctypes by yonos_trt. The
-// library that emulates the grid on the host (tiles_emulated.cpp) has the same functions on host memory.
+// C ABI of the tile kernels on a device: libyonos_cuda.so (tiles_driver.cpp), loaded with ctypes by
+// yonos_trt. The library that emulates the grid on the host (tiles_emulated.cpp) has the same functions on
+// host memory.
 //
-// All pointers are device addresses. Every function queues work on `stream` (a cudaStream_t, or the driver's
-// CUstream) of the current context and returns at once: it allocates nothing, synchronises nothing, and may
-// be captured into a graph. The result is a cudaError_t: 0, 1 (cudaErrorInvalidValue) for sizes out of range,
-// or what the launch gave.
+// All pointers are device addresses. Every function queues work on `stream` (a CUstream) of the current
+// context and returns at once: it allocates nothing, synchronises nothing, and may be captured into a graph.
+// The result is a CUresult: 0, 1 (CUDA_ERROR_INVALID_VALUE) for sizes out of range, 3
+// (CUDA_ERROR_NOT_INITIALIZED) before yonos_open, or what the launch gave.
 //
 //   half    0: tiles are float32, 1: float16
 //   kind    0: uint8, 1: uint16, 2: float32 in [0, 1]
@@ -14,6 +15,11 @@
 #include <stdint.h>
 
 #define YONOS_EXPORT extern "C" __attribute__((visibility("default")))
+
+// Once, before anything else: open the driver's library by name and load the kernels from `code`: PTX text
+// that ends in 0, a cubin or a fatbin. A CUresult; what the compiler in the driver says of PTX goes to log
+// (log_bytes).
+YONOS_EXPORT int yonos_open(const char* driver, const void* code, char* log, int log_bytes);
 
 // out (count, 3, tile_h_px, tile_w_px) from the bicubic enlargement of image (height, width, 3); with lr, out
 // (count, 3, tile_h_px / scale, tile_w_px / scale) from the image itself. pitch_bytes: from one row to the

@@ -1,42 +1,18 @@
-// Checks and dispatch of the C ABI, shared by tiles.cu and tiles_emulated.cpp. The includer defines before:
+// Checks and dispatch of the C ABI, shared by tiles_driver.cpp and tiles_emulated.cpp. The includer defines
+// before:
 //
 //   template <class Body, class Args> int launch(Geometry, Body, const Args&, void* stream)
 //   int clear(int32_t* flags, int count, void* stream)
 //
-// and Body is a type whose static run(args, run, row, layer) is one of the threads of tiles_grid.h or
-// tiles_color.h.
+// where Body is one of tiles_kernels.h.
 #pragma once
 
 #include "tiles_abi.h"
-#include "tiles_color.h"
-#include "tiles_grid.h"
+#include "tiles_kernels.h"
 
 namespace yonos::grid {
 
 constexpr int kInvalidValue = 1;
-
-#define YONOS_BODY(name, args)                                                                \
-    template <class... T>                                                                     \
-    struct name {                                                                             \
-        static YONOS_HD void run(const args& a, unsigned run, unsigned row, unsigned layer) { \
-            name##_thread<T...>(a, run, row, layer);                                          \
-        }                                                                                     \
-    }
-
-YONOS_BODY(gather, GatherArgs);
-YONOS_BODY(gather_lr, GatherArgs);
-YONOS_BODY(noise, NoiseArgs);
-YONOS_BODY(blend, BlendArgs);
-YONOS_BODY(check, CheckArgs);
-YONOS_BODY(color_cells, ColorCellsArgs);
-YONOS_BODY(color_blur, ColorBlurArgs);
-YONOS_BODY(moments, MomentsArgs);
-YONOS_BODY(bicubic_moments, BicubicMomentsArgs);
-YONOS_BODY(fold, FoldArgs);
-YONOS_BODY(affine, AffineArgs);
-YONOS_BODY(finish, FinishArgs);
-
-#undef YONOS_BODY
 
 template <class In, class Out>
 int launch_gather(const GatherArgs& a, bool lr, void* stream) {

@@ -47,6 +47,13 @@ def emulated_kernels() -> Path:
     return _compile(REPOSITORY / "csrc" / "tiles_emulated.cpp", "libyonos_emulated.so", *flags)
 
 
+def kernel_launcher() -> Path:
+    """Compile csrc/tiles_driver.cpp, which becomes libyonos_cuda.so; skips without a compiler."""
+    return _compile(
+        REPOSITORY / "csrc" / "tiles_driver.cpp", "libyonos_cuda.so", "-std=c++17", "-O1", "-Wall"
+    )
+
+
 def cuda_include() -> Path | None:
     """Find the folder of cuda.h."""
     roots = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
@@ -62,7 +69,7 @@ def standin_libcuda() -> Path:
     include = cuda_include()
     if include is None:
         pytest.skip("no cuda.h to build the stand-in for libcuda.so.1 with")
-    flags = ("-std=c++17", "-O1", "-Wall", "-Werror", f"-I{include}")
+    flags = ("-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wno-psabi", "-Werror", f"-isystem{include}")
     return _compile(REPOSITORY / "tests" / "standin_libcuda.cpp", "libcuda.so.1", *flags)
 
 

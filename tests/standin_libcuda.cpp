@@ -1,8 +1,11 @@
 // A libcuda.so.1 without a GPU: device memory is host memory, streams do their work at once, graphs replay.
 // cuda.h is included, so the compiler checks that every definition below has the prototype of the real one;
-// handles are heap pointers, so a caller that cuts one to 32 bits crashes or is answered with an error.
+// handles are heap pointers, so a caller that cuts one to 32 bits crashes or is answered with an error. Of
+// PTX it reads the entry points and the bytes of their parameters, and a launch runs the same thread on the
+// host.
 #include <cuda.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -10,6 +13,8 @@
 #include <set>
 #include <string>
 #include <vector>
+
+#include "../csrc/tiles_kernels.h"
 
 struct CUstream_st {
     unsigned flags;
@@ -79,7 +84,38 @@ CUresult queue(CUstream stream, std::function<void()> work) {
     return CUDA_SUCCESS;
 }
 
+// The bytes of an entry point's only parameter, 0 if the PTX has no such entry point.
+size_t parameter_bytes(const std::string& ptx, const std::string& name) {
+    const size_t entry = ptx.find(".entry " + name + "(");
+    if (entry == std::string::npos) return 0;
+    const size_t bracket = ptx.find('[', entry), end = ptx.find(')', entry);
+    return bracket < end ? std::strtoul(ptx.c_str() + bracket + 1, nullptr, 10) : 0;
+}
+
+using Thread = void (*)(const void* arguments, unsigned run, unsigned row, unsigned layer);
+struct Kernel {
+    size_t bytes;
+    Thread thread;
+};
+
+template <class Body, class Args>
+void run_thread(const void* arguments, unsigned run, unsigned row, unsigned layer) {
+    Body::run(*static_cast<const Args*>(arguments), run, row, layer);
+}
+
+std::map<std::string, Kernel> known() {
+    using namespace yonos;
+    using namespace yonos::grid;
+    return {
+#define KNOWN(symbol, args, ...) {"yonos_" #symbol, {sizeof(args), run_thread<__VA_ARGS__, args>}},
+        YONOS_KERNELS(KNOWN)
+#undef KNOWN
+    };
+}
+
 }  // namespace
+
+// A CUkernel of the stand-in is a Kernel, a CUlibrary the text of its PTX.
 
 #define ENTER(name) \
     if (CUresult status = enter(name)) return status
@@ -322,6 +358,49 @@ CUresult CUDAAPI cuGraphExecDestroy(CUgraphExec exec) {
     if (!execs.erase(exec)) return CUDA_ERROR_INVALID_HANDLE;
     delete exec;
     return CUDA_SUCCESS;
+}
+
+CUresult CUDAAPI cuLibraryLoadData(CUlibrary* library, const void* code, CUjit_option* options, void** values,
+                                   unsigned int count, CUlibraryOption*, void**, unsigned int others) {
+    ENTER_WITHOUT_CONTEXT("cuLibraryLoadData");
+    if (others || count != 2 || options[0] != CU_JIT_ERROR_LOG_BUFFER ||
+        options[1] != CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES)
+        return CUDA_ERROR_INVALID_VALUE;
+    const char* text = static_cast<const char*>(code);
+    if (std::memcmp(text, "\x50\xed\x55\xba", 4) == 0) return CUDA_ERROR_NO_BINARY_FOR_GPU;  // a fatbin
+    if (std::strstr(text, "\n.target sm_") == nullptr) {
+        std::snprintf(static_cast<char*>(values[0]), reinterpret_cast<size_t>(values[1]), "no .target line");
+        return CUDA_ERROR_INVALID_PTX;
+    }
+    *library = reinterpret_cast<CUlibrary>(
+        new std::string(text));  // for the life of the process, as callers want it
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuLibraryGetKernel(CUkernel* kernel, CUlibrary library, const char* name) {
+    ENTER_WITHOUT_CONTEXT("cuLibraryGetKernel");
+    static std::map<std::string, Kernel> kernels = known();
+    const auto found = kernels.find(name);
+    if (found == kernels.end()) return CUDA_ERROR_NOT_FOUND;
+    if (parameter_bytes(*reinterpret_cast<std::string*>(library), name) != found->second.bytes)
+        return CUDA_ERROR_NOT_FOUND;
+    *kernel = reinterpret_cast<CUkernel>(&found->second);
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuLaunchKernel(CUfunction function, unsigned int grid_x, unsigned int grid_y,
+                                unsigned int grid_z, unsigned int block_x, unsigned int block_y,
+                                unsigned int block_z, unsigned int shared_bytes, CUstream stream,
+                                void** parameters, void** extra) {
+    ENTER("cuLaunchKernel");
+    if (shared_bytes || extra || block_z != 1 || block_x * block_y > 1024 || grid_y > 65535 || grid_z > 65535)
+        return CUDA_ERROR_INVALID_VALUE;
+    const Kernel kernel = *reinterpret_cast<Kernel*>(function);
+    const char* first = static_cast<const char*>(parameters[0]);
+    const std::vector<char> arguments(first, first + kernel.bytes);  // the driver copies them as well
+    return queue(stream, [=] {
+        for (unsigned z = 0; z < grid_z; ++z)
+            for (unsigned y = 0; y < grid_y * block_y; ++y)
+                for (unsigned x = 0; x < grid_x * block_x; ++x) kernel.thread(arguments.data(), x, y, z);
+    });
 }
 
 }  // extern "C"

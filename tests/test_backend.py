@@ -164,3 +164,16 @@ def test_noise_tiles_cover_the_tile_on_the_latent_grid() -> None:
     p = plan(100, 100)
     noise = backend.noise(p, next(batches(p)), seed=3, lane=0)
     assert noise.shape == (1, 5, 16, 16)
+
+
+def test_doctor_lists_only_providers_that_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    known = ["CUDAExecutionProvider", *onnxruntime.get_available_providers()]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: known)
+    facts = doctor.examine()["onnxruntime"]
+    assert "CPUExecutionProvider" in facts["providers"]
+    assert "CUDAExecutionProvider" not in facts["providers"]
+    assert facts["not_loading"].keys() == {"CUDAExecutionProvider"}
+    text = "\n".join(doctor.lines(doctor.examine()))
+    assert "CUDAExecutionProvider does not load: " in text

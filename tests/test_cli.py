@@ -96,7 +96,7 @@ def test_upscale_options_are_fields_of_sr() -> None:
     import inspect
 
     options = {p.name for p in cli.commands["upscale"].params}
-    assert {"engine_dir", *inspect.signature(SR).parameters} - {"providers"} <= options
+    assert {"engine_dir", *inspect.signature(SR).parameters} <= options
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,16 @@ def test_without_output_the_result_lies_beside_the_source(engine_dir: Path, phot
     assert upscale(engine_dir, "-i", photos / "a.png", "-q").exit_code == 0
     assert upscale(engine_dir, photos / "a.png", "--suffix", "_big{scale}", "-f", "webp").exit_code == 0
     assert tree(photos) == ["a.png", "a_big4.webp", "a_x4.png", "notes.txt", "sub/b.jpg"]
+
+
+def test_providers_are_named_in_order_and_a_foreign_one_is_refused(
+    engine_dir: Path, photos: Path, tmp_path: Path
+) -> None:
+    named = ("-i", photos / "a.png", "-o", tmp_path / "out.png")
+    result = upscale(engine_dir, *named, "--providers", "CUDAExecutionProvider, CPUExecutionProvider")
+    assert result.exit_code == 2
+    assert "no execution provider 'CUDAExecutionProvider', it has" in result.output
+    assert upscale(engine_dir, *named, "--providers", "CPUExecutionProvider").exit_code == 0
 
 
 def test_a_list_of_files_goes_into_a_folder(engine_dir: Path, photos: Path, tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[ExportConfig]:
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, *runtimes: str) -> None:
-    monkeypatch.setattr("yonos_export.tensorrt_module.usable_runtimes", lambda: list(runtimes))
+    monkeypatch.setattr("yonos_export.tensorrt_module.usable_runtimes", lambda device: list(runtimes))
 
 
 def test_without_source_and_runtime_the_shipped_x4_model_is_built_for_every_tensorrt(
@@ -260,7 +260,7 @@ def test_a_tensorrt_that_cannot_build_here_is_left_out_with_its_reason(
 
     from yonos_trt.errors import EngineDeviceError
 
-    def no_gpu(runtime: str) -> None:
+    def no_gpu(runtime: str, device: int) -> None:
         if runtime == "tensorrt":
             raise EngineDeviceError("no GPU can be used here")
 

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +28,9 @@ from yonos_export.engine_from_onnx import build_engine
 from yonos_export.engine_options import EngineOptions, profile_shapes
 from yonos_export.lock import only_builder
 from yonos_export.model_info import info_from_manifest
+from yonos_export.tensorrt_module import find_gpu
 
+from yonos_trt.cuda.probe import Device, Driver
 from yonos_trt.engine.manifest import Artifact, EngineManifest, load_manifest, save_manifest
 from yonos_trt.errors import (
     BuildError,
@@ -444,7 +448,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeTensorRT]:
     monkeypatch.setattr(FakeTensorRT.Builder, "errors", [])
     monkeypatch.setattr(FakeTensorRT.Builder, "configs", [])
     monkeypatch.setattr(FakeTensorRT.Builder, "network_flags", [])
-    monkeypatch.setattr(machine, "find_gpu", lambda: ("Stand-in 3000", ("8.6",)))
+    monkeypatch.setattr(machine, "find_gpu", lambda device: ("Stand-in 3000", ("8.6",)))
+    monkeypatch.setattr(machine, "on_gpu", lambda device: nullcontext())
     return FakeTensorRT
 
 
@@ -560,7 +565,7 @@ def test_missing_tensorrt_names_the_pip_command(graphs: Path, monkeypatch: pytes
 def test_tensorrt_without_a_gpu_is_refused_before_the_work(
     graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "find_gpu", lambda: (None, ()))
+    monkeypatch.setattr(machine, "find_gpu", lambda device: (None, ()))
     monkeypatch.setattr(machine, "load_module", lambda runtime: FakeTensorRT)
     with pytest.raises(EngineDeviceError, match="--runtime tensorrt-rtx, which builds anywhere"):
         export(ExportConfig(source=graphs, engine_dir=tmp_path / "out", runtime="tensorrt"))
@@ -590,9 +595,9 @@ def test_engines_that_can_run_are_held_against_the_graphs(
     asked: list[tuple[Any, ...]] = []
 
     def opened(error: int) -> Any:
-        def make(folder: Path, *, runtime: str, precision: str, seed: int) -> FakeUpscaler:
+        def make(folder: Path, *, runtime: str, precision: str, device: int, seed: int) -> Any:
             load_manifest(folder, verify=True)
-            asked.append((runtime, precision, seed))
+            asked.append((runtime, precision, device, seed))
             return FakeUpscaler(error if runtime == "tensorrt" else 0)
 
         return make
@@ -601,7 +606,7 @@ def test_engines_that_can_run_are_held_against_the_graphs(
     monkeypatch.setattr("yonos_export.verify_engines.gpu_is_here", lambda: True)
     before = {p.name: p.read_bytes() for p in graphs.iterdir()}
     config = ExportConfig(
-        source=graphs, engine_dir=graphs, precision="fp16", runtime="tensorrt", verify_tile_px=64
+        source=graphs, engine_dir=graphs, precision="fp16", runtime="tensorrt", verify_tile_px=64, device=1
     )
     monkeypatch.setattr("yonos_trt.sr.SR", opened(9))
     with pytest.raises(BuildError, match=r"PSNR 29\.0 dB, at least 45\.0 asked for"):
@@ -610,7 +615,35 @@ def test_engines_that_can_run_are_held_against_the_graphs(
     monkeypatch.setattr("yonos_trt.sr.SR", opened(1))
     export(config)
     assert load_manifest(graphs).stages.step.find("tensorrt", "fp16")
-    assert asked == [("onnx", "fp32", 0), ("tensorrt", "fp16", 0)] * 2
+    assert asked == [("onnx", "fp32", 0, 0), ("tensorrt", "fp16", 1, 0)] * 2
+
+
+def test_the_gpu_that_is_named_is_the_one_that_is_built_on(
+    graphs: Path, monkeypatch: pytest.MonkeyPatch, fake: Any
+) -> None:
+    gpus = (Device(0, "First", "8.6", 1 << 30), Device(1, "Second", "8.9", 1 << 30))
+    monkeypatch.setattr("yonos_trt.cuda.probe.probe_driver", lambda: Driver("13.0", gpus, ""))
+    monkeypatch.setattr(machine, "find_gpu", find_gpu)
+    monkeypatch.setattr(machine, "load_module", lambda runtime: fake)
+    monkeypatch.setattr("yonos_export.verify_engines.gpu_is_here", lambda: False)
+    current: list[int] = []
+
+    @contextmanager
+    def on_gpu(device: int) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.append(-1)
+
+    monkeypatch.setattr(machine, "on_gpu", on_gpu)
+    config = ExportConfig(source=graphs, engine_dir=graphs, runtime="tensorrt", device=1)
+    export(config)
+    artifact = load_manifest(graphs).stages.decoder.find("tensorrt")[0]
+    assert (artifact.gpu, artifact.compute_capability) == ("Second", ("8.9",))
+    assert current == [1, -1]
+    with pytest.raises(EngineDeviceError, match=r"device is 2.* 1 \(Second\); choose another --device"):
+        export(dataclasses.replace(config, device=2))
+    with pytest.raises(ConfigError, match="device is -1"):
+        dataclasses.replace(config, device=-1)
 
 
 def test_failing_build_leaves_the_old_directory(

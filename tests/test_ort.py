@@ -16,6 +16,7 @@ from yonos_trt.engine import manifest as m
 from yonos_trt.errors import (
     ClosedError,
     ConfigError,
+    EngineDeviceError,
     EngineIntegrityError,
     EngineNotFoundError,
     ManifestError,
@@ -100,6 +101,57 @@ def test_a_closed_backend_says_so(engine_dir: Path) -> None:
 def test_an_unknown_provider_lists_what_there_is(engine_dir: Path) -> None:
     with pytest.raises(ConfigError, match="CPUExecutionProvider"):
         OrtBackend(engine_dir, providers=["NoSuchProvider"])
+
+
+class _Recorded(dict[str, Any]):
+    """The options that sessions were opened with, by provider."""
+
+
+@pytest.fixture
+def no_cuda_after_all(monkeypatch: pytest.MonkeyPatch) -> _Recorded:
+    """An ONNX Runtime with the CUDA provider where CUDA itself is missing: sessions come up without it."""
+    import onnxruntime
+
+    opened, recorded = onnxruntime.InferenceSession, _Recorded()
+
+    def without(model: Any, *, sess_options: Any, providers: Any) -> Any:
+        recorded.update({p[0]: p[1] for p in providers if not isinstance(p, str)})
+        return opened(model, sess_options=sess_options, providers=["CPUExecutionProvider"])
+
+    known = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: known)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", without)
+    return recorded
+
+
+def test_a_provider_that_the_session_did_not_get_is_refused(
+    engine_dir: Path, no_cuda_after_all: _Recorded
+) -> None:
+    with pytest.raises(EngineDeviceError, match=r"without CUDAExecutionProvider, on CPUExecutionProvider"):
+        OrtBackend(engine_dir, providers=["CUDAExecutionProvider"], device=1)
+    assert no_cuda_after_all == {"CUDAExecutionProvider": {"device_id": "1"}}
+    with pytest.raises(EngineDeviceError, match="CUDAExecutionProvider"):
+        OrtBackend(engine_dir, providers=[("CUDAExecutionProvider", {"device_id": "3"})])
+    assert no_cuda_after_all == {"CUDAExecutionProvider": {"device_id": "3"}}
+
+
+def test_with_the_cpu_named_as_well_it_is_a_warning_and_the_log_says_what_runs(
+    engine_dir: Path, no_cuda_after_all: _Recorded, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        backend = OrtBackend(engine_dir, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warned) == 3
+    assert "without CUDAExecutionProvider" in warned[0]
+    (opened,) = (r.getMessage() for r in caplog.records if r.getMessage().startswith("opened "))
+    assert "CUDA" not in opened
+    assert backend.providers == ("CPUExecutionProvider",)
+    backend.close()
+
+
+def test_no_provider_at_all_is_refused(engine_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="providers is empty"):
+        OrtBackend(engine_dir, providers=[])
 
 
 def test_a_precision_that_is_not_there_names_the_export_command(engine_dir: Path) -> None:

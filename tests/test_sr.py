@@ -398,6 +398,37 @@ def test_a_gpu_without_the_library_names_the_extra(
         SR(directory, runtime="tensorrt-rtx").open()
 
 
+@pytest.mark.parametrize(("capability", "runtime"), [("8.6", "tensorrt-rtx"), ("9.0", "tensorrt")])
+def test_auto_on_a_gpu_without_engines_says_what_to_build(
+    engine_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capability: str,
+    runtime: str,
+) -> None:
+    driver = Driver("13.0", (Device(0, "Test GPU", capability, 1 << 30),), "")
+    monkeypatch.setattr("yonos_trt.backends.choose.probe_driver", lambda: driver)
+    SR(engine_dir).open().close()
+    command = f"yonos-export {engine_dir} -o {engine_dir} --fp16 --runtime {runtime};"
+    assert "GPU 0 (Test GPU) is not used" in caplog.text
+    assert command in caplog.text
+    caplog.clear()
+    SR("lite-x2").open().close()  # not into the installed package
+    assert "yonos-export lite-x2 -o engines/lite-x2 --fp16" in caplog.text
+    caplog.clear()
+    for options in ({"runtime": "onnx"}, {"providers": ["CPUExecutionProvider"]}):
+        SR(engine_dir, **options).open().close()
+    monkeypatch.setattr("yonos_trt.backends.choose.probe_driver", _no_gpu)
+    SR(engine_dir).open().close()
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx", "openvino"])
+def test_providers_belong_to_onnx_runtime(engine_dir: Path, runtime: Any) -> None:
+    with pytest.raises(ConfigError, match=f"providers are ONNX Runtime's, but runtime is '{runtime}'"):
+        SR(engine_dir, runtime=runtime, providers=["CPUExecutionProvider"])
+
+
 def test_the_probe_of_the_driver_answers_on_any_machine() -> None:
     driver = probe_driver()
     assert bool(driver.devices) != bool(driver.problem)

@@ -1,19 +1,24 @@
 """The whole back end through its real C interfaces: ctypes driver, ctypes kernels, addresses, no simulation.
 
 The driver calls go into the stand-in libcuda, whose device memory is host memory; the kernels are the CUDA
-ones, their grid emulated on the host. Only the networks are NumPy functions.
+ones: the launcher reads the PTX of the package, and the stand-in runs their threads on the host. Only the
+networks are NumPy functions.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib.util
+import logging
+import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from compiled import emulated_kernels
+from compiled import emulated_kernels, kernel_launcher
 from copy_networks import CopyTensorRT, numpy_backend
 from fake_tensorrt import FakeTensorRT, write_engines
 from test_cuda import load_standin
@@ -21,7 +26,7 @@ from test_trt import picture, plan_for, reference, upscale
 
 from yonos_trt import pipeline
 from yonos_trt.cuda.driver import CudaDriver
-from yonos_trt.cuda.kernels import CudaKernels
+from yonos_trt.cuda.kernels import CudaKernels, kernel_codes, kernel_library
 from yonos_trt.cuda.launches import SIGNATURES, DevicePicture, Finish, Gather
 from yonos_trt.errors import CudaError, MissingExtraError
 from yonos_trt.tiles.color import MODES
@@ -32,7 +37,7 @@ SOURCES = Path(__file__).resolve().parents[1] / "csrc"
 
 @pytest.fixture(scope="module")
 def libraries() -> tuple[Any, Path]:
-    return load_standin(), emulated_kernels()
+    return load_standin(), kernel_launcher()
 
 
 class AtOnce:
@@ -61,7 +66,7 @@ def test_the_picture_through_ctypes_and_emulated_kernels_has_the_numpy_backends_
     backend = TrtBackend(
         tmp_path,
         driver=CudaDriver(library=standin.path),
-        kernels=CudaKernels(kernels),
+        kernels=CudaKernels(kernels, driver=standin.path),
         module=FakeTensorRT(AtOnce()),  # type: ignore[arg-type]
         graphs=False,
     )
@@ -78,6 +83,7 @@ def test_the_picture_through_ctypes_and_emulated_kernels_has_the_numpy_backends_
 def test_the_declared_signatures_are_those_of_the_header() -> None:
     kinds = {
         "void*": "p",
+        "char*": "s",
         "int64_t*": "p",
         "int32_t*": "p",
         "float*": "p",
@@ -93,11 +99,12 @@ def test_the_declared_signatures_are_those_of_the_header() -> None:
         name, arguments = part.split(";")[0].split("(", 1)
         words = [a.replace("const ", "").split() for a in arguments.rsplit(")", 1)[0].split(",")]
         declared[name] = "".join(kinds[w[0]] for w in words)
+    assert declared.pop("yonos_open") == "spsi"
     assert declared == {name: "".join(letters[a] for a in args) for name, args in SIGNATURES.items()}
 
 
 def test_sizes_out_of_range_are_an_error_that_names_the_call(libraries: tuple[Any, Path]) -> None:
-    kernels = CudaKernels(libraries[1])
+    kernels = CudaKernels(libraries[1], driver=libraries[0].path)
     with pytest.raises(CudaError, match=r"yonos_gather with .*answered CUDA error 1"):
         kernels.launch(
             Gather(
@@ -116,17 +123,76 @@ def test_sizes_out_of_range_are_an_error_that_names_the_call(libraries: tuple[An
 
 
 def test_a_library_that_is_missing_or_foreign_says_how_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(MissingExtraError, match="nvcc") as caught:
+    with pytest.raises(MissingExtraError, match="nvcc is not needed") as caught:
         CudaKernels(tmp_path / "libyonos_cuda.so")
     assert "libyonos_cuda.so" in str(caught.value)
+    assert "--force-reinstall --no-deps" in str(caught.value)
     with pytest.raises(MissingExtraError, match="yonos_gather"):
         CudaKernels("libc.so.6")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The kernels' code
+
+
+def test_native_code_for_other_gpus_is_passed_over_for_the_ptx(
+    tmp_path: Path, libraries: tuple[Any, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    standin, launcher = libraries
+    library = Path(shutil.copy(launcher, tmp_path))
+    (tmp_path / "tiles.fatbin").write_bytes(b"\x50\xed\x55\xba" + bytes(60))
+    assert [name for name, _ in kernel_codes(library)] == ["tiles.fatbin", "tiles.ptx"]
+    with caplog.at_level(logging.DEBUG, logger="yonos_trt.cuda.kernels"):
+        CudaKernels(library, driver=standin.path)
+    assert "run from tiles.ptx" in caplog.text
+
+
+def test_kernels_that_no_code_fits_say_what_the_driver_answered(libraries: tuple[Any, Path]) -> None:
+    standin, library = libraries
+    codes = [("one", b"\x50\xed\x55\xba" + bytes(60)), ("two", b"not PTX")]
+    with pytest.raises(CudaError, match=r"one: error 209; two: error 218 \(no .target line\)\), expected"):
+        CudaKernels(library, codes=codes, driver=standin.path)
+    with pytest.raises(CudaError, match=r"tiles\.ptx: error 3"):
+        CudaKernels(library, driver="libcuda-that-does-not-exist.so.1")
+    with pytest.raises(CudaError, match=r"tiles\.ptx: error 500.*too old"):
+        CudaKernels(library, driver="libc.so.6")
+    CudaKernels(library, driver=standin.path)  # for the tests that follow
+
+
+def test_the_ptx_is_for_compute_capability_7_5_and_cuda_12() -> None:
+    text = (Path(kernel_library().parent) / "cuda" / "tiles.ptx").read_text()
+    assert ".version 8.0\n.target sm_75\n" in text
+    assert text.count(".visible .entry yonos_") == 38
+
+
+def ptx() -> Any:
+    spec = importlib.util.spec_from_file_location("ptx", SOURCES / "ptx.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_ptx_was_made_from_these_sources() -> None:
+    made_from = ptx().TARGET.read_text().split("\n", 1)[0]
+    assert made_from == f"// sources {ptx().digest()}", "run: python csrc/ptx.py"
+
+
+@pytest.mark.slow
+def test_nvcc_makes_this_very_ptx() -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc")
+    said = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    if "release 13.0" not in said:
+        pytest.skip("another nvcc than 13.0, whose PTX is in the package")
+    assert ptx().compiled() == ptx().TARGET.read_text()
 
 
 def test_finish_through_ctypes(libraries: tuple[Any, Path]) -> None:
     from yonos_trt.tiles.kernels import finalize
 
-    kernels = CudaKernels(libraries[1])
+    kernels = CudaKernels(emulated_kernels())
     acc = np.random.default_rng(0).uniform(-1.5, 1.5, (3, 9, 3)).astype(np.float32)
     affine = np.array([[0.5, 1, 2], [0.1, 0, -0.25]], np.float32)
     for dtype in (np.uint8, np.uint16, np.float32):
@@ -165,7 +231,11 @@ def test_copying_networks_through_the_driver_give_the_numpy_backends_bits(
     plan = plan_for(image, batch=2)
     for lanes in (1, 3):
         backend = copy_backend(
-            tmp_path, CudaDriver(library=standin.path), CudaKernels(kernels), lanes=lanes, graphs=False
+            tmp_path,
+            CudaDriver(library=standin.path),
+            CudaKernels(kernels, driver=standin.path),
+            lanes=lanes,
+            graphs=False,
         )
         for fix in MODES:
             got = upscale(backend, image, plan, seed=3, color_fix=fix)

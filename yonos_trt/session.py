@@ -64,7 +64,7 @@ class Session:
         device_memory_limit_mb: int | None = None,
         threads: int | None = None,
         precision: Precision | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[str] | None = None,
         restore: float | None = None,
         max_pixels: int | None = MAX_PIXELS,
     ) -> None:
@@ -92,7 +92,7 @@ class Session:
             lanes=lanes,
             threads=threads,
             precision=precision,
-            providers=tuple(providers),
+            providers=None if providers is None else tuple(providers),
             restore=restore,
         )
         self.threads = self._request.threads or usable_cpus()

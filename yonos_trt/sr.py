@@ -58,7 +58,7 @@ class SR(Session):
     runtime
         "auto", "onnx", "openvino", "tensorrt" or "tensorrt-rtx".
     device
-        CUDA device number, for the TensorRT runtimes.
+        CUDA device number, for the TensorRT runtimes and for ONNX Runtime's providers of NVIDIA GPUs.
     lanes
         Tile batches worked on at the same time, 1 to 64; None: 1 on the CPU, 2 on a GPU. Does not change the
         result.
@@ -81,7 +81,9 @@ class SR(Session):
     precision
         "fp32", "fp16" or "bf16" artifacts; None: the best that is there.
     providers
-        Execution providers of ONNX Runtime.
+        Execution providers of ONNX Runtime, for example ``["CUDAExecutionProvider"]``; None: the CPU's. One
+        that does not load is refused when the engines are opened, or, with ``"CPUExecutionProvider"`` among
+        them, warned of.
     restore
         The dial of a model that has one: 0 keeps every grain, 1 cleans and sharpens what cameras, compression
         and time did; None: the model's default (`yonos info` shows it).

@@ -3,7 +3,7 @@
     python benchmarks/gpu/ptxas_report.py          # all architectures of the build, Markdown on stdout
     python benchmarks/gpu/ptxas_report.py --arch 80 86
 
-Needs nvcc and c++filt, no GPU.  Exits with 1 when a kernel spills, keeps a stack frame, uses an atomic,
+Needs nvcc, no GPU.  Exits with 1 when a kernel spills, keeps a stack frame, uses an atomic,
 a fused multiply-add or an approximate division or root.
 """
 
@@ -18,18 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[2] / "csrc" / "tiles.cu"
-ARCHITECTURES = ("80", "86", "89", "90", "120")
-TYPES = {
-    "unsigned char": "u8",
-    "unsigned short": "u16",
-    "float": "f32",
-    "yonos::Half": "f16",
-    "yonos::grid::NoFix": "no fix",
-    "yonos::grid::Wavelet": "wavelet",
-    "yonos::grid::Adain": "adain",
-    "yonos::grid::AlongX": "x",
-    "yonos::grid::AlongY": "y",
-}
+ARCHITECTURES = ("75", "80", "86", "89", "90", "120")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +26,7 @@ class KernelReport:
     """What ptxas and the PTX say about one kernel on one architecture."""
 
     name: str
-    """For example "gather u8 -> f16"."""
+    """For example "gather_u8_f16"."""
     registers: int
     """Registers per thread."""
     stack_bytes: int
@@ -69,14 +58,10 @@ def compile_report(architecture: str, nvcc: str = "nvcc") -> list[KernelReport]:
     )
     reports = []
     for symbol, stack, stores, loads, registers in re.findall(pattern, done.stderr, re.DOTALL):
-        # the file's hash in the name of the unnamed namespace may differ between the two compilations
-        key = re.sub(r"_GLOBAL__N__[0-9a-f]+", "", symbol)
-        body = next(
-            body for name, body in bodies.items() if re.sub(r"_GLOBAL__N__[0-9a-f]+", "", name) == key
-        )
+        body = bodies[symbol]
         reports.append(
             KernelReport(
-                readable(symbol),
+                symbol.removeprefix("yonos_"),
                 int(registers),
                 int(stack),
                 int(stores) + int(loads),
@@ -86,17 +71,6 @@ def compile_report(architecture: str, nvcc: str = "nvcc") -> list[KernelReport]:
             )
         )
     return sorted(reports, key=lambda report: report.name)
-
-
-def readable(symbol: str) -> str:
-    """Turn a mangled kernel name into "gather u8 -> f16"."""
-    text = subprocess.run(["c++filt", symbol], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"run_grid<yonos::grid::(\w+)<([^>]*)>", text)
-    if found is None:
-        return symbol
-    types = [TYPES.get(name.strip(), name.strip()) for name in found[2].split(",")]
-    joint = ", " if found[1] == "finish" else " -> "
-    return f"{found[1]} {joint.join(types)}".strip()
 
 
 def markdown(tables: dict[str, list[KernelReport]]) -> str:
@@ -121,10 +95,9 @@ def main() -> int:
     )
     parser.add_argument("--nvcc", default="nvcc")
     options = parser.parse_args()
-    for tool in (options.nvcc, "c++filt"):
-        if shutil.which(tool) is None:
-            print(f"{tool} is not on the PATH; install the CUDA toolkit and binutils", file=sys.stderr)
-            return 2
+    if shutil.which(options.nvcc) is None:
+        print(f"{options.nvcc} is not on the PATH; install the CUDA toolkit", file=sys.stderr)
+        return 2
     tables = {architecture: compile_report(architecture, options.nvcc) for architecture in options.arch}
     print(markdown(tables))
     return 0 if all(row.clean for rows in tables.values() for row in rows) else 1

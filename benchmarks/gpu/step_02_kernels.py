@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import subprocess
 import sys
-from pathlib import Path
+import time
 from typing import Any
 
 import numpy as np
@@ -30,20 +28,6 @@ from yonos_trt.cuda.launches import (
 from yonos_trt.tiles import color, color_cells, kernels, noise
 from yonos_trt.tiles.plan import TilePlan, plan_tiles
 from yonos_trt.trt.memory import fold_counts
-
-LIBRARY = steps.REPOSITORY / "yonos_trt" / "libyonos_cuda.so"
-
-
-def build(capability: tuple[int, int], target: Path) -> Path:
-    """Compile csrc/tiles.cu for this GPU if no library is there yet."""
-    if target.is_file():
-        return target
-    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-    arch = "{}{}".format(*capability)
-    command = [nvcc, "-O3", "-std=c++17", "--fmad=false", "-shared", "-Xcompiler", "-fPIC"]
-    command += [f"-gencode=arch=compute_{arch},code=sm_{arch}", str(steps.REPOSITORY / "csrc" / "tiles.cu")]
-    subprocess.run([*command, "-o", str(target)], check=True)
-    return target
 
 
 class Bench:
@@ -265,13 +249,17 @@ def measure(driver: Any, kernels: Any, size: int = 512) -> dict[str, Any]:
 
 
 def run(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Compare the CUDA kernels with their twins and time them."""
+    """Compare the CUDA kernels, PTX and (where built) native code, with their twins and time them."""
     from yonos_trt.cuda.driver import CudaDriver
-    from yonos_trt.cuda.kernels import CudaKernels
+    from yonos_trt.cuda.kernels import CudaKernels, kernel_codes, kernel_library
 
     driver = CudaDriver()
-    library = build(driver.info.compute_capability, LIBRARY)
-    return measure(driver, CudaKernels(library))
+    results: dict[str, Any] = {}
+    for name, code in kernel_codes(kernel_library()):
+        start = time.perf_counter()
+        kernels = CudaKernels(codes=[(name, code)])
+        results[name] = {"load_s": time.perf_counter() - start, **measure(driver, kernels)}
+    return results
 
 
 if __name__ == "__main__":

@@ -72,6 +72,14 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--opt-shape", type=Shape(), help="Tile the engines are tuned for, output px.")
 @click.option("--max-shape", type=Shape(), help="Largest tile of the engines, output px.")
 @click.option("--batch", type=int, default=1, show_default=True, help="Tiles per batch: best and largest.")
+@click.option(
+    "--device",
+    type=click.IntRange(0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="CUDA device number that TensorRT builds for and that finished engines are tried on.",
+)
 @click.option("--workspace", "workspace_mb", type=int, metavar="MIB", help="Scratch memory of the builder.")
 @click.option("--builder-optimization-level", type=int, metavar="0-5", help="0 builds fast, 5 runs fast.")
 @click.option("--timing-cache", type=_FOLDER, help="TensorRT: folder that keeps measured kernel times.")
@@ -163,7 +171,7 @@ def _configs(options: dict[str, Any]) -> list[ExportConfig]:
         return [_config({**options, "runtime": options["runtime"] or "onnx"})]
     from yonos_export.tensorrt_module import usable_runtimes
 
-    runtimes = usable_runtimes()
+    runtimes = usable_runtimes(options["device"])
     if not runtimes:
         click.echo(
             "yonos-export: no TensorRT is installed that can build here, so graphs only; engines need "

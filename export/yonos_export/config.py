@@ -96,6 +96,9 @@ class ExportConfig:
         Scratch memory the engine builder may use, MiB. None: TensorRT's own limit (all of it).
     builder_optimization_level
         0 (fast build) to 5 (fast engine). None: TensorRT's default.
+    device
+        CUDA device number: the GPU that TensorRT measures its kernels on, and that finished engines are
+        tried on.
     timing_cache
         Folder with measured kernel times, one file per GPU and version, read and updated. TensorRT-RTX
         measures nothing at build time and ignores it.
@@ -141,6 +144,7 @@ class ExportConfig:
     opt_shape: tuple[int, int] | None = None
     max_shape: tuple[int, int] | None = None
     batch: int = 1
+    device: int = 0
     workspace_mb: int | None = None
     builder_optimization_level: int | None = None
     timing_cache: Path | None = None
@@ -178,6 +182,8 @@ class ExportConfig:
             raise ConfigError(f"opset is {self.opset}, expected 18 to 23 (20 is what is tested)")
         if not 1 <= self.batch <= MAX_BATCH:
             raise ConfigError(f"batch is {self.batch}, expected 1 to {MAX_BATCH}")
+        if self.device < 0:
+            raise ConfigError(f"device is {self.device}, expected a CUDA device number from 0 up")
         if self.verify_tile_px is not None and not 1 <= self.verify_tile_px <= 65536:
             raise ConfigError(f"verify_tile_px is {self.verify_tile_px}, expected 1 to 65536 px")
         if self.workspace_mb is not None and self.workspace_mb < 1:

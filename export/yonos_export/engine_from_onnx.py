@@ -93,7 +93,7 @@ def build_engine(
     )
     stop, report = stop or threading.Event(), progress or (lambda done: None)
     said, started = machine.Log(module), time.perf_counter()
-    gpu, capability = (None, ()) if options.runtime == "tensorrt-rtx" else machine.find_gpu()
+    gpu, capability = (None, ()) if options.runtime == "tensorrt-rtx" else machine.find_gpu(options.device)
     try:
         builder = module.Builder(said.logger)
     except (TypeError, RuntimeError) as error:  # pybind11 turns a null pointer into a TypeError

@@ -19,6 +19,7 @@ class EngineOptions:
     """How to build; the fields of `ExportConfig` that concern engines, with the same meaning."""
 
     runtime: EngineRuntime
+    device: int = 0
     workspace_mb: int | None = None
     builder_optimization_level: int | None = None
     timing_cache: Path | None = None
@@ -35,6 +36,7 @@ def options_from_config(config: ExportConfig) -> EngineOptions:
         raise ConfigError("runtime is 'onnx', which has no engines; expected 'tensorrt' or 'tensorrt-rtx'")
     return EngineOptions(
         runtime=config.runtime,
+        device=config.device,
         workspace_mb=config.workspace_mb,
         builder_optimization_level=config.builder_optimization_level,
         timing_cache=config.timing_cache,

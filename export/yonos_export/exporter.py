@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -221,22 +221,24 @@ def _engines(
     """Build and add one engine per stage."""
     from yonos_export.engine_from_onnx import build_engine
     from yonos_export.engine_options import options_from_config, profile_shapes
+    from yonos_export.tensorrt_module import on_gpu
 
     options, shapes = options_from_config(config), profile_shapes(source.info, config)
     kind = {"tensorrt": "trt", "tensorrt-rtx": "rtx"}[options.runtime]
-    for k, (stage, graph) in enumerate(graphs.items()):
-        start, what = 0.4 + 0.18 * k, f"build {stage} ({config.runtime}, {config.precision})"
-        report(what, start)
-        where = "".join(f"-sm{c.replace('.', '')}" for c in options.compute_capabilities)
-        built = build_engine(
-            graph.path,
-            work / f"{stage}.{config.precision}.{kind}{where}.engine",
-            shapes[stage],
-            options,
-            stage=stage,
-            progress=lambda done, start=start, what=what: report(what, start + 0.18 * done),  # type: ignore[misc]
-        )
-        directory.add_engine(stage, built, options, config.precision, restore=restore)
+    with on_gpu(config.device) if config.runtime == "tensorrt" else nullcontext():
+        for k, (stage, graph) in enumerate(graphs.items()):
+            start, what = 0.4 + 0.18 * k, f"build {stage} ({config.runtime}, {config.precision})"
+            report(what, start)
+            where = "".join(f"-sm{c.replace('.', '')}" for c in options.compute_capabilities)
+            built = build_engine(
+                graph.path,
+                work / f"{stage}.{config.precision}.{kind}{where}.engine",
+                shapes[stage],
+                options,
+                stage=stage,
+                progress=lambda done, start=start, what=what: report(what, start + 0.18 * done),  # type: ignore[misc]
+            )
+            directory.add_engine(stage, built, options, config.precision, restore=restore)
 
 
 def _try_engines(
@@ -252,7 +254,15 @@ def _try_engines(
     candidate = write_engine_dir(work / "candidate", directory.files, manifest)
     reference: Precision = "fp32" if manifest.stages.step.find("onnx", "fp32") else config.precision
     pictures = read_pictures(config.verify_images)
-    compare_engines(candidate, config.runtime, config.precision, reference, pictures, config.limits)
+    compare_engines(
+        candidate,
+        config.runtime,
+        config.precision,
+        reference,
+        pictures,
+        config.limits,
+        device=config.device,
+    )
 
 
 def _require_packages(config: ExportConfig) -> None:
@@ -270,7 +280,7 @@ def _check_engines(config: ExportConfig) -> None:
 
     options = options_from_config(config)
     load_module(options.runtime)
-    require_gpu(options.runtime)
+    require_gpu(options.runtime, options.device)
 
 
 def _check_target(config: ExportConfig) -> None:

@@ -57,7 +57,7 @@ def check_version(runtime: EngineRuntime, module: Any) -> Any:
     return module
 
 
-def usable_runtimes() -> list[EngineRuntime]:
+def usable_runtimes(device: int = 0) -> list[EngineRuntime]:
     """Return the runtimes that can build engines here; what is installed and cannot is logged."""
     usable: list[EngineRuntime] = []
     for runtime, (name, _) in MODULES.items():
@@ -65,7 +65,7 @@ def usable_runtimes() -> list[EngineRuntime]:
             continue
         try:
             load_module(runtime)
-            require_gpu(runtime)
+            require_gpu(runtime, device)
         except YonosError as error:
             log.warning("no %s engines: %s", runtime, error)
             continue
@@ -73,23 +73,50 @@ def usable_runtimes() -> list[EngineRuntime]:
     return usable
 
 
-def find_gpu() -> tuple[str | None, tuple[str, ...]]:
-    """Name and compute capability of GPU 0; (None, ()) where there is none."""
-    from yonos_trt.cuda.probe import probe_driver
-
-    devices = probe_driver().devices
-    return (devices[0].name, (devices[0].compute_capability,)) if devices else (None, ())
-
-
-def require_gpu(runtime: EngineRuntime) -> None:
-    """Refuse a TensorRT build on a machine without GPU before any work is done.
+def find_gpu(device: int = 0) -> tuple[str | None, tuple[str, ...]]:
+    """Name and compute capability of a GPU; (None, ()) where there is none at all.
 
     Raises
     ------
     EngineDeviceError
-        There is no usable GPU.
+        There are GPUs, but not this one.
     """
-    if runtime == "tensorrt" and find_gpu()[0] is None:
+    from yonos_trt.cuda.probe import probe_driver
+
+    devices = {found.index: found for found in probe_driver().devices}
+    if devices and device not in devices:
+        have = ", ".join(f"{found.index} ({found.name})" for found in devices.values())
+        raise EngineDeviceError(
+            f"device is {device}, but this machine's GPUs are: {have}; choose another --device"
+        )
+    return (devices[device].name, (devices[device].compute_capability,)) if devices else (None, ())
+
+
+@contextmanager
+def on_gpu(device: int) -> Iterator[None]:
+    """Make a GPU the current one, which TensorRT builds on and for; without any GPU nothing is done."""
+    from yonos_trt.cuda.driver import CudaDriver
+
+    if find_gpu(device)[0] is None:
+        yield
+        return
+    driver = CudaDriver(device)
+    try:
+        with driver.current():
+            yield
+    finally:
+        driver.close()
+
+
+def require_gpu(runtime: EngineRuntime, device: int = 0) -> None:
+    """Refuse a TensorRT build on a machine without the GPU before any work is done.
+
+    Raises
+    ------
+    EngineDeviceError
+        There is no usable GPU, or not this one.
+    """
+    if runtime == "tensorrt" and find_gpu(device)[0] is None:
         raise EngineDeviceError(
             "runtime 'tensorrt' measures its kernels on the GPU while it builds, and no GPU can be used "
             "here; build on the target machine, or use --runtime tensorrt-rtx, which builds anywhere"

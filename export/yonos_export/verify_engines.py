@@ -37,6 +37,7 @@ def compare_engines(
     pictures: dict[str, Picture],
     limits: Thresholds,
     *,
+    device: int = 0,
     opener: Opener | None = None,
 ) -> float:
     """Upscale every picture with the engines and with the ONNX graphs; return the PSNR of all together, in
@@ -54,6 +55,8 @@ def compare_engines(
         Name -> RGB picture.
     limits
         The end-to-end limit holds.
+    device
+        CUDA device number the engines run on.
     opener
         Makes the upscaler; `yonos_trt.SR` on `folder` when None.
 
@@ -66,7 +69,10 @@ def compare_engines(
     """
     from yonos_trt.sr import SR
 
-    make = opener or (lambda kind, bits: SR(folder, runtime=kind, precision=bits, seed=0))  # type: ignore[arg-type]
+    def open_sr(kind: str, bits: str) -> SR:
+        return SR(folder, runtime=kind, precision=bits, device=0 if kind == "onnx" else device, seed=0)  # type: ignore[arg-type]
+
+    make = opener or open_sr
     squares = count = 0.0
     with make("onnx", reference) as expected, make(runtime, precision) as engines:
         for name, picture in pictures.items():

@@ -44,6 +44,8 @@ _log = logging.getLogger(__name__)
 RuntimeName = Literal["auto", "onnx", "openvino", "tensorrt", "tensorrt-rtx"]
 RUNTIMES: tuple[str, ...] = get_args(RuntimeName)
 LARGEST_LANES = 64
+_RTX = ("7.5", "8.6", "8.9", "12.0", "12.1")
+"""Compute capabilities for which TensorRT-RTX is made; data-centre GPUs (8.0, 9.0, 10.0) have TensorRT."""
 _MODULES = {"tensorrt": ("tensorrt", "tensorrt"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
 
 
@@ -65,8 +67,9 @@ class Request:
     precision : str or None
         "fp32", "fp16", "bf16"; None: fp32 first on the CPU, fp16 first with TensorRT, bf16 with OpenVINO
         where the CPU has it.
-    providers : sequence of str
-        Execution providers of ONNX Runtime.
+    providers : sequence of str or None
+        Execution providers of ONNX Runtime, the first one that can goes first; with them "auto" is "onnx".
+        None: the CPU's.
     restore : float or None
         Where the model's dial stands, 0 to 1; None: the model's default.
     """
@@ -76,7 +79,7 @@ class Request:
     lanes: int | None = None
     threads: int | None = None
     precision: Precision | None = None
-    providers: Sequence[str] = ("CPUExecutionProvider",)
+    providers: Sequence[str] | None = None
     restore: float | None = None
 
     def __post_init__(self) -> None:
@@ -97,6 +100,12 @@ class Request:
             object.__setattr__(self, "threads", usable)
         if self.restore is not None:
             check_restore(self.restore)
+        if self.providers is not None:
+            if self.runtime not in ("auto", "onnx"):
+                raise ConfigError(
+                    f"providers are ONNX Runtime's, but runtime is {self.runtime!r}; leave one of them out"
+                )
+            object.__setattr__(self, "runtime", "onnx")
         if self.device < 0:
             raise ConfigError(f"device is {self.device}, expected a CUDA device number from 0 up")
 
@@ -138,7 +147,25 @@ def open_backend(engine_dir: Path, manifest: EngineManifest, request: Request) -
             return _open_tensorrt(engine_dir, manifest, request, runtime)
         except (EngineDeviceError, EngineNotFoundError, EngineVersionError, MissingExtraError) as error:
             _log.warning("the %s engines of %s are not used: %s", runtime, engine_dir, error)
+    if not any(_has_all(manifest, runtime, request.precision) for runtime in _MODULES):
+        _say_what_to_build(engine_dir, request)
     return _open_onnx(engine_dir, manifest, request)
+
+
+def _say_what_to_build(engine_dir: Path, request: Request) -> None:
+    """Nobody with a GPU should wait for the CPU and not know why."""
+    devices = {device.index: device for device in probe_driver().devices}
+    if (gpu := devices.get(request.device)) is None:
+        return
+    runtime = "tensorrt-rtx" if gpu.compute_capability in _RTX else "tensorrt"
+    inside = engine_dir.resolve().is_relative_to(models_dir())
+    target = Path("engines") / engine_dir.name if inside else engine_dir
+    _log.warning(
+        "%s has no TensorRT engines: GPU %d (%s) is not used, the networks run on the CPU; build some with: "
+        "yonos-export %s -o %s --%s --runtime %s%s; or choose the CPU with -g -1 / runtime='onnx'",
+        engine_dir, gpu.index, gpu.name, engine_dir.name if inside else engine_dir, target,
+        request.precision or "fp16", runtime, f", then name them with -m {target}" if inside else "",
+    )  # fmt: skip
 
 
 def _check_device(number: int) -> None:
@@ -153,17 +180,18 @@ def _check_device(number: int) -> None:
 
 
 def _open_onnx(engine_dir: Path, manifest: EngineManifest, request: Request) -> Backend:
-    from yonos_trt.backends.ort import OrtBackend
+    from yonos_trt.backends.ort import CPU_PROVIDER, OrtBackend
 
     _check_threads(request)
     return OrtBackend(
         engine_dir,
         manifest,
         precision=request.precision,
-        providers=request.providers,
+        providers=request.providers or (CPU_PROVIDER,),
         threads=request.threads,
         lanes=request.lanes or 1,
         restore=request.restore,
+        device=request.device,
     )
 
 

@@ -24,6 +24,7 @@ from yonos_trt.engine.restore import dial_of
 from yonos_trt.errors import (
     ClosedError,
     ConfigError,
+    EngineDeviceError,
     EngineIntegrityError,
     EngineNotFoundError,
     ManifestError,
@@ -39,6 +40,8 @@ __all__ = ["CPU_PROVIDER", "OrtBackend", "pick_onnx"]
 _log = logging.getLogger(__name__)
 
 CPU_PROVIDER = "CPUExecutionProvider"
+GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
+"""Providers whose option ``device_id`` is the number of a CUDA device."""
 Provider = str | tuple[str, Mapping[str, Any]]
 
 # Hands over external data that is too large for one message; older ONNX Runtimes lack it.
@@ -111,11 +114,15 @@ class OrtBackend(NumpyBackend):
         "native" (falls back to NumPy where not built) or "numpy".
     restore
         Where the dial of the graphs stands, 0 to 1; None: the model's default.
+    device
+        CUDA device number, for the providers of NVIDIA GPUs.
 
     Raises
     ------
     ConfigError
-        A provider is not part of the installed ONNX Runtime.
+        A provider is not part of the installed ONNX Runtime, or none is named.
+    EngineDeviceError
+        ONNX Runtime does without a provider that was named. With the CPU's named as well this is a warning.
     EngineNotFoundError, EngineIntegrityError, ManifestError
         An artifact is not there, was altered, cannot be opened, or has other tensors than the manifest says.
     """
@@ -131,6 +138,7 @@ class OrtBackend(NumpyBackend):
         lanes: int = 1,
         kernels: str = "native",
         restore: float | None = None,
+        device: int = 0,
     ) -> None:
         root = Path(engine_dir)
         threads = threads or usable_cpus()
@@ -139,13 +147,15 @@ class OrtBackend(NumpyBackend):
         )
         ort = import_onnxruntime()
         known = ort.get_available_providers()
-        for provider in providers:
-            name = provider if isinstance(provider, str) else provider[0]
+        if not providers:
+            raise ConfigError(f"providers is empty, expected at least one of {', '.join(known)}")
+        for name in map(_name, providers):
             if name not in known:
                 raise ConfigError(
                     f"this ONNX Runtime has no execution provider {name!r}, it has {', '.join(known)}; "
                     "install the onnxruntime package that brings it, or name another one"
                 )
+        providers = [_on_device(provider, device) for provider in providers]
         self.restore = dial_of(self.manifest, restore)
         self._sessions: dict[str, _Session] = {}
         for name, artifact in pick_onnx(self.manifest, root, precision, restore=self.restore).items():
@@ -156,9 +166,15 @@ class OrtBackend(NumpyBackend):
             )
         _log.info(
             "opened %s with ONNX Runtime %s: %s, %d threads, %d lanes, %s kernels",
-            self.manifest.model.name, ort.__version__, [str(p) for p in providers], threads, lanes,
+            self.manifest.model.name, ort.__version__, ", ".join(self.providers), threads, lanes,
             self.kernels.name,
         )  # fmt: skip
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers that the sessions have, which may be fewer than were named."""
+        found = [session.providers for session in self._sessions.values()]
+        return tuple(name for name in found[0] if all(name in names for names in found)) if found else ()
 
     def _run(self, name: str, *arrays: Array) -> Array:
         session = self._sessions.get(name)
@@ -225,6 +241,8 @@ class _Session:
                 "export the model again with this yonos-export, or update onnxruntime"
             ) from error
         self._name = name
+        self.providers: list[str] = self._session.get_providers()
+        _check_providers(path, list(map(_name, providers)), self.providers)
         inputs = [(i.name, i.shape, i.type) for i in self._session.get_inputs()]
         outputs = [(o.name, o.shape, o.type) for o in self._session.get_outputs()]
         for kind, found, wanted in (("inputs", inputs, stage.inputs), ("outputs", outputs, stage.outputs)):
@@ -271,6 +289,31 @@ class _Session:
                 "or export the model again"
             ) from error
         return result
+
+
+def _check_providers(path: Path, asked: list[str], got: list[str]) -> None:
+    """ONNX Runtime runs on the CPU, without an error, what a provider that does not load was to run."""
+    missing = [name for name in asked if name not in got]
+    if not missing:
+        return
+    text = (
+        f"ONNX Runtime opened {path} without {', '.join(missing)}, on {', '.join(got)}: the provider's own "
+        "libraries, the driver or a GPU are missing (`yonos doctor` says what loads)"
+    )
+    if CPU_PROVIDER not in asked:
+        raise EngineDeviceError(f"{text}; name {CPU_PROVIDER} as well to run on the CPU where that is so")
+    _log.warning("%s", text)
+
+
+def _name(provider: Provider) -> str:
+    return provider if isinstance(provider, str) else provider[0]
+
+
+def _on_device(provider: Provider, device: int) -> Provider:
+    if _name(provider) not in GPU_PROVIDERS:
+        return provider
+    given = {} if isinstance(provider, str) else provider[1]
+    return _name(provider), {"device_id": str(device), **given}
 
 
 def _plain(provider: Provider) -> str | tuple[str, dict[str, Any]]:

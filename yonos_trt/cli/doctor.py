@@ -13,6 +13,7 @@ from typing import Any
 
 import yonos_trt
 from yonos_trt.backends.choose import shipped_models
+from yonos_trt.backends.ort import CPU_PROVIDER
 from yonos_trt.backends.telemetry import import_onnxruntime
 from yonos_trt.cuda.probe import probe_driver
 from yonos_trt.errors import install_command
@@ -22,6 +23,11 @@ from yonos_trt.tiles.kernels import HOW_TO_COMPILE, host_kernels
 __all__ = ["examine", "lines"]
 
 _IMPORT_TIMEOUT_S = 60.0
+# An ONNX graph of one node, Identity: what a provider has to open to count as usable.
+_IDENTITY = (
+    "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02080162"
+    "0f0a0179120a0a08080112040a02080142040a001011"
+)
 _OPTIONAL = (("av", "video"), ("pyvips", "images"), ("tifffile", "images"), ("openvino", "openvino"))
 
 
@@ -55,11 +61,14 @@ def examine() -> dict[str, Any]:
 def _onnxruntime() -> dict[str, Any]:
     try:
         onnxruntime = import_onnxruntime()
-    except ImportError as error:
-        return {"version": None, "providers": [], "problem": str(error)}
+        known = onnxruntime.get_available_providers()
+    except (ImportError, AttributeError) as error:
+        return {"version": None, "providers": [], "not_loading": {}, "problem": str(error)}
+    answers = {name: "" if name == CPU_PROVIDER else _provider(name) for name in known}
     return {
         "version": onnxruntime.__version__,
-        "providers": onnxruntime.get_available_providers(),
+        "providers": [name for name, problem in answers.items() if not problem],
+        "not_loading": {name: problem for name, problem in answers.items() if problem},
         "problem": "",
     }
 
@@ -71,6 +80,17 @@ def _training() -> dict[str, Any]:
     code = "import json; from yonos_train.loop import training_speed; print(json.dumps(training_speed()))"
     facts, problem = _said(python_command(code, package=True))
     return {**json.loads(facts), "problem": ""} if facts else {"problem": problem}
+
+
+def _provider(name: str) -> str:
+    """Open a small graph with a provider in a child process; return why it does not load, or nothing."""
+    code = (
+        f"from yonos_trt.backends.telemetry import import_onnxruntime; o = import_onnxruntime()\n"
+        f"s = o.InferenceSession(bytes.fromhex({_IDENTITY!r}), providers=[{name!r}])\n"
+        f"print(s.get_providers()[0])"
+    )
+    got, problem = _said(python_command(code, package=True))
+    return "" if got == name else problem or f"the session comes up on {got} instead"
 
 
 def _is_there(module: str) -> bool:
@@ -116,6 +136,8 @@ def lines(facts: dict[str, Any]) -> Iterator[str]:
     ort = facts["onnxruntime"]
     if ort["version"]:
         yield f"ONNX Runtime   {ort['version']}: {', '.join(ort['providers'])}"
+        for name, problem in ort["not_loading"].items():
+            yield f"               {name} does not load: {problem}"
     else:
         yield f"ONNX Runtime   cannot be imported ({ort['problem']}): pip install onnxruntime"
     driver = facts["driver"]

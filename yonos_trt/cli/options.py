@@ -138,6 +138,13 @@ machine = compose(
     ),
     precision,
     click.option(
+        "--providers",
+        callback=lambda _context, _option, value: value and tuple(p.strip() for p in value.split(",")),
+        metavar="NAME[,NAME]",
+        help="ONNX Runtime's execution providers, such as CUDAExecutionProvider; with the CPU's named last, "
+        "one that does not load is a warning instead of an error.",
+    ),
+    click.option(
         "--memory-limit",
         "memory_limit_mb",
         type=click.IntRange(1, 1 << 30),

@@ -297,4 +297,6 @@ def declare(library: Any) -> Any:
     for name, arguments in SIGNATURES.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, _int
+    library.yonos_open.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, _int)
+    library.yonos_open.restype = _int
     return library
