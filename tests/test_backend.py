@@ -12,7 +12,7 @@ from helpers import picture
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yonos_trt.backends.base import HostCanvas
+from yonos_trt.backends.host import HostCanvas
 from yonos_trt.backends.numpy import NumpyBackend
 from yonos_trt.cli import doctor
 from yonos_trt.engine.manifest import identity_manifest

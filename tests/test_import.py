@@ -100,8 +100,9 @@ FLOORS = """
     errors atomic host console _moved
     engine tiles images cuda
     planning prefetch
-    backends trt
+    backends
     pipeline
+    trt
     session
     video
     sr

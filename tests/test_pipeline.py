@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yonos_trt.backends.base import Array
+from yonos_trt.backends.host import HostBackend
 from yonos_trt.backends.numpy import NumpyBackend
 from yonos_trt.engine.manifest import identity_manifest
 from yonos_trt.errors import ConfigError, InputError, NumericError
@@ -400,3 +401,66 @@ def test_adain_cannot_begin_in_the_middle() -> None:
     image = picture(100, 20)
     with pytest.raises(ConfigError, match="whole picture"):
         list(upscale(image, NumpyBackend(), plan=plan_for(image), color_fix="adain", first_row_px=8))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Back ends of users
+
+
+class Before:
+    """A back end written for 0.1: no `run`, nothing declared that it need not have; inherits nothing."""
+
+    lanes = 2
+
+    def __init__(self, inner: NumpyBackend) -> None:
+        self.manifest = inner.manifest
+        for name in ("upload", "canvas", "gather", "encode", "noise", "step", "decode", "blend", "close"):
+            setattr(self, name, getattr(inner, name))
+        self.download = inner.download
+
+
+class BeforeWithFinish(Before):
+    """... that rounds by itself."""
+
+    def finish(self, source: Any, canvas: Any, plan: TilePlan, *, color_fix: str) -> Any:
+        outer = self
+
+        class Finish:
+            block_rows = 7
+
+            def push(self, y0_px: int, y1_px: int, clock: Any) -> Any:
+                with clock("download"):
+                    rows = outer.download(canvas, plan, y0_px, y1_px)
+                return np.rint((np.clip(rows, -1, 1) + 1) * np.float32(127.5)).astype(np.uint8)
+
+        return Finish()
+
+
+@pytest.mark.parametrize("kind", [Before, BeforeWithFinish])
+def test_a_back_end_without_run_works_and_is_told(kind: type[Before]) -> None:
+    image = picture(40, 52)
+    inner = NumpyBackend(step=lambda noise, z_l: z_l * np.float32(0.5))
+    plan = plan_for(image)
+    timings = Timings()
+    with pytest.warns(DeprecationWarning, match=f"{kind.__name__} has no run.*HostBackend"):
+        got = upscale_array(image, kind(inner), plan=plan, color_fix="none", timings=timings)
+    assert np.array_equal(got, upscale_array(image, inner, plan=plan, color_fix="none"))
+    assert all(timings.seconds[stage] > 0 for stage in ("gather", "encode", "step", "decode", "download"))
+
+
+def test_a_back_end_needs_three_methods_beside_those_of_the_host() -> None:
+    class Mine(HostBackend):
+        def encode(self, tiles: Array, *, lane: int) -> Array:
+            return tiles
+
+        def step(self, noise: Array, z_l: Array, *, lane: int) -> Array:
+            return z_l
+
+        def decode(self, z_0: Array, *, lane: int) -> Array:
+            return z_0
+
+    image = picture(20, 20)
+    plan = plan_for(image)
+    mine = upscale_array(image, Mine(identity_manifest()), plan=plan)
+    twin = upscale_array(image, NumpyBackend(kernels="native"), plan=plan)
+    assert np.array_equal(mine, twin)

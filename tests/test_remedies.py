@@ -126,7 +126,7 @@ def test_every_parameter_that_a_message_names_can_be_given() -> None:
     named = {(file, name) for file, text in ours for name in pattern.findall(text)}
     assert len(named) > 3
     missing = {(file, name) for file, name in named if name not in known}
-    assert missing - {("yonos_trt/trt/device.py", "check")} == set()  # of `upscale_same_kind`, public too
+    assert missing - {("yonos_trt/trt/device.py", "check")} == set()  # of `upscale_on_device`, public too
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -701,8 +701,8 @@ def _memory_error(*_: Any, **__: Any) -> Any:
         ("yonos_trt.sr", "from_array"),
         ("yonos_trt.sr", "to_array"),
         ("yonos_trt.pipeline", "batches"),
-        ("yonos_trt.backends.finish", "RowColorFix"),
-        ("yonos_trt.backends.base", "HostCanvas"),
+        ("yonos_trt.backends.host", "RowColorFix"),
+        ("yonos_trt.backends.host", "HostCanvas"),
     ],
 )
 def test_a_memory_error_of_any_stage_is_ours(

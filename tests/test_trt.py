@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -230,22 +229,16 @@ def test_many_seeds_do_not_collect_graphs_without_end(engines: dict[str, Path]) 
 # What is asked of the device
 
 
-def no_clock(stage: str) -> AbstractContextManager[None]:
-    return nullcontext()
-
-
 def by_hand(backend: TrtBackend, image: np.ndarray, plan: TilePlan, *, fix: str = "none") -> int:
     """The pipeline's calls from one thread, so that lanes and slots come in the same order."""
     source, canvas = backend.upload(image), backend.canvas(plan)
     finish = backend.finish(source, canvas, plan, color_fix=fix)
     y0 = blocks = 0
     for batch in batches(plan):
-        pending = backend.encode(backend.gather(source, plan, batch, lane=0), lane=0)
-        z_0 = backend.step(backend.noise(plan, batch, seed=0, lane=0), pending, lane=0)
-        backend.blend(canvas, backend.decode(z_0, lane=0), plan, batch)
+        backend.blend(canvas, backend.run(source, plan, batch, 0, 0), plan, batch)
         if (batch.first + batch.live) % len(plan.xs) == 0:
             y1 = rows_final_after_band(plan, batch.band)
-            finish.push(y0, y1, no_clock)
+            finish.push(y0, y1)
             y0, blocks = y1, blocks + 1
     return blocks
 
@@ -286,12 +279,10 @@ def test_nothing_waits_but_download(engines: dict[str, Path]) -> None:
     before = driver.calls["event_synchronize"]
     source, canvas = backend.upload(image), backend.canvas(plan)
     for batch in batches(plan):
-        pending = backend.encode(backend.gather(source, plan, batch, lane=0), lane=0)
-        z_0 = backend.step(backend.noise(plan, batch, seed=0, lane=0), pending, lane=0)
-        backend.blend(canvas, backend.decode(z_0, lane=0), plan, batch)
+        backend.blend(canvas, backend.run(source, plan, batch, 0, 0), plan, batch)
     assert driver.calls["event_synchronize"] == before
     assert not driver.idle()
-    rows = backend.download(canvas, plan, 0, plan.height_px)
+    rows = backend.finish(source, canvas, plan, color_fix="none").push(0, plan.height_px)
     assert driver.calls["event_synchronize"] == before + 1
     assert rows.shape == (plan.height_px, plan.width_px, 3)
     backend.close()
@@ -393,9 +384,7 @@ def test_a_scheduler_that_lacks_an_event_is_caught_on_the_whole_path(
     def run() -> None:
         source, canvas = backend.upload(image), backend.canvas(plan)
         for batch in batches(plan):
-            pending = backend.encode(backend.gather(source, plan, batch, lane=0), lane=0)
-            tiles = backend.decode(backend.step(0, pending, lane=0), lane=0)
-            backend.blend(canvas, tiles, plan, batch)
+            backend.blend(canvas, backend.run(source, plan, batch, 0, 0), plan, batch)
         if edge == "finish->upload":  # comes after all gathers, and so would hide that their order is missing
             backend.finish(source, canvas, plan, color_fix="wavelet").take(0, plan.height_px)
 
@@ -550,11 +539,10 @@ def test_a_band_that_nobody_downloaded_is_not_repaired_in_the_wrong_place(engine
     backend = open_backend(engines["both"], driver, module=module)
     source, canvas = backend.upload(image), backend.canvas(plan)
     for batch in batches(plan):
-        pending = backend.encode(backend.gather(source, plan, batch, lane=0), lane=0)
-        backend.blend(canvas, backend.decode(backend.step(0, pending, lane=0), lane=0), plan, batch)
+        backend.blend(canvas, backend.run(source, plan, batch, 0, 0), plan, batch)
     top = plan.ys[-1]
     with np.errstate(invalid="ignore"), pytest.raises(NumericError, match="'step'"):
-        backend.download(canvas, plan, top, top + 10)
+        backend.finish(source, canvas, plan, color_fix="none").push(top, top + 10)
     backend.close()
 
 
@@ -609,20 +597,13 @@ def test_calls_out_of_order_are_refused(engines: dict[str, Path]) -> None:
     plan = plan_for(image)
     source, canvas = backend.upload(image), backend.canvas(plan)
     first, second = list(batches(plan))[:2]
-    with pytest.raises(ConfigError, match="step got something else than the result of encode"):
-        backend.step(0, backend.gather(source, plan, first, lane=0), lane=0)
-
-    def run(batch: Any) -> Any:
-        pending = backend.encode(backend.gather(source, plan, batch, lane=0), lane=0)
-        return backend.decode(backend.step(0, pending, lane=0), lane=0)
-
-    tiles = run(second)
+    tiles = backend.run(source, plan, second, 0, 0)
     with pytest.raises(ConfigError, match="plan order"):
         backend.blend(canvas, tiles, plan, second)
     newer = backend.upload(image)
     with pytest.raises(InputError, match="replaced by a later upload"):
-        backend.gather(source, plan, first, lane=0)
-    backend.gather(newer, plan, first, lane=0)
+        backend.run(source, plan, first, 0, 0)
+    backend.run(newer, plan, first, 0, 0)
     backend.canvas(plan)
     with pytest.raises(ClosedError, match="replaced by a later run"):
         backend.blend(canvas, tiles, plan, second)
@@ -677,7 +658,7 @@ def test_an_unknown_colour_fix_and_a_replaced_picture_are_refused(engines: dict[
         backend.finish(source, canvas, plan, color_fix="wavelet")
     backend.canvas(plan)
     with pytest.raises(ClosedError, match="replaced by a later run"):
-        finish.push(0, plan.height_px, no_clock)
+        finish.push(0, plan.height_px)
     backend.close()
 
 

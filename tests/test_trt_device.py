@@ -19,9 +19,9 @@ from yonos_trt import sr as sr_module
 from yonos_trt.backends.numpy import NumpyBackend
 from yonos_trt.cuda import arrays
 from yonos_trt.cuda.arrays import DeviceArray, is_on_device, stream_handle, view_of
-from yonos_trt.errors import ConfigError, InputError, NumericError
+from yonos_trt.errors import ConfigError, InputError, NumericError, OutOfMemoryError
 from yonos_trt.trt.backend import TrtBackend
-from yonos_trt.trt.device import upscale_on_device, upscale_same_kind
+from yonos_trt.trt.device import OnDevice, upscale_on_device
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_sr_takes_and_returns_device_memory(engine_dir: Path, monkeypatch: pytes
 
 def test_a_back_end_on_the_host_refuses_device_memory() -> None:
     with pytest.raises(InputError, match=r"NumpyBackend reads host memory.*\.cpu\(\)"):
-        upscale_same_kind(Interface(), NumpyBackend(), None, None, seed=0, color_fix="none")
+        OnDevice(Interface(), NumpyBackend())
 
 
 def open_sr(
@@ -288,6 +288,52 @@ def test_a_device_array_that_ran_out_of_memory_begins_again_with_less(
         again = sr.upscale(tensor)
         assert not caplog.records
         assert np.array_equal(fetch(driver, again, tensor.stream), got)
+
+
+@pytest.mark.parametrize("color_fix", ["none", "wavelet"])
+def test_after_memory_ran_out_it_goes_on_at_the_finished_row(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch, color_fix: str
+) -> None:
+    driver = SimulatedDriver()
+    image = picture(150, 30)
+    tensor = Tensor(driver, image)
+    run, sides = TrtBackend.run, []
+
+    def short_of_memory(self: Any, source: Any, plan: Any, *call: Any) -> Any:
+        sides.append(plan.tile_h_px)
+        if plan.tile_h_px > 32 and sides.count(plan.tile_h_px) > 20:
+            raise OutOfMemoryError("arena")
+        return run(self, source, plan, *call)
+
+    with open_sr(engine_dir, driver, monkeypatch, color_fix=color_fix, tile_px=None) as sr:
+        at_most = [(64, 1), (32, 1)]
+        sr._at_most = at_most[0]
+        large = reference(image, sr.plan(150, 30).tiles, color_fix=color_fix)
+        monkeypatch.setattr(TrtBackend, "run", short_of_memory)
+        told: list[tuple[int, int]] = []
+        got = fetch(driver, sr.upscale(tensor, on_tiles=lambda *n: told.append(n)), tensor.stream)
+        plan = sr.plan(150, 30).tiles
+        assert sr._at_most == at_most[1]
+        small = reference(image, plan, color_fix=color_fix)
+        other = np.flatnonzero((got != large).any(axis=(1, 2)))
+        kept = int(other[0]) if len(other) else len(got)
+        assert kept > 100
+        assert np.array_equal(got[kept:], small[kept:])
+        assert sides.count(32) < 0.9 * plan.tiles
+        assert told[-1][0] == told[-1][1]
+
+
+def test_the_limit_of_device_memory_holds_for_pictures_that_are_there(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = SimulatedDriver()
+    image = picture(40, 60)
+    tensor = Tensor(driver, image)
+    with (
+        open_sr(engine_dir, driver, monkeypatch, device_memory_limit_mb=1) as sr,
+        pytest.raises(ConfigError, match="the device memory limit is 1 MiB"),
+    ):
+        sr.upscale(tensor)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 MOVED = {
-    "backend": "backends.base backends.numpy tiles.kernels tiles.plan",
+    "backend": "backends.base backends.host backends.numpy tiles.kernels tiles.plan",
     "bench.cli": "cli.bench",
     "bicubic": "tiles.bicubic",
     "child": "host",
@@ -23,7 +23,7 @@ MOVED = {
     "dlpack": "images.dlpack",
     "doctor": "cli.doctor",
     "file_stages": "cli.file_stages",
-    "finish": "backends.finish",
+    "finish": "backends.base backends.host",
     "host_cpus": "host",
     "host_memory": "host",
     "job_outcome": "cli.job_outcome",

@@ -2,7 +2,7 @@
 
 Tile batches run on the backend's lanes, one thread each; blends happen in plan order on the caller's thread,
 so the picture is the same bit for bit whatever the number of lanes. Rows that no later tile touches are
-colour-fixed, rounded (`yonos_trt.backends.finish`) and handed out at once: memory is O(width)
+colour-fixed, rounded (`Backend.finish`) and handed out at once: memory is O(width)
 beside the picture.
 """
 
@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from yonos_trt.backends.base import Array, Backend
-from yonos_trt.backends.finish import Finish, HostFinish
-from yonos_trt.errors import ConfigError, InputError, NumericError
+from yonos_trt.backends.adapter import adapted
+from yonos_trt.backends.base import Array, Backend, timed_by
+from yonos_trt.cuda.arrays import DeviceView
+from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.planning import from_row
 from yonos_trt.tiles.color import finished_rows, first_canvas_row
 from yonos_trt.tiles.plan import TileBatch, TilePlan, batches, rows_final_after_band
@@ -30,7 +31,7 @@ STAGES = ("upload", "gather", "encode", "noise", "step", "decode", "blend", "dow
 
 
 def upscale(
-    image: Array,
+    image: Array | DeviceView,
     backend: Backend,
     *,
     plan: TilePlan,
@@ -42,13 +43,14 @@ def upscale(
     timings: Timings | None = None,
     on_tiles: Callable[[int, int], None] | None = None,
     cancel: threading.Event | None = None,
-) -> Generator[Array, None, None]:
+) -> Generator[Any, None, None]:
     """Upscale a picture and yield its finished rows from the top down.
 
     Parameters
     ----------
     image
-        (H, W, 3) uint8 [0, 255], uint16 [0, 65535] or float32 [0, 1], RGB.
+        (H, W, 3) uint8 [0, 255], uint16 [0, 65535] or float32 [0, 1], RGB; or a view of device memory, with a
+        back end that takes one (`yonos_trt.trt.device.OnDevice`).
     backend
         Runs the stages; its manifest gives the scale.
     plan
@@ -93,31 +95,18 @@ def upscale(
     clock = timings if timings is not None else Timings()
 
     def run_batch(batch: TileBatch, lane: int) -> Any:
-        with clock("gather"):
-            tiles = backend.gather(source, plan, batch, lane=lane)
-        with clock("encode"):
-            z_l = _finite("encode", backend.encode(tiles, lane=lane), batch)
-        with clock("noise"):
-            noise = backend.noise(plan, batch, seed=seed, lane=lane)
-        with clock("step"):
-            z_0 = _finite("step", backend.step(noise, z_l, lane=lane), batch)
-        with clock("decode"):
-            return _finite("decode", backend.decode(z_0, lane=lane), batch)
+        with timed_by(clock):
+            return backend.run(source, plan, batch, seed, lane)
 
+    backend = adapted(backend)
     lanes = min(lanes or backend.lanes, backend.lanes)
-    if (use_lanes := getattr(backend, "use_lanes", None)) is not None:
-        use_lanes(lanes)  # a backend with memory per lane gives back what the others hold
+    backend.use_lanes(lanes)
     with clock("upload"):
         source = backend.upload(image)
         canvas = backend.canvas(plan)
-        own_finish = getattr(backend, "finish", None)
-        finish: Finish
-        if own_finish is None:
-            finish = HostFinish(
-                image, backend, canvas, plan, color_fix=color_fix, threads=threads, first_row_px=begin
-            )
-        else:
-            finish = own_finish(source, canvas, plan, color_fix=color_fix)
+        finish = backend.finish(
+            source, canvas, plan, color_fix=color_fix, threads=threads, first_row_px=begin
+        )
     todo = list(batches(plan))
     y0, at = begin, finished_rows(color_fix, plan.height_px, begin)
     with closing(_on_lanes(run_batch, todo, lanes, cancel)) as results:
@@ -132,7 +121,8 @@ def upscale(
             final = rows_final_after_band(plan, batch.band)
             while y0 < final:
                 y1 = min(y0 + finish.block_rows, final)
-                rows = finish.push(y0, y1, clock)
+                with timed_by(clock):
+                    rows = finish.push(y0, y1)
                 fresh = rows[max(0, first_row_px - at) :]
                 y0, at = y1, at + len(rows)
                 if len(fresh):
@@ -169,12 +159,12 @@ class Timings:
                 self.seconds[stage] += elapsed
 
 
-def _check(image: Array, backend: Backend, plan: TilePlan) -> None:
-    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+def _check(image: Array | DeviceView, backend: Backend, plan: TilePlan) -> None:
+    if len(image.shape) != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise InputError(
             f"the picture has the shape {image.shape}, expected (height, width, 3), none of them 0"
         )
-    if image.dtype not in (np.uint8, np.uint16, np.float32):
+    if np.dtype(image.dtype) not in (np.uint8, np.uint16, np.float32):
         raise InputError(f"the picture is {image.dtype}, expected uint8, uint16 or float32 in [0, 1]")
     scale = backend.manifest.model.scale
     canvas = (image.shape[0] * scale, image.shape[1] * scale)
@@ -183,26 +173,6 @@ def _check(image: Array, backend: Backend, plan: TilePlan) -> None:
             f"the plan is for a canvas of {plan.height_px} x {plan.width_px} px, this picture needs "
             f"{canvas[0]} x {canvas[1]}; make the plan with plan_tiles for that size"
         )
-
-
-def _finite(stage: str, value: Any, batch: TileBatch) -> Any:
-    """Return `value`; NaN and infinity survive a sum, so one pass without a temporary finds them."""
-    if not isinstance(value, np.ndarray):
-        return value
-    with np.errstate(over="ignore", invalid="ignore"):
-        total = np.sum(value, dtype=np.float32)
-    if not np.isfinite(total):
-        for i in range(batch.live):
-            if not np.isfinite(value[i]).all():
-                tile = batch.first + i
-                raise NumericError(
-                    f"the stage {stage!r} produced NaN or infinity in tile {tile} (origin y {batch.ys[i]}, "
-                    f"x {batch.xs[i]} px of the output), expected finite numbers; run the fp32 artifact, or "
-                    "check the model with: yonos-export --verify",
-                    stage=stage,
-                    tile=tile,
-                )
-    return value
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -266,10 +266,15 @@ class Session:
         return out
 
     def _rows(
-        self, rgb: Array, on_tiles: OnTiles | None, *, color_fix: str | None = None
-    ) -> Generator[Array, None, None]:
+        self,
+        rgb: Any,
+        on_tiles: OnTiles | None,
+        *,
+        color_fix: str | None = None,
+        backend: Backend | None = None,
+    ) -> Generator[Any, None, None]:
         """Yield finished rows; when memory runs out, go on from the next row with a smaller plan."""
-        backend = self._opened()
+        backend = backend or self._opened()
         emitted = 0
         while True:
             planned = self.plan(*rgb.shape[:2])

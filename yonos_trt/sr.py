@@ -211,7 +211,7 @@ class SR(Session):
         return out
 
     def _on_device(self, image: Any, alpha: str, on_tiles: OnTiles | None, stream: Any) -> Any:
-        from yonos_trt.trt.device import upscale_same_kind
+        from yonos_trt.trt.device import OnDevice, same_kind
 
         if alpha != "bicubic":
             raise ConfigError(
@@ -219,16 +219,11 @@ class SR(Session):
                 "leave it out, or copy an array with alpha to the host first"
             )
         with self._lock:
-            return upscale_same_kind(
-                image,
-                self._opened(),
-                self.plan,
-                self._shrink,
-                seed=self._seed,
-                color_fix=self._color_fix,
-                stream=stream,
-                on_tiles=on_tiles,
-            )
+            ends = OnDevice(image, self._opened(), stream)
+            with closing(self._rows(ends.view, on_tiles, backend=ends)) as blocks:
+                for _ in blocks:
+                    pass
+            return same_kind(ends.result(), image)
 
     def upscale_file(
         self,

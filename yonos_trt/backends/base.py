@@ -1,15 +1,17 @@
-"""Where the stages run: the `Backend` protocol and the NumPy backend that defines the correct answer.
+"""What runs the stages: the `Backend` protocol, `Finish`, and the clock of a stage.
 
-A backend does the steps of the data path for one batch of tiles; `yonos_trt.pipeline` decides the order.
-Arrays that travel between the methods (``Any`` below) belong to the backend: NumPy arrays here and in
-`yonos_trt.backends.ort`, device buffers elsewhere. Only `Backend.download` has to return host memory.
+A back end does the work of one picture; `yonos_trt.pipeline` decides the order. What travels between its
+methods (``Any`` below) belongs to the back end: NumPy arrays in `yonos_trt.backends.host`, which NumPy, ONNX
+Runtime and OpenVINO share, handles of device buffers in `yonos_trt.trt.backend`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.planning import WorkingBytes
@@ -18,96 +20,91 @@ from yonos_trt.tiles.plan import TileBatch, TilePlan
 if TYPE_CHECKING:
     from yonos_trt.engine.schema import EngineManifest
 
-__all__ = ["Array", "Backend", "HostCanvas"]
+__all__ = ["Array", "Backend", "Clock", "Finish", "stage", "timed_by"]
 
 Array = NDArray[Any]
 
 
-# ---------------------------------------------------------------------------------------------------------
-# The protocol
-
-
 class Backend(Protocol):
-    """The steps of the data path. Shapes: N tiles of (h, w) canvas px, latents (N, C, h / f, w / f).
+    """The work on one picture after the other. Shapes: N tiles of (h, w) canvas px.
 
-    `gather` to `decode` are called from `lanes` threads at once, one thread per lane number; `upload`,
-    `canvas`, `blend` and `download` from one thread only. A backend checks its own device tensors for NaN
-    and infinity; NumPy arrays are checked by the pipeline. A backend that fixes colours and rounds by itself
-    has one method more, ``finish``, which takes the place of `download`: see `yonos_trt.backends.finish`.
+    `run` is called from `lanes` threads at once, one thread per lane number; everything else from one thread
+    only. A back end looks for NaN and infinity itself, and raises `NumericError` with stage and tile.
     """
 
-    lanes: int
     manifest: EngineManifest
+    lanes: int
+    """Tile batches that can be worked on at the same time."""
     any_tile: bool
     """Whether every legal tile runs at the same speed per pixel, so that plans may choose the size freely."""
 
     def working_bytes(self, plan: TilePlan, lanes: int, *, color_fix: str) -> WorkingBytes:
         """Predict the memory that `plan` takes on this many lanes, beside input and output picture."""
 
-    def upload(self, image: Array) -> Any:
+    def use_lanes(self, lanes: int) -> None:
+        """Use only the first `lanes` from the next canvas on; the others may give back what they hold."""
+
+    def upload(self, image: Any) -> Any:
         """Take an (H, W, 3) uint8, uint16 or float32 picture; keeps a reference at most."""
 
     def canvas(self, plan: TilePlan) -> Any:
         """Return a zeroed accumulator of O(tile height x padded width) for one run over `plan`."""
 
-    def gather(self, source: Any, plan: TilePlan, batch: TileBatch, *, lane: int) -> Any:
-        """Cut a batch's tiles, in [-1, 1]: (N, 3, h, w), or LR tiles if the encoder reads LR."""
-
-    def encode(self, tiles: Any, *, lane: int) -> Any:
-        """Tiles -> z_l."""
-
-    def noise(self, plan: TilePlan, batch: TileBatch, *, seed: int, lane: int) -> Any:
-        """Return the part of the global noise field that lies under each tile."""
-
-    def step(self, noise: Any, z_l: Any, *, lane: int) -> Any:
-        """Noise, z_l -> z_0: the one step, with the timestep and the schedule folded in."""
-
-    def decode(self, z_0: Any, *, lane: int) -> Any:
-        """z_0 -> tiles (N, 3, h, w) in [-1, 1]."""
+    def run(self, source: Any, plan: TilePlan, batch: TileBatch, seed: int, lane: int) -> Any:
+        """Gather, encode, noise, step and decode one batch; returns tiles (N, 3, h, w) in [-1, 1]."""
 
     def blend(self, canvas: Any, tiles: Any, plan: TilePlan, batch: TileBatch) -> None:
         """Add a batch to the canvas; called in plan order, so the sum is the same for any number of lanes."""
 
-    def download(self, canvas: Any, plan: TilePlan, y0_px: int, y1_px: int) -> NDArray[np.float32]:
-        """Return finished canvas rows (y1 - y0, plan.width_px, 3) in [-1, 1]; the only call that waits.
-
-        The result is valid until the next `blend`. Rows are asked for once, from the top down, before a tile
-        of the next band is blended.
-        """
+    def finish(
+        self,
+        source: Any,
+        canvas: Any,
+        plan: TilePlan,
+        *,
+        color_fix: str,
+        threads: int = 1,
+        first_row_px: int = 0,
+    ) -> Finish:
+        """Return what takes final canvas rows from `first_row_px` on, fixes their colours and rounds them."""
 
     def close(self) -> None:
         """Release everything; may be called twice."""
 
 
+class Finish(Protocol):
+    """Turns final canvas rows into rows of the picture's dtype, from the top down."""
+
+    block_rows: int
+    """Rows to push at a time, at most."""
+
+    def push(self, y0_px: int, y1_px: int) -> Any:
+        """Take the canvas rows [y0, y1), which follow the rows pushed before and are final; waits for them.
+
+        Returns the rows that this finishes, (n, width_px, 3) with n >= 0, a sequence: a colour fix may hold
+        some back, but none after the last push. The caller owns them.
+        """
+
+
 # ---------------------------------------------------------------------------------------------------------
-# Host canvas
+# Time
+
+Clock = Callable[[str], AbstractContextManager[None]]
+"""``with clock("download"): ...`` adds to the seconds of a stage."""
+
+_clock: ContextVar[Clock] = ContextVar("clock", default=lambda stage: nullcontext())
 
 
-class HostCanvas:
-    """The rows that tiles of the current band can touch: float32 (tile_h_px, padded_w_px, 3).
+def stage(name: str) -> AbstractContextManager[None]:
+    """Count the body of the ``with`` as a stage of the picture that this thread works on."""
+    return _clock.get()(name)
 
-    Moving on to the next band drops the finished rows at the top and clears as many at the bottom.
-    """
 
-    def __init__(self, plan: TilePlan) -> None:
-        self._plan = plan
-        self._band = 0
-        self._rows = np.zeros((plan.tile_h_px, plan.padded_w_px, 3), np.float32)
-
-    def rows_for_band(self, band: int) -> NDArray[np.float32]:
-        """Return the accumulator with its first row at the origin of `band`, which never goes back."""
-        ys = self._plan.ys
-        if band != self._band:
-            shift = ys[band] - ys[self._band]
-            keep = max(0, self._plan.tile_h_px - shift)
-            for y in range(0, keep, shift):  # blocks that do not overlap: NumPy would copy the rows first
-                n = min(shift, keep - y)
-                self._rows[y : y + n] = self._rows[y + shift : y + shift + n]
-            self._rows[keep:] = 0.0
-            self._band = band
-        return self._rows
-
-    def read(self, y0_px: int, y1_px: int) -> NDArray[np.float32]:
-        """Return a view of the canvas rows [y0, y1), cropped to the picture."""
-        top = self._plan.ys[self._band]
-        return self._rows[y0_px - top : y1_px - top, : self._plan.width_px]
+@contextmanager
+def timed_by(clock: Clock) -> Iterator[None]:
+    """Let `clock` count the stages of the body, on this thread."""
+    token = _clock.set(clock)
+    try:
+        yield
+    finally:
+        _clock.reset(token)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from yonos_trt.backends.base import Array
-from yonos_trt.backends.numpy import NumpyBackend
+from yonos_trt.backends.host import HostBackend
 from yonos_trt.backends.ort import pick_onnx
 from yonos_trt.backends.telemetry import import_openvino
 from yonos_trt.engine.manifest import EngineManifest, Precision, Stage, load_manifest
@@ -45,7 +45,7 @@ _HINTS: dict[str, tuple[str, str]] = {
 _MEMORY_WORDS = ("bad_alloc", "failed to allocate", "out of memory", "not enough memory")
 
 
-class OpenVinoBackend(NumpyBackend):
+class OpenVinoBackend(HostBackend):
     """Run an engine directory's ONNX graphs with OpenVINO on the CPU.
 
     Parameters

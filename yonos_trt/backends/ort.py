@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from yonos_trt.backends.base import Array
-from yonos_trt.backends.numpy import NumpyBackend
+from yonos_trt.backends.host import HostBackend
 from yonos_trt.backends.telemetry import import_onnxruntime
 from yonos_trt.engine.manifest import Artifact, EngineManifest, Precision, Stage, load_manifest
 from yonos_trt.engine.onnx_graph import LARGEST_MODEL_BYTES, Graph, read_graph
@@ -91,7 +91,7 @@ def pick_onnx(
     return picked
 
 
-class OrtBackend(NumpyBackend):
+class OrtBackend(HostBackend):
     """Run an engine directory's ONNX graphs.
 
     Parameters

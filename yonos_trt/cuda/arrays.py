@@ -41,6 +41,11 @@ class DeviceView:
     owner: Any
     """Keeps the memory alive."""
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, 3)."""
+        return self.height, self.width, 3
+
 
 def is_on_device(array: Any) -> bool:
     """Whether this is an array in CUDA memory."""

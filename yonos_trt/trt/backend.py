@@ -1,9 +1,9 @@
 """`TrtBackend`: the data path on TensorRT or TensorRT-RTX, tile batches on CUDA streams.
 
-The calls from `gather` to `step` only take notes; `decode` queues the whole batch on the next lane in turn,
-as one CUDA graph from its second use on; `blend` queues an addition on the canvas stream; what `finish` gives
-fixes colours and rounds on the device, and its `push` waits, as nothing else does while a picture runs. Order
-and slots are `yonos_trt.cuda.lanes`, buffers `yonos_trt.trt.memory`.
+`run` queues a whole batch on the next lane in turn, as one CUDA graph from its second use on; `blend` queues
+an addition on the canvas stream; what `finish` gives fixes colours and rounds on the device, and its `push`
+waits, as nothing else does while a picture runs. Order and slots are `yonos_trt.cuda.lanes`, buffers
+`yonos_trt.trt.memory`.
 
 A tile with NaN or infinity is left out of the canvas by the blend kernel, found at the next push, and run
 again on the directory's FP32 engines if it has any; otherwise it is a `NumericError`.
@@ -12,13 +12,11 @@ again on the directory's FP32 engines if it has any; otherwise it is a `NumericE
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from yonos_trt.backends.base import Array, Backend
+from yonos_trt.backends.base import Array, Backend, stage
 from yonos_trt.cuda.arrays import DeviceView, device_index, view_of
 from yonos_trt.cuda.device import Driver
 from yonos_trt.cuda.launches import DevicePicture
@@ -28,9 +26,8 @@ from yonos_trt.errors import (
     InputError,
 )
 from yonos_trt.tiles.plan import TileBatch, TilePlan
-from yonos_trt.trt.buffers import batch_index
+from yonos_trt.trt.buffers import Canvas, QueuedBatch, Source, batch_index
 from yonos_trt.trt.finish import DeviceFinish
-from yonos_trt.trt.notes import Canvas, Pending, Source, Tiles, noted
 from yonos_trt.trt.resources import TrtResources
 
 __all__ = ["TrtBackend"]
@@ -134,48 +131,37 @@ class TrtBackend(TrtResources):
         self._buffers.clear(0, self._scheduler.canvas_stream)
         return Canvas(plan, self._runs)
 
-    def gather(self, source: Source, plan: TilePlan, batch: TileBatch, *, lane: int) -> Pending:
-        """Take note of a batch."""
-        if source is not self._source:
-            raise InputError("this picture was replaced by a later upload; upload it again")
-        return Pending(source, plan, batch, "gather")
+    def run(self, source: Source, plan: TilePlan, batch: TileBatch, seed: int, lane: int) -> QueuedBatch:
+        """Queue a whole batch on the next lane in turn; `lane` (the calling thread's) has no effect.
 
-    def encode(self, tiles: Pending, *, lane: int) -> Pending:
-        """Take note; see `decode`."""
-        return noted(tiles, "gather", "encode")
-
-    def noise(self, plan: TilePlan, batch: TileBatch, *, seed: int, lane: int) -> int:
-        """Take note of the seed."""
-        return seed
-
-    def step(self, noise: int, z_l: Pending, *, lane: int) -> Pending:
-        """Take note; see `decode`."""
-        return replace(noted(z_l, "encode", "step"), seed=noise)
-
-    def decode(self, z_0: Pending, *, lane: int) -> Tiles:
-        """Queue the whole batch on the next lane in turn; `lane` (the calling thread's) has no effect."""
-        pending = noted(z_0, "step", "decode")
+        Counts as "decode" in `yonos_trt.pipeline.Timings`: only the device knows what its stages take.
+        """
         self._enter()
+        self._check_source(source)
         with self._mutex:
             number, self._turn = self._turn % self._buffers.lanes, self._turn + 1
-        networks, picture, seed = self._networks[number], pending.source.picture, pending.seed
-        with self._scheduler.batch(number, self._order) as (stream, slot):
-            if pending.plan != self._buffers.plan or pending.source is not self._source:
+        networks, picture = self._networks[number], source.picture
+        with stage("decode"), self._scheduler.batch(number, self._order) as (stream, slot):
+            if plan != self._buffers.plan or source is not self._source:
                 raise ConfigError("the plan or the picture was replaced while a batch of it was on its way")
             tiles, flags = self._buffers.slot(slot)
-            self._buffers.place_origins(networks, batch_index(pending.plan, pending.batch), stream)
+            self._buffers.place_origins(networks, batch_index(plan, batch), stream)
             # Origins reach a graph through memory. All else that it bakes in is in the key, or belongs to the
             # plan, at whose change all graphs go.
-            ranges = self._nvtx.of(pending.batch)
+            ranges = self._nvtx.of(batch)
             with ranges("batch"):
                 self._graphs.run(
                     (number, slot.index, picture, seed),
                     stream,
                     lambda: networks.enqueue(self._kernels, picture, seed, tiles, flags, stream, ranges),
                 )
-        return Tiles(slot, pending.source, pending.batch, seed)
+        return QueuedBatch(slot, source, batch, seed)
 
-    def blend(self, canvas: Canvas, tiles: Tiles, plan: TilePlan, batch: TileBatch) -> None:
+    def _check_source(self, source: Source) -> None:
+        if source is not self._source:
+            raise InputError("this picture was replaced by a later upload; upload it again")
+
+    def blend(self, canvas: Canvas, tiles: QueuedBatch, plan: TilePlan, batch: TileBatch) -> None:
         """Queue the addition of a batch to the canvas."""
         self._enter_canvas(canvas)
         index = batch_index(plan, batch)
@@ -200,31 +186,17 @@ class TrtBackend(TrtResources):
         if canvas.number != self._runs:
             raise ClosedError("this canvas was replaced by a later run; make a new one")
 
-    def download(self, canvas: Canvas, plan: TilePlan, y0_px: int, y1_px: int) -> NDArray[np.float32]:
-        """Wait for canvas rows and return a copy, as float32 and without colour fix.
-
-        The pipeline takes finished rows from `finish` instead.
-
-        Raises
-        ------
-        NumericError
-            A tile is not finite, and there are no FP32 engines to run it again.
-        """
-        self._enter_canvas(canvas)
-        row_bytes = 12 * plan.padded_w_px
-        nbytes = (y1_px - y0_px) * row_bytes
-        rows = self._pictures.pinned("rows", nbytes)
-        with self._scheduler.downloading() as stream:
-            first = self._buffers.row(canvas.front, canvas.band, y0_px)
-            self._driver.copy_out(rows, first, nbytes, stream)
-            self._repair.fetch_flags(canvas, stream)
-        if self._repair.done(canvas):
-            return self.download(canvas, plan, y0_px, y1_px)
-        array = self._driver.host_view(rows, nbytes).view(np.float32).reshape(-1, plan.padded_w_px, 3)
-        return array[:, : plan.width_px].copy()
-
-    def finish(self, source: Source, canvas: Canvas, plan: TilePlan, *, color_fix: str) -> DeviceFinish:
-        """Fix the colours of this canvas and round its rows on the device; see `yonos_trt.backends.finish`.
+    def finish(
+        self,
+        source: Source,
+        canvas: Canvas,
+        plan: TilePlan,
+        *,
+        color_fix: str,
+        threads: int = 1,
+        first_row_px: int = 0,
+    ) -> DeviceFinish:
+        """Fix the colours of this canvas and round its rows on the device; needs neither threads nor the row.
 
         Raises
         ------
@@ -232,8 +204,7 @@ class TrtBackend(TrtResources):
             The colour fix's buffers do not fit; nothing of the plan stays allocated.
         """
         self._enter_canvas(canvas)
-        if source is not self._source:
-            raise InputError("this picture was replaced by a later upload; upload it again")
+        self._check_source(source)
         return DeviceFinish(
             self._driver,
             self._kernels,
@@ -292,7 +263,7 @@ class TrtBackend(TrtResources):
         return self._uploaded(picture, owner=view.owner)
 
     def check(self, canvas: Canvas) -> None:
-        """Wait for the blends so far and repair what is not finite, as `download` does."""
+        """Wait for the blends so far and repair what is not finite."""
         self._enter_canvas(canvas)
         with self._scheduler.downloading() as stream:
             self._repair.fetch_flags(canvas, stream)

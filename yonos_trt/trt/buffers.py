@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from yonos_trt.cuda.device import Driver, Memory
 from yonos_trt.cuda.kernels import TileKernels
 from yonos_trt.cuda.lanes import LaneScheduler, Picture, Slot
-from yonos_trt.cuda.launches import Blend
+from yonos_trt.cuda.launches import Blend, DevicePicture
 from yonos_trt.engine.manifest import EngineManifest
 from yonos_trt.errors import OutOfMemoryError
 from yonos_trt.tiles.color_cells import HALO_ROWS_PX, cell_taps
@@ -18,7 +19,40 @@ from yonos_trt.tiles.plan import TileBatch, TilePlan, batches
 from yonos_trt.trt.lane import LaneNetworks
 from yonos_trt.trt.memory import BatchShape, Layout, finish_layout, layout
 
-__all__ = ["PlanBuffers", "batch_index"]
+__all__ = ["Canvas", "PlanBuffers", "QueuedBatch", "Source", "batch_index"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A picture on the device; `owner` keeps the memory alive that it is being copied from."""
+
+    picture: DevicePicture
+    number: int
+    owner: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedBatch:
+    """A batch whose tiles a lane is computing, or has computed, into a slot."""
+
+    slot: Slot
+    source: Source
+    batch: TileBatch
+    seed: int
+
+
+@dataclass(slots=True)
+class Canvas:
+    """State of one run's accumulator."""
+
+    plan: TilePlan
+    number: int
+    band: int = 0
+    front: int = 0
+    blended: list[QueuedBatch] = field(default_factory=list)
+    """Batches blended since their flags were looked at last."""
+    count: int = 0
+    """Batches blended in all."""
 
 
 def batch_index(plan: TilePlan, batch: TileBatch) -> int:

@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 
+from yonos_trt import pipeline
+from yonos_trt.backends.base import Backend
 from yonos_trt.cuda.arrays import DeviceArray, DeviceView, stream_handle
 from yonos_trt.cuda.device import Driver
-from yonos_trt.errors import ConfigError, InputError, OutOfMemoryError
-from yonos_trt.planning import PicturePlan
-from yonos_trt.tiles.plan import TilePlan, batches, rows_final_after_band
+from yonos_trt.errors import ConfigError, InputError
+from yonos_trt.tiles.plan import TilePlan
 from yonos_trt.trt.backend import TrtBackend
+from yonos_trt.trt.buffers import Canvas, Source
 
-__all__ = ["upscale_on_device", "upscale_same_kind"]
+__all__ = ["OnDevice", "same_kind", "upscale_on_device"]
 
 
 def upscale_on_device(
@@ -68,94 +70,99 @@ def upscale_on_device(
     NumericError, OutOfMemoryError
         As in the pipeline.
     """
-    view = image if isinstance(image, DeviceView) else backend.look_at(image)
-    caller = stream_handle(stream) or view.stream
-    if caller is None and not check:
-        raise ConfigError("check=False without a stream: nothing would say when the result is complete")
-    scale = backend.manifest.model.scale
-    if (view.height * scale, view.width * scale) != (plan.height_px, plan.width_px):
-        raise ConfigError(
-            f"the plan is for a canvas of {plan.height_px} x {plan.width_px} px, this picture needs "
-            f"{view.height * scale} x {view.width * scale}; make the plan with plan_tiles for that size"
-        )
-    source = backend.adopt(view, after=caller)
-    canvas = backend.canvas(plan)
-    finish = backend.finish(source, canvas, plan, color_fix=color_fix)
-    out = _allocate(backend.driver, plan, view.dtype)
-    row_bytes = 3 * plan.width_px * np.dtype(view.dtype).itemsize
-    y0 = 0
-    for batch in batches(plan):
-        tiles = backend.gather(source, plan, batch, lane=0)
-        noise = backend.noise(plan, batch, seed=seed, lane=0)
-        z_0 = backend.step(noise, backend.encode(tiles, lane=0), lane=0)
-        backend.blend(canvas, backend.decode(z_0, lane=0), plan, batch)
-        if on_tiles is not None:
-            on_tiles(batch.first + batch.live, plan.tiles)
-        if (batch.first + batch.live) % len(plan.xs) == 0:
-            y1 = rows_final_after_band(plan, batch.band)
-            if y1 > y0:
-                if check:
-                    backend.check(canvas)
-                finish.take(y0, y1)
-                first, last = finish.finished(y0), finish.finished(y1)
-                if last > first:
-                    finish.write(first, last, out.address + first * row_bytes)
-            y0 = y1
-    backend.hand_over(caller)
-    return out
+    ends = OnDevice(image, backend, stream, check=check)
+    for _ in pipeline.upscale(ends.view, ends, plan=plan, seed=seed, color_fix=color_fix, on_tiles=on_tiles):
+        pass
+    return ends.result()
 
 
-def upscale_same_kind(
-    image: Any,
-    backend: Any,
-    plan: Callable[[int, int], PicturePlan],
-    shrink: Callable[[PicturePlan, OutOfMemoryError], None],
-    *,
-    seed: int,
-    color_fix: str,
-    stream: Any = None,
-    on_tiles: Callable[[int, int], None] | None = None,
-) -> Any:
-    """Upscale an array in device memory; returns the same kind (PyTorch, CuPy, JAX) or a `DeviceArray`.
+class OnDevice:
+    """`TrtBackend` with both ends of the data path in the caller's memory: a `Backend` for one picture.
+
+    What its finish hands out are not rows but their numbers, a ``range``: the rows lie in `result`. A run
+    that goes on where another ended leaves alone what that has written.
 
     Parameters
     ----------
-    plan
-        ``(height_lr_px, width_lr_px) -> PicturePlan``.
-    shrink
-        Called when memory ran out, before the picture is begun again: lets `plan` give less, or raises.
+    image, backend, stream, check
+        As in `upscale_on_device`.
 
     Raises
     ------
     InputError
-        The back end does not run on a GPU, or on another one.
+        The back end does not run on a GPU, or on another one; or the picture has another shape or type.
     """
-    name = f"{type(image).__module__}.{type(image).__qualname__}"
-    if not isinstance(backend, TrtBackend):
-        raise InputError(
-            f"got a {name} in device memory (DLPack device type 2), but {type(backend).__name__} reads host "
-            "memory; copy it to the host first, for example with .cpu(), or use runtime='tensorrt'"
-        )
-    view = backend.look_at(image)
-    while True:
-        planned = plan(view.height, view.width)
-        backend.use_lanes(planned.lanes)
-        try:
-            out = upscale_on_device(
-                view,
-                backend,
-                plan=planned.tiles,
-                seed=seed,
-                color_fix=color_fix,
-                stream=stream,
-                on_tiles=on_tiles,
+
+    def __init__(self, image: Any, backend: Backend, stream: Any = None, *, check: bool = True) -> None:
+        if not isinstance(backend, TrtBackend):
+            name = f"{type(image).__module__}.{type(image).__qualname__}"
+            raise InputError(
+                f"got a {name} in device memory (DLPack device type 2), but {type(backend).__name__} reads "
+                "host memory; copy it to the host first, for example with .cpu(), or use runtime='tensorrt'"
             )
-            break
-        except OutOfMemoryError as error:
-            shrink(planned, error)
+        self.view = image if isinstance(image, DeviceView) else backend.look_at(image)
+        self._caller = stream_handle(stream) or self.view.stream
+        if self._caller is None and not check:
+            raise ConfigError("check=False without a stream: nothing would say when the result is complete")
+        self._backend, self._check = backend, check
+        self._out: DeviceArray | None = None
+        self._written = 0
+        self.manifest, self.lanes, self.any_tile = backend.manifest, backend.lanes, backend.any_tile
+        self.working_bytes, self.use_lanes, self.canvas = (
+            backend.working_bytes,
+            backend.use_lanes,
+            backend.canvas,
+        )
+        self.run, self.blend, self.close = backend.run, backend.blend, backend.close
+
+    def upload(self, image: Any) -> Source:
+        """Copy the picture on the device, after the caller's work."""
+        return self._backend.adopt(self.view, after=self._caller)
+
+    def finish(
+        self,
+        source: Source,
+        canvas: Canvas,
+        plan: TilePlan,
+        *,
+        color_fix: str,
+        threads: int = 1,
+        first_row_px: int = 0,
+    ) -> OnDevice:
+        """Return this object, which is its own `Finish`."""
+        self._canvas, self.block_rows = canvas, plan.height_px
+        self._finish = self._backend.finish(source, canvas, plan, color_fix=color_fix)
+        if self._out is None:
+            self._out = _allocate(self._backend.driver, plan, self.view.dtype)
+        return self
+
+    def push(self, y0_px: int, y1_px: int) -> range:
+        """Queue the rows that this finishes for `result`; with `check`, wait and repair first."""
+        assert self._out is not None
+        if self._check:
+            self._backend.check(self._canvas)
+        finish = self._finish
+        finish.take(y0_px, y1_px)
+        rows = range(finish.finished(y0_px), finish.finished(y1_px))
+        first = max(rows.start, self._written)
+        if rows.stop > first:
+            row_bytes = self._out.nbytes // self._out.shape[0]
+            finish.write(first, rows.stop, self._out.address + first * row_bytes)
+            self._written = rows.stop
+        return rows
+
+    def result(self) -> DeviceArray:
+        """Order the caller's later work after ours, and give him the picture."""
+        assert self._out is not None
+        self._backend.hand_over(self._caller)
+        return self._out
+
+
+def same_kind(array: DeviceArray, image: Any) -> Any:
+    """Return `array` as the library of `image` (PyTorch, CuPy, JAX) has it, or as it is."""
     library = sys.modules.get(type(image).__module__.partition(".")[0])
     back = getattr(library, "from_dlpack", None)
-    return out if back is None else back(out)
+    return array if back is None else back(array)
 
 
 def _allocate(driver: Driver, plan: TilePlan, dtype: str) -> DeviceArray:

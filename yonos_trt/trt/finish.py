@@ -12,8 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from yonos_trt.backends.base import Array
-from yonos_trt.backends.finish import Clock
+from yonos_trt.backends.base import Array, stage
 from yonos_trt.cuda.device import Driver, Memory
 from yonos_trt.cuda.kernels import TileKernels
 from yonos_trt.cuda.lanes import LaneScheduler, Picture
@@ -31,9 +30,8 @@ from yonos_trt.errors import ConfigError
 from yonos_trt.tiles.color import MODES, finished_rows
 from yonos_trt.tiles.color_cells import BLOCK_PX, cell_taps, progress
 from yonos_trt.tiles.plan import TilePlan
-from yonos_trt.trt.buffers import PlanBuffers
+from yonos_trt.trt.buffers import Canvas, PlanBuffers
 from yonos_trt.trt.memory import finish_layout, fold_counts, grid_shape
-from yonos_trt.trt.notes import Canvas
 from yonos_trt.trt.ranges import Nvtx
 from yonos_trt.trt.repair import Repair
 
@@ -43,7 +41,7 @@ __all__ = ["DeviceFinish"]
 class DeviceFinish:
     """One picture's rows on their way from the canvas to the host, or to device memory.
 
-    Implements `yonos_trt.backends.finish.Finish`.
+    Implements `yonos_trt.backends.base.Finish`.
 
     Parameters
     ----------
@@ -89,15 +87,15 @@ class DeviceFinish:
 
     # --- to the host --------------------------------------------------------------------------------------
 
-    def push(self, y0_px: int, y1_px: int, clock: Clock) -> Array:
-        """See `yonos_trt.backends.finish.Finish`. Waits, and runs tiles with NaN or infinity again.
+    def push(self, y0_px: int, y1_px: int) -> Array:
+        """See `yonos_trt.backends.base.Finish`. Waits, and runs tiles with NaN or infinity again.
 
         Raises
         ------
         NumericError
             A tile is not finite, and there are no FP32 engines to run it again.
         """
-        with clock("download"):
+        with stage("download"):
             self._enter(self._canvas)
             first, last = self.finished(y0_px), self.finished(y1_px)
             out = np.empty((last - first, self._plan.width_px, 3), self.dtype)

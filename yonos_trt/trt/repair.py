@@ -15,11 +15,10 @@ from yonos_trt.cuda.launches import DevicePicture
 from yonos_trt.engine.manifest import EngineManifest
 from yonos_trt.errors import NumericError
 from yonos_trt.tiles.plan import TileBatch
-from yonos_trt.trt.buffers import PlanBuffers, batch_index
+from yonos_trt.trt.buffers import Canvas, PlanBuffers, QueuedBatch, batch_index
 from yonos_trt.trt.engines import Engine
 from yonos_trt.trt.lane import LaneNetworks
 from yonos_trt.trt.memory import BatchShape, layout, tensor_shapes
-from yonos_trt.trt.notes import Canvas, Tiles
 
 __all__ = ["Repair"]
 
@@ -86,7 +85,7 @@ class Repair:
                 self.run(canvas, tiles, bad)
         return bool(raised.any())
 
-    def run(self, canvas: Canvas, tiles: Tiles, bad: NDArray[np.bool_]) -> None:
+    def run(self, canvas: Canvas, tiles: QueuedBatch, bad: NDArray[np.bool_]) -> None:
         """Add the bad tiles of a batch to the canvas after all, computed in FP32.
 
         Nothing can be added when the canvas has moved on to another band.

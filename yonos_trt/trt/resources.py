@@ -24,13 +24,12 @@ from yonos_trt.errors import (
 from yonos_trt.planning import WorkingBytes
 from yonos_trt.tiles.plan import TilePlan
 from yonos_trt.trt.artifacts import pick_engines, read_engine
-from yonos_trt.trt.buffers import PlanBuffers
+from yonos_trt.trt.buffers import PlanBuffers, Source
 from yonos_trt.trt.engines import Context, Engine, check_dtypes
 from yonos_trt.trt.kernel_cache import KernelCache
 from yonos_trt.trt.lane import LaneNetworks, buffer_dtypes, stage_inputs
 from yonos_trt.trt.memory import CONTEXT_BYTES, SLOTS_PER_LANE, BatchShape, finish_layout, layout
 from yonos_trt.trt.module import TensorRT
-from yonos_trt.trt.notes import Source
 from yonos_trt.trt.ranges import Nvtx
 from yonos_trt.trt.refit import weights_of
 from yonos_trt.trt.repair import Repair
