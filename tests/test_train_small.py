@@ -21,10 +21,13 @@ pytest.importorskip("diffusers")
 from click.testing import CliRunner
 from export_models import small_sd_folder
 from helpers import write_training_pictures
+from safetensors.torch import save_file
 from torch import nn
 from yonos_train.cli import main
 from yonos_train.data import Batch, generator
+from yonos_train.decoder_stage import last_layer
 from yonos_train.loop import LoopConfig
+from yonos_train.losses import lpips_shapes
 from yonos_train.model import Bundle, BundleConfig, Decoder, Encoder, load_bundle, new_bundle
 from yonos_train.presets import PRESETS, RunConfig
 from yonos_train.run import Run
@@ -33,7 +36,7 @@ from yonos_train.sd import SdDecoder, SdEncoder, SdFolderError
 from yonos_train.sd_folder import load_sd
 from yonos_train.small import save_small, with_small
 from yonos_train.stage import Logs
-from yonos_train.stages import EncoderStage, SmallDecoderStage, Stage, StageConfig
+from yonos_train.stages import DecoderStage, EncoderStage, SmallDecoderStage, Stage, StageConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -267,3 +270,32 @@ def test_sizes_that_a_stage_cannot_set_are_named() -> None:
     bundle = new_bundle(BundleConfig("tiny", 4, SMOKE.architecture))
     with pytest.raises(ValueError, match=r"lpips_vgg: the stage's loss uses this network but no weights"):
         SmallDecoderStage(lpips, bundle, weights={})
+
+
+def test_dists_is_a_loss_of_the_decoder(tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(1)
+    tensors = {k: torch.randn(shape, generator=g) / 20 for k, shape in lpips_shapes("vgg").items()}
+    save_file(tensors, tmp_path / "vgg.safetensors")
+    moments = {name: torch.rand(1, 1475, 1, 1, generator=g) for name in ("alpha", "beta")}
+    torch.save(moments, tmp_path / "dists.pt")
+    files = {"lpips_vgg": str(tmp_path / "vgg.safetensors"), "dists": str(tmp_path / "dists.pt")}
+    loss = {"l1": 0.0, "gradient": 0.0, "dists": 2.0, "vgg_share": 0.5}
+    config = StageConfig("d", "decoder", 4, steps=1, batch=2, crop_px=64, loss=loss)
+    bundle = new_bundle(BundleConfig("tiny", 4, SMOKE.architecture))
+    with torch.no_grad():
+        for parameter in bundle.unet.parameters():  # a fresh U-Net answers 0
+            parameter.add_(torch.randn(parameter.shape, generator=g) / 20)
+    stage = DecoderStage(config, bundle, weights=files)
+    batch = Batch(torch.rand(2, 3, 64, 64, generator=g) * 2 - 1, [(0, 0), (0, 1)])
+    value, logs = stage.loss("decoder", batch, generator(0), 0)
+    assert value.item() == pytest.approx(2 * logs["dists"], rel=1e-5)
+    assert 0 < logs["dists"] < 2
+    value.backward()
+    gradient = last_layer(stage.decoder).grad
+    assert gradient is not None
+    assert gradient.abs().sum() > 0
+    for missing in files:
+        with pytest.raises(
+            ValueError, match=rf"{missing}: the stage's loss uses this network but no weights"
+        ):
+            DecoderStage(config, bundle, weights={k: v for k, v in files.items() if k != missing})

@@ -104,7 +104,7 @@ def with_budget(
     "--weights",
     multiple=True,
     metavar="NAME=FILE",
-    help="Perceptual network: lpips_alex=FILE, lpips_vgg=FILE.",
+    help="Perceptual network: lpips_alex=FILE, lpips_vgg=FILE, dists=FILE.",
 )
 @click.option("--stage", "only", multiple=True, help="Run only this stage (may be repeated).")
 @click.option(

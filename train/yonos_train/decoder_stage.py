@@ -19,7 +19,8 @@ Pictures = tuple[Tensor, Tensor]  # the decoder's, and the truth
 
 
 class DecoderStage(Conditioned):
-    """Fine-tune the decoder on one-step latents: L1 + gradient L1 + LPIPS (mixed networks) + hinge PatchGAN.
+    """Fine-tune the decoder on one-step latents: L1 + gradient L1 + LPIPS (mixed networks) + hinge PatchGAN,
+    and DISTS where ``loss`` has ``dists``. VGG16, the slow one, sees the share ``vgg_share`` of the crops.
 
     The GAN term starts at ``disc_start`` (a step number) with the LDM autoencoder's
     adaptive weight
@@ -32,7 +33,7 @@ class DecoderStage(Conditioned):
 
     def __init__(self, config: StageConfig, bundle: Bundle, *, weights: dict[str, str]) -> None:
         from .adversarial import PatchDiscriminator
-        from .losses import Lpips
+        from .losses import Dists, Lpips
 
         self.config, self.encoder, self.unet, self.decoder = (
             config,
@@ -48,6 +49,11 @@ class DecoderStage(Conditioned):
         self.lpips = nn.ModuleDict(
             {n: Lpips(n, required(weights, f"lpips_{n}")) for n, w in self.w_lpips.items() if w > 0}
         )
+        self.w_dists = float(loss.get("dists", 0.0))
+        if self.w_dists > 0:
+            self.dists = Dists(required(weights, "lpips_vgg"), required(weights, "dists")).requires_grad_(
+                False
+            )
         self.vgg_share = float(loss.get("vgg_share", 1.0))
         self.w_gan, self.disc_start = float(loss.get("gan", 0.0)), int(loss.get("disc_start", 0))
         self.shift_px = int(loss.get("shift", 4))
@@ -111,6 +117,10 @@ class DecoderStage(Conditioned):
             distance = self.lpips[net](seen[:count], true[:count]).float().mean()
             total = total + self.w_lpips[net] * distance
             logs[f"lpips_{net}"] = distance.item()
+        if self.w_dists > 0:
+            count = max(1, round(self.vgg_share * len(y)))
+            distance = self.dists(seen[:count], true[:count]).mean()
+            total, logs["dists"] = total + self.w_dists * distance, distance.item()
         logs["psnr_db"] = -10 * ((y.detach().clamp(-1, 1) - truth).square().mean() / 4).log10().item()
         if self.w_gan <= 0 or step < self.disc_start:
             return total, logs
