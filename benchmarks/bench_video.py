@@ -34,7 +34,7 @@ from yonos_trt.video import VideoOptions, upscale_video
 from yonos_trt.video.format import EncoderSettings, output_format
 from yonos_trt.video.read import VideoReader
 from yonos_trt.video.segment_encode import SegmentedEncoder
-from yonos_trt.video.segments import Job
+from yonos_trt.video.segments import SegmentFolder
 
 Array = NDArray[Any]
 AIM = 1.1
@@ -100,7 +100,7 @@ def stages_alone(
     seconds["upscale"], cpu["upscale"] = clock.read()
     form = output_format(options.encoder, info, scale=scale)
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(Path(folder) / "out.mkv", {}, resume=False, overwrite=True)
+        job = SegmentFolder(Path(folder) / "out.mkv", {}, resume=False, overwrite=True)
         clock = _Clock()
         with SegmentedEncoder(job, form, options.segment_frames) as encoder:
             for index, frame in enumerate(frames):

@@ -97,8 +97,8 @@ def _register(library: str) -> None:
         raise NotRun(f"ONNX Runtime cannot load the OpenVINO plugin: {error}") from error
 
 
-def _plan(setting: Setting, lr: Picture, *, level: bool) -> TilePlan:
-    return plan_picture(setting.manifest, *lr.shape[:2], tile_px=setting.tile_px, level=level).tiles
+def _plan(setting: Setting, lr: Picture, *, shrink: bool) -> TilePlan:
+    return plan_picture(setting.manifest, *lr.shape[:2], tile_px=setting.tile_px, shrink=shrink).tiles
 
 
 class _Bare:
@@ -111,7 +111,7 @@ class _Bare:
     def _inputs(self, lr: Picture) -> list[tuple[Array, Array]]:
         if self._kept is None or self._kept[0] is not lr:
             backend = NumpyBackend(self._setting.manifest, kernels="native")
-            plan = _plan(self._setting, lr, level=True)
+            plan = _plan(self._setting, lr, shrink=True)
             made = [
                 (
                     backend.gather(lr, plan, batch, lane=0),
@@ -143,7 +143,7 @@ class _Naive:
 
         manifest = self._setting.manifest
         scale, factor = manifest.model.scale, manifest.model.latent_factor
-        plan = _plan(self._setting, lr, level=False)
+        plan = _plan(self._setting, lr, shrink=False)
         pad = (
             (0, plan.padded_h_px // scale - lr.shape[0]),
             (0, plan.padded_w_px // scale - lr.shape[1]),

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 from av.codec.context import CodecContext, Flags
 
-from yonos_trt.cuda.probe import Device, Driver
+from yonos_trt.cuda.probe import Device, DriverFacts
 from yonos_trt.video.nvidia import nvcodec
 
 # ---------------------------------------------------------------------------------------------------------
@@ -382,6 +382,8 @@ def install(monkeypatch: pytest.MonkeyPatch, allocate: Callable[[int], int] | No
     faults = Faults()
     monkeypatch.setitem(sys.modules, "PyNvVideoCodec", make_nvc(faults))  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "cupy", make_cupy(allocate))  # type: ignore[arg-type]
-    driver = Driver("13.0", (Device(0, "Stand-in", "9.0", 1 << 34), Device(1, "Other", "9.0", 1 << 34)), "")
+    driver = DriverFacts(
+        "13.0", (Device(0, "Stand-in", "9.0", 1 << 34), Device(1, "Other", "9.0", 1 << 34)), ""
+    )
     monkeypatch.setattr(nvcodec, "probe_driver", lambda: driver)
     return faults

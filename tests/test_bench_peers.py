@@ -78,7 +78,7 @@ def test_bare_loop_runs_the_networks_on_every_tile(setting: Setting, monkeypatch
     lr = picture(61, 40)
     from yonos_trt.planning import plan_picture
 
-    plan = plan_picture(setting.manifest, 61, 40, level=True).tiles
+    plan = plan_picture(setting.manifest, 61, 40, shrink=True).tiles
     assert loop(lr).shape == (244, 160, 3)
     assert len(calls) == len(plan.ys) * len(plan.xs) > 1
     assert calls[0][0] == (1, 3, plan.tile_h_px, plan.tile_w_px)

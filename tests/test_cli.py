@@ -451,10 +451,10 @@ def test_a_gpu_that_is_not_there_is_refused(
     engine_dir: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from yonos_trt.backends import choose as runtimes
-    from yonos_trt.cuda.probe import Device, Driver
+    from yonos_trt.cuda.probe import Device, DriverFacts
 
-    none = Driver("", (), "no driver library")
-    one = Driver("13.0", (Device(0, "GPU", "9.0", 1 << 30),), "")
+    none = DriverFacts("", (), "no driver library")
+    one = DriverFacts("13.0", (Device(0, "GPU", "9.0", 1 << 30),), "")
     for driver, words in ((none, "none (no driver library)"), (one, "GPUs are: 0;")):
         monkeypatch.setattr(runtimes, "probe_driver", lambda driver=driver: driver)
         for runtime in ("auto", "onnx"):
@@ -469,9 +469,9 @@ def test_engines_without_a_driver_run_on_the_cpu_with_a_warning(
     engine_dir: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from yonos_trt.backends import choose as runtimes
-    from yonos_trt.cuda.probe import Driver
+    from yonos_trt.cuda.probe import DriverFacts
 
-    monkeypatch.setattr(runtimes, "probe_driver", lambda: Driver("", (), "no driver library"))
+    monkeypatch.setattr(runtimes, "probe_driver", lambda: DriverFacts("", (), "no driver library"))
     monkeypatch.setattr(runtimes, "_has_all", lambda manifest, runtime, precision: runtime == "tensorrt")
     result = upscale(engine_dir, "-i", photos / "a.png")
     assert result.exit_code == 0

@@ -30,7 +30,7 @@ from yonos_export.lock import only_builder
 from yonos_export.model_info import info_from_manifest
 from yonos_export.tensorrt_module import find_gpu
 
-from yonos_trt.cuda.probe import Device, Driver
+from yonos_trt.cuda.probe import Device, DriverFacts
 from yonos_trt.engine.manifest import Artifact, EngineManifest, load_manifest, save_manifest
 from yonos_trt.errors import (
     BuildError,
@@ -622,7 +622,7 @@ def test_the_gpu_that_is_named_is_the_one_that_is_built_on(
     graphs: Path, monkeypatch: pytest.MonkeyPatch, fake: Any
 ) -> None:
     gpus = (Device(0, "First", "8.6", 1 << 30), Device(1, "Second", "8.9", 1 << 30))
-    monkeypatch.setattr("yonos_trt.cuda.probe.probe_driver", lambda: Driver("13.0", gpus, ""))
+    monkeypatch.setattr("yonos_trt.cuda.probe.probe_driver", lambda: DriverFacts("13.0", gpus, ""))
     monkeypatch.setattr(machine, "find_gpu", find_gpu)
     monkeypatch.setattr(machine, "load_module", lambda runtime: fake)
     monkeypatch.setattr("yonos_export.verify_engines.gpu_is_here", lambda: False)

@@ -429,11 +429,11 @@ def test_files_are_those_of_upscale_file(
         if free is not None:
             monkeypatch.setattr(sr, "free_bytes", lambda: free)
         written: list[str] = []
-        stages = FileStages(sr, stream=stream)
+        stages = FileStages(sr, rows=stream)
         outcome = run_jobs(real, stages, Told(), written=lambda path: written.append(path.name))
         assert [job.target.name for job in outcome.done] == written == ["a_x4.png", "b_x4.png", "c_x4.png"]
         for job in real:
-            alone = sr.upscale_file(job.source, tmp_path / "alone.png", stream=stream)
+            alone = sr.upscale_file(job.source, tmp_path / "alone.png", rows=stream)
             assert alone.read_bytes() == job.target.read_bytes()
 
 
@@ -451,10 +451,10 @@ def test_what_is_left_out_is_told_by_every_way_of_writing(
     )
     with SR(engine_dir, threads=1) as sr:
         told: list[tuple[str, ...]] = []
-        sr.upscale_file(tmp_path / "a.png", tmp_path / "b.tif", stream=stream, on_left_out=told.append)
+        sr.upscale_file(tmp_path / "a.png", tmp_path / "b.tif", rows=stream, on_left_out=told.append)
         assert told == [expected]
         jobs = [Job(tmp_path / "a.png", tmp_path / "c.tif")]
-        assert run_jobs(jobs, FileStages(sr, stream=stream), Told()).left_out == [(jobs[0], expected)]
+        assert run_jobs(jobs, FileStages(sr, rows=stream), Told()).left_out == [(jobs[0], expected)]
         result = sr.upscale(tmp_path / "a.png")
         assert result.left_out == expected[:1]
         result.save(tmp_path / "d.tif")
@@ -485,7 +485,7 @@ def test_a_source_is_read_once_however_it_is_written(
     monkeypatch.setattr("yonos_trt.images.read_image", counted)
     with SR(engine_dir, threads=1) as sr:
         monkeypatch.setattr(sr, "free_bytes", lambda: 1000)
-        outcome = run_jobs(real, FileStages(sr, stream=stream), Told())
+        outcome = run_jobs(real, FileStages(sr, rows=stream), Told())
     assert len(outcome.done) == 3
     assert read == [job.source for job in real]
 

@@ -81,15 +81,15 @@ def test_a_picture_without_pixels_is_refused(size: tuple[int, int]) -> None:
     st.booleans(),
 )
 def test_smaller_goes_down_to_the_smallest_tile_and_ends(
-    h: int, w: int, batch: int, sizes: tuple[int, int, int], level: bool
+    h: int, w: int, batch: int, sizes: tuple[int, int, int], shrink: bool
 ) -> None:
     smallest, multiple, overlap = sizes
     manifest = identity_manifest(
         smallest_px=smallest, default_px=480 // multiple * multiple, multiple_px=multiple, overlap_px=overlap
     )
-    seen = [plan_picture(manifest, h, w, batch=batch, level=level)]
+    seen = [plan_picture(manifest, h, w, batch=batch, shrink=shrink)]
     while (at_most := smaller(seen[-1].tiles, manifest)) is not None:
-        after = plan_picture(manifest, h, w, batch=batch, level=level, at_most=at_most)
+        after = plan_picture(manifest, h, w, batch=batch, shrink=shrink, at_most=at_most)
         assert (after.tiles.height_px, after.tiles.width_px) == (4 * h, 4 * w)
         assert after.tiles.batch * after.tiles.tile_h_px * after.tiles.tile_w_px < (
             seen[-1].tiles.batch * seen[-1].tiles.tile_h_px * seen[-1].tiles.tile_w_px
@@ -128,5 +128,5 @@ def test_a_plan_from_a_row_keeps_every_tile_that_gives_something_to_it(h: int, r
 
 
 def test_level_tiles_are_chosen_unless_the_caller_names_a_size() -> None:
-    assert plan_picture(MANIFEST, 160, 160, level=True).tiles.tile_h_px == 352
-    assert plan_picture(MANIFEST, 160, 160, tile_px=512, level=True).tiles.tile_h_px == 512
+    assert plan_picture(MANIFEST, 160, 160, shrink=True).tiles.tile_h_px == 352
+    assert plan_picture(MANIFEST, 160, 160, tile_px=512, shrink=True).tiles.tile_h_px == 512

@@ -21,7 +21,7 @@ import yonos_trt
 from yonos_trt.backends.ort import OrtBackend
 from yonos_trt.cli.file_stages import FileStages
 from yonos_trt.cli.jobs import Job
-from yonos_trt.cuda.probe import Device, Driver, probe_driver
+from yonos_trt.cuda.probe import Device, DriverFacts, probe_driver
 from yonos_trt.engine.manifest import load_manifest
 from yonos_trt.errors import (
     ClosedError,
@@ -372,8 +372,8 @@ def test_a_named_runtime_without_artifacts_names_the_command_that_builds_them(
     )
 
 
-def _no_gpu() -> Driver:
-    return Driver(None, (), "no driver library")
+def _no_gpu() -> DriverFacts:
+    return DriverFacts(None, (), "no driver library")
 
 
 def test_a_named_runtime_without_gpu_is_refused_and_auto_goes_on(
@@ -390,7 +390,7 @@ def test_a_named_runtime_without_gpu_is_refused_and_auto_goes_on(
 def test_a_gpu_without_the_library_names_the_extra(
     engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    driver = Driver("13.0", (Device(0, "Test GPU", "8.6", 1 << 30),), "")
+    driver = DriverFacts("13.0", (Device(0, "Test GPU", "8.6", 1 << 30),), "")
     monkeypatch.setattr("yonos_trt.backends.choose.probe_driver", lambda: driver)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     directory = _with_engines(engine_dir, tmp_path / "engine")
@@ -406,7 +406,7 @@ def test_auto_on_a_gpu_without_engines_says_what_to_build(
     capability: str,
     runtime: str,
 ) -> None:
-    driver = Driver("13.0", (Device(0, "Test GPU", capability, 1 << 30),), "")
+    driver = DriverFacts("13.0", (Device(0, "Test GPU", capability, 1 << 30),), "")
     monkeypatch.setattr("yonos_trt.backends.choose.probe_driver", lambda: driver)
     SR(engine_dir).open().close()
     command = f"yonos-export {engine_dir} -o {engine_dir} --fp16 --runtime {runtime};"
@@ -597,10 +597,13 @@ def test_a_streamed_file_holds_the_same_pixels(sr: SR, tmp_path: Path, channels:
         pytest.importorskip("tifffile")
     pixels = picture(70, 45, channels=channels)
     Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(tmp_path / "a.png")
-    sr.upscale_file(tmp_path / "a.png", tmp_path / f"whole{suffix}", stream="never")
-    sr.upscale_file(tmp_path / "a.png", tmp_path / f"rows{suffix}", stream="always")
+    sr.upscale_file(tmp_path / "a.png", tmp_path / f"whole{suffix}", rows="never")
+    sr.upscale_file(tmp_path / "a.png", tmp_path / f"rows{suffix}", rows="always")
     a, b = read_image(tmp_path / f"whole{suffix}"), read_image(tmp_path / f"rows{suffix}")
     np.testing.assert_array_equal(a.rgb, b.rgb)
+    with pytest.warns(DeprecationWarning, match=r"is now rows="):
+        sr.upscale_file(tmp_path / "a.png", tmp_path / f"old{suffix}", stream="always")
+    assert (tmp_path / f"old{suffix}").read_bytes() == (tmp_path / f"rows{suffix}").read_bytes()
     assert (a.alpha is None) == (b.alpha is None)
     if a.alpha is not None and b.alpha is not None:
         np.testing.assert_array_equal(a.alpha, b.alpha)
@@ -622,13 +625,11 @@ def test_a_result_that_does_not_fit_is_streamed_or_refused(
 def test_streaming_refuses_what_needs_the_whole_picture(engine_dir: Path, tmp_path: Path) -> None:
     Image.fromarray(picture(20, 20, channels=4)).save(tmp_path / "a.png")
     with pytest.raises(ConfigError, match="color_fix='adain' needs the whole picture"):
-        SR(engine_dir, color_fix="adain").upscale_file(
-            tmp_path / "a.png", tmp_path / "b.png", stream="always"
-        )
+        SR(engine_dir, color_fix="adain").upscale_file(tmp_path / "a.png", tmp_path / "b.png", rows="always")
     with pytest.raises(ConfigError, match="alpha='model' needs the whole picture"):
-        SR(engine_dir).upscale_file(tmp_path / "a.png", tmp_path / "b.png", stream="always", alpha="model")
+        SR(engine_dir).upscale_file(tmp_path / "a.png", tmp_path / "b.png", rows="always", alpha="model")
     with pytest.raises(ConfigError, match="auto, always or never"):
-        SR(engine_dir).upscale_file(tmp_path / "a.png", tmp_path / "b.png", stream="yes")  # type: ignore[arg-type]
+        SR(engine_dir).upscale_file(tmp_path / "a.png", tmp_path / "b.png", rows="yes")  # type: ignore[arg-type]
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
@@ -638,7 +639,7 @@ def test_a_failing_file_leaves_the_old_one_and_no_part(tmp_path: Path, stream: A
     Image.fromarray(picture(20, 20)).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"old")
     with pytest.raises(NumericError):
-        SR(directory).upscale_file(tmp_path / "a.png", tmp_path / "b.png", stream=stream)
+        SR(directory).upscale_file(tmp_path / "a.png", tmp_path / "b.png", rows=stream)
     assert (tmp_path / "b.png").read_bytes() == b"old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png", "engine"]
 

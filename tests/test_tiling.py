@@ -27,7 +27,7 @@ def plans(draw: st.DrawFn) -> TilePlan:
         multiple_px=multiple,
         smallest_px=draw(st.integers(1, tile)),
         batch=draw(st.integers(1, 5)),
-        level=draw(st.booleans()),
+        shrink=draw(st.booleans()),
     )
 
 
@@ -72,20 +72,20 @@ def test_level_tiles_are_as_many_and_no_larger(
 ) -> None:
     sizes = {"tile_px": 16 * count, "overlap_px": overlap, "multiple_px": multiple, "smallest_px": 16}
     plain = plan_tiles(height, width, **sizes)
-    level = plan_tiles(height, width, level=True, **sizes)
-    assert (len(level.ys), len(level.xs)) == (len(plain.ys), len(plain.xs))
-    for tile, most in ((level.tile_h_px, plain.tile_h_px), (level.tile_w_px, plain.tile_w_px)):
+    shrunk = plan_tiles(height, width, shrink=True, **sizes)
+    assert (len(shrunk.ys), len(shrunk.xs)) == (len(plain.ys), len(plain.xs))
+    for tile, most in ((shrunk.tile_h_px, plain.tile_h_px), (shrunk.tile_w_px, plain.tile_w_px)):
         assert tile <= most
         assert tile % multiple == 0
 
 
 def test_level_tiles_spare_work_where_the_last_tile_would_overlap_most() -> None:
     sizes = {"tile_px": 512, "overlap_px": 64, "multiple_px": 16, "smallest_px": 64}
-    plan = plan_tiles(640, 513, level=True, **sizes)
+    plan = plan_tiles(640, 513, shrink=True, **sizes)
     assert (plan.tile_h_px, plan.tile_w_px) == (352, 304)
     assert plan.ys == (0, 288)
     assert plan.xs == (0, 224)
-    assert plan_tiles(400, 2000, level=True, **sizes).tile_h_px == 400
+    assert plan_tiles(400, 2000, shrink=True, **sizes).tile_h_px == 400
 
 
 def test_small_picture_is_padded_to_the_smallest_tile() -> None:

@@ -30,7 +30,7 @@ from helpers import make_engine_dir  # noqa: E402
 from video_clips import damage, enlarge, packets, run, shown, write_clip  # noqa: E402
 
 from yonos_trt.cli.main import cli  # noqa: E402
-from yonos_trt.cuda.probe import Device, Driver  # noqa: E402
+from yonos_trt.cuda.probe import Device, DriverFacts  # noqa: E402
 from yonos_trt.errors import ConfigError, EngineDeviceError, InputError, MissingExtraError  # noqa: E402
 from yonos_trt.video import VideoOptions, VideoReport, upscale_video  # noqa: E402
 from yonos_trt.video.format import EncoderSettings  # noqa: E402
@@ -349,12 +349,12 @@ def test_a_package_that_does_not_load_gives_its_reason(
 @pytest.mark.parametrize(
     ("driver", "message"),
     [
-        (Driver(None, (), "no driver library: libcuda.so.1"), "needs GPU 0, found: no driver library"),
-        (Driver("13.0", (Device(1, "x", "9.0", 1),), ""), "needs GPU 0, found: devices 1"),
+        (DriverFacts(None, (), "no driver library: libcuda.so.1"), "needs GPU 0, found: no driver library"),
+        (DriverFacts("13.0", (Device(1, "x", "9.0", 1),), ""), "needs GPU 0, found: devices 1"),
     ],
 )
 def test_a_machine_without_that_gpu_says_so(
-    tmp_path: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch, driver: Driver, message: str
+    tmp_path: Path, faults: Faults, monkeypatch: pytest.MonkeyPatch, driver: DriverFacts, message: str
 ) -> None:
     monkeypatch.setattr(nvcodec_module, "probe_driver", lambda: driver)
     source = write_clip(tmp_path / "in.mkv", frames=2)

@@ -24,7 +24,7 @@ from yonos_trt.errors import ConfigError, InputError  # noqa: E402
 from yonos_trt.video import VideoOptions, upscale_video  # noqa: E402
 from yonos_trt.video.format import EncoderSettings  # noqa: E402
 from yonos_trt.video.ledger import read_stamp  # noqa: E402
-from yonos_trt.video.segments import Job, read_segment, work_folder  # noqa: E402
+from yonos_trt.video.segments import SegmentFolder, read_segment, work_folder  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -313,7 +313,7 @@ def test_parts_of_dead_processes_are_removed_and_of_living_ones_not(tmp_path: Pa
 
 
 def test_a_job_says_what_it_is(tmp_path: Path) -> None:
-    job = Job(tmp_path / "out.mkv", {"input": 1}, resume=False, overwrite=False)
+    job = SegmentFolder(tmp_path / "out.mkv", {"input": 1}, resume=False, overwrite=False)
     assert json.loads((job.folder / "job.json").read_text())["made_by"] == "yonos video"
     job.close()
     assert not job.folder.exists()

@@ -84,7 +84,7 @@ def plan_picture(
     host_limit_bytes: int | None = None,
     device_limit_bytes: int | None = None,
     working_bytes: Callable[[TilePlan, int], WorkingBytes] | None = None,
-    level: bool = False,
+    shrink: bool = False,
     at_most: tuple[int, int] | None = None,
 ) -> PicturePlan:
     """Plan one picture.
@@ -105,7 +105,7 @@ def plan_picture(
         go, then the tile is halved.
     working_bytes
         ``(tiles, lanes) -> WorkingBytes``, a backend's own figures; None takes the model of this module.
-    level
+    shrink
         Shrink the tiles to what as many of them need to cover the picture; a given `tile_px` is kept.
     at_most
         Tile side and batch that are not exceeded, whatever was wanted: what memory was found to be enough
@@ -147,7 +147,7 @@ def plan_picture(
                 multiple_px=tiles.multiple_px,
                 smallest_px=tiles.smallest_px,
                 batch=batch,
-                level=level and tile_px is None,
+                shrink=shrink and tile_px is None,
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error

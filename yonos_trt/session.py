@@ -205,7 +205,7 @@ class Session:
             working_bytes=(
                 None if backend is None else partial(backend.working_bytes, color_fix=self._color_fix)
             ),
-            level=on_host if backend is None else backend.any_tile,
+            shrink=on_host if backend is None else backend.any_tile,
             at_most=self._at_most,
             **self._wanted,
         )
@@ -256,7 +256,7 @@ class Session:
                 f"the result of {shape[0]} x {shape[1]} px does not fit into host memory",
                 asked_bytes=math.prod(shape) * rgb.dtype.itemsize,
                 free_bytes=available_bytes(),
-                hint="use upscale_file with stream='always', which writes row by row",
+                hint="use upscale_file with rows='always' (--stream always), which writes row by row",
             ) from error
         y = 0
         with closing(self._rows(rgb, on_tiles, color_fix=color_fix)) as blocks:

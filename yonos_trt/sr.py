@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
@@ -230,12 +231,13 @@ class SR(Session):
         source: str | os.PathLike[str] | bytes | BinaryIO | Picture,
         target: str | os.PathLike[str],
         *,
-        stream: Literal["auto", "always", "never"] = "auto",
+        rows: Literal["auto", "always", "never"] = "auto",
         alpha: str = "bicubic",
         format: str | None = None,
         options: SaveOptions | None = None,
         on_tiles: OnTiles | None = None,
         on_left_out: Callable[[tuple[str, ...]], object] | None = None,
+        stream: Literal["auto", "always", "never"] | None = None,
     ) -> Path:
         """Upscale a file into a file; what is at `target` is replaced when the new one is complete.
 
@@ -245,7 +247,7 @@ class SR(Session):
             Path, the bytes of a file, a binary file object, or a picture that was read.
         target
             Path.
-        stream
+        rows
             "auto" writes row by row when the result would not fit into free memory or into
             `memory_limit_mb`, "always" and "never" do as they say. Formats that cannot be written row by row
             are refused then.
@@ -258,6 +260,8 @@ class SR(Session):
         on_left_out
             Called once the file is there, with what of the source it does not carry, in a few words each (an
             empty tuple: everything is there). The same is logged as a warning.
+        stream
+            The name of `rows` before, until 0.2 (DeprecationWarning).
 
         Raises
         ------
@@ -270,8 +274,11 @@ class SR(Session):
         from yonos_trt.images import check_output, write_image
 
         _check_alpha(alpha)
-        if stream not in ("auto", "always", "never"):
-            raise ConfigError(f"stream is {stream!r}, expected auto, always or never")
+        if stream is not None:
+            warnings.warn("upscale_file(stream=...) is now rows=...", DeprecationWarning, stacklevel=2)
+            rows = stream
+        if rows not in ("auto", "always", "never"):
+            raise ConfigError(f"rows is {rows!r}, expected auto, always or never")
         with memory_that_runs_out("upscaling a file"):
             target = Path(target)
             self._opened()
@@ -280,8 +287,8 @@ class SR(Session):
                 picture = picture.without_alpha()
             height, width = picture.height_px * self.scale, picture.width_px * self.scale
             check_output(picture.kind, height, width, target, format=format, options=options)
-            if stream == "always" or (stream == "auto" and not self._result_fits(picture, target, format)):
-                left_out = self._stream(picture, target, alpha, format, options, on_tiles)
+            if rows == "always" or (rows == "auto" and not self._result_fits(picture, target, format)):
+                left_out = self._in_rows(picture, target, alpha, format, options, on_tiles)
             else:
                 result = self._picture(picture, alpha, on_tiles)
                 left_out = write_image(result, target, format=format, options=options)
@@ -359,7 +366,7 @@ class SR(Session):
         needed += self.plan(picture.height_px, picture.width_px).host_bytes
         return needed <= self.free_bytes()
 
-    def _stream(
+    def _in_rows(
         self,
         picture: Picture,
         target: Path,
@@ -374,7 +381,7 @@ class SR(Session):
             if value == "adain" or (value == "model" and picture.alpha is not None):
                 raise ConfigError(
                     f"{name}={value!r} needs the whole picture in memory, but the result is written in rows "
-                    f"(it would not fit, or stream='always' was given); use {name}={other!r}"
+                    f"(it would not fit, or rows='always' / --stream always was given); use {name}={other!r}"
                 )
         height, width = picture.height_px * self.scale, picture.width_px * self.scale
         with (

@@ -21,7 +21,7 @@ from filelock import FileLock
 import yonos_export.tensorrt_module as machine
 from yonos_export.build_errors import explain, from_parser
 from yonos_export.engine_options import EngineOptions
-from yonos_export.tensorrt_module import Progress
+from yonos_export.tensorrt_module import OnBuild
 from yonos_trt.atomic import atomic_file
 from yonos_trt.engine.manifest import Profile, ShapeRange
 from yonos_trt.errors import BuildError, ConfigError
@@ -54,7 +54,7 @@ def build_engine(
     stage: str,
     module: Any = None,
     stop: threading.Event | None = None,
-    progress: Progress | None = None,
+    progress: OnBuild | None = None,
 ) -> BuiltEngine:
     """Build one engine.
 

@@ -31,14 +31,14 @@ from yonos_trt.errors import BuildError, ConfigError, MissingExtraError
 log = logging.getLogger(__name__)
 
 # (what is being done, fraction done in 0 .. 1)
-Progress = Callable[[str, float], None]
+OnStage = Callable[[str, float], None]
 
 
 # ---------------------------------------------------------------------------------------------------------
 # The export
 
 
-def export(config: ExportConfig, *, progress: Progress | None = None) -> EngineManifest | None:
+def export(config: ExportConfig, *, progress: OnStage | None = None) -> EngineManifest | None:
     """Export a model into an engine directory.
 
     Everything is made and measured in a folder beside the target; only a complete and verified directory
@@ -93,7 +93,7 @@ def _disk_errors(config: ExportConfig) -> Iterator[None]:
         ) from error
 
 
-def _export(config: ExportConfig, source: Source, work: Path, report: Progress) -> EngineManifest:
+def _export(config: ExportConfig, source: Source, work: Path, report: OnStage) -> EngineManifest:
     """Make everything in `work` and put it in place."""
     directory = Directory()
     if source.manifest is not None:
@@ -215,7 +215,7 @@ def _engines(
     graphs: dict[str, GraphFile],
     directory: Directory,
     work: Path,
-    report: Progress,
+    report: OnStage,
     restore: float | None,
 ) -> None:
     """Build and add one engine per stage."""
@@ -242,7 +242,7 @@ def _engines(
 
 
 def _try_engines(
-    config: ExportConfig, directory: Directory, manifest: EngineManifest, work: Path, report: Progress
+    config: ExportConfig, directory: Directory, manifest: EngineManifest, work: Path, report: OnStage
 ) -> None:
     """Run the engines where there is a GPU and hold them against the graphs; say so where there is none."""
     from yonos_export.verify_engines import compare_engines, gpu_is_here

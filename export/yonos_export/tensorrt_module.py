@@ -23,7 +23,7 @@ MODULES: dict[EngineRuntime, tuple[str, str]] = {
 }
 # From 10.13 on every precision is in the graph; 12 has not been seen.
 TENSORRT_FROM, TENSORRT_BELOW = (10, 13), (12,)
-Progress = Callable[[float], None]
+OnBuild = Callable[[float], None]
 
 
 def load_module(runtime: EngineRuntime) -> Any:
@@ -147,7 +147,7 @@ class Log:
         return [text for level, text in self.lines if level == logging.ERROR]
 
 
-def make_monitor(module: Any, stop: threading.Event, progress: Progress) -> Any:
+def make_monitor(module: Any, stop: threading.Event, progress: OnBuild) -> Any:
     """Make a progress monitor: reports the outermost phase, and says no to going on once `stop` is set."""
 
     class Monitor(module.IProgressMonitor):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What runs the stages: the `Backend` protocol, `Finish`, and the clock of a stage.
+"""What runs the stages: the `Backend` protocol, `RowFinish`, and the clock of a stage.
 
 A back end does the work of one picture; `yonos_trt.pipeline` decides the order. What travels between its
 methods (``Any`` below) belongs to the back end: NumPy arrays in `yonos_trt.backends.host`, which NumPy, ONNX
@@ -20,7 +20,7 @@ from yonos_trt.tiles.plan import TileBatch, TilePlan
 if TYPE_CHECKING:
     from yonos_trt.engine.schema import EngineManifest
 
-__all__ = ["Array", "Backend", "Clock", "Finish", "stage", "timed_by"]
+__all__ = ["Array", "Backend", "Clock", "RowFinish", "stage", "timed_by"]
 
 Array = NDArray[Any]
 
@@ -65,14 +65,14 @@ class Backend(Protocol):
         color_fix: str,
         threads: int = 1,
         first_row_px: int = 0,
-    ) -> Finish:
+    ) -> RowFinish:
         """Return what takes final canvas rows from `first_row_px` on, fixes their colours and rounds them."""
 
     def close(self) -> None:
         """Release everything; may be called twice."""
 
 
-class Finish(Protocol):
+class RowFinish(Protocol):
     """Turns final canvas rows into rows of the picture's dtype, from the top down."""
 
     block_rows: int

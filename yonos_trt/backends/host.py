@@ -242,7 +242,7 @@ class HostFinish:
         self.block_rows = max(_BLOCK_ROWS, _BLOCK_BYTES // (12 * plan.width_px))
 
     def push(self, y0_px: int, y1_px: int) -> Array:
-        """See `Finish`."""
+        """See `RowFinish`."""
         with stage("download"):
             rows = self._backend.download(self._canvas, self._plan, y0_px, y1_px)
         with stage("color"):

@@ -187,7 +187,7 @@ def _runtime(
                 tile_px=tile_px,
                 batch=config.batch,
                 lanes=backend.lanes,
-                level=backend.any_tile,
+                shrink=backend.any_tile,
             )
             entry = _picture(config, backend, planned.tiles, peaks, precision)
             yield {

@@ -22,7 +22,7 @@ class FileStages:
     ----------
     sr
         Opened; only `upscale` uses it for more than planning.
-    stream, alpha, format, options
+    rows, alpha, format, options
         As `SR.upscale_file`.
     """
 
@@ -30,12 +30,12 @@ class FileStages:
         self,
         sr: SR,
         *,
-        stream: Literal["auto", "always", "never"] = "auto",
+        rows: Literal["auto", "always", "never"] = "auto",
         alpha: str = "bicubic",
         format: str | None = None,
         options: SaveOptions | None = None,
     ) -> None:
-        self._sr, self._stream, self._alpha = sr, stream, alpha
+        self._sr, self._rows, self._alpha = sr, rows, alpha
         self._format, self._options = format, options
 
     def read(self, job: Job) -> Picture:
@@ -68,14 +68,14 @@ class FileStages:
         self, job: Job, picture: Picture, on_tiles: Callable[[int, int], None], *, fits: bool
     ) -> Picture | tuple[str, ...]:
         """Return the result; or write it row by row and return what could not be carried."""
-        if self._stream == "never" or (self._stream == "auto" and fits):
+        if self._rows == "never" or (self._rows == "auto" and fits):
             return self._sr.upscale(picture, alpha=self._alpha, on_tiles=on_tiles).picture
         left_out: list[str] = []
         try:
             self._sr.upscale_file(
                 picture,
                 job.target,
-                stream="always",
+                rows="always",
                 alpha=self._alpha,
                 format=self._format,
                 options=self._options,
@@ -83,7 +83,7 @@ class FileStages:
                 on_left_out=left_out.extend,
             )
         except ConfigError as error:
-            if self._stream == "always":
+            if self._rows == "always":
                 raise
             raise InputError(f"{job.source}: {error}") from error  # smaller ones may be done
         return tuple(left_out)

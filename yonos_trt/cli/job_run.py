@@ -151,7 +151,7 @@ class _Run:
         self._jobs, self._stages, self._progress = jobs, stages, progress
         self._existing, self._written = existing, written
         self._told = _InOrder()
-        self._room = _Room(stages.free_bytes)
+        self._budget = _MemoryBudget(stages.free_bytes)
         self._stopped = threading.Event()
         self._claims: dict[int, claims.Claim] = {}
         self.outcome = Outcome()
@@ -173,7 +173,7 @@ class _Run:
     def stop(self) -> None:
         """End the threads at their next step; nothing is told any more."""
         self._stopped.set()
-        self._room.stop()
+        self._budget.stop()
 
     def read_all(self) -> Iterator[_Item]:
         """Read one file after the other, each when it is asked for."""
@@ -223,7 +223,7 @@ class _Run:
         return item.value
 
     def _take_room(self, item: _Item) -> Any:
-        item.fits = self._room.take(item.index, item.needed_bytes)
+        item.fits = self._budget.take(item.index, item.needed_bytes)
         return item.value
 
     def _upscale(self, item: _Item) -> Any:
@@ -240,7 +240,7 @@ class _Run:
         if not item.skipped and item.error is None:
             self._attempt(item, self._write)
         left_out, item.value = item.value, None
-        self._room.give_back(item.index)
+        self._budget.give_back(item.index)
         if claim := self._claims.pop(item.index, None):
             claim.release()
         job, name = item.job, str(item.job.source)
@@ -306,7 +306,7 @@ class _InOrder:
                 event()
 
 
-class _Room:
+class _MemoryBudget:
     """Memory of the files in flight: one more gets its share when it fits beside them, or is alone."""
 
     def __init__(self, free_bytes: Callable[[], int]) -> None:

@@ -242,7 +242,7 @@ def upscale(
         if to_stdout:
             jobs = [stack.enter_context(_before_stdout(jobs[0]))]
         stack.enter_context(quiet_libraries())
-        stages = FileStages(stack.enter_context(sr), stream=stream, alpha=alpha, format=format, options=save)
+        stages = FileStages(stack.enter_context(sr), rows=stream, alpha=alpha, format=format, options=save)
         outcome = run_jobs(
             jobs,
             stages,

@@ -29,7 +29,7 @@ from typing import Protocol
 
 from yonos_trt.errors import ClosedError, ConfigError
 
-__all__ = ["EDGES", "LaneScheduler", "Picture", "Slot", "StreamDriver"]
+__all__ = ["EDGES", "LaneScheduler", "PictureOrder", "Slot", "StreamDriver"]
 
 EDGES = (
     "caller->upload",
@@ -65,7 +65,7 @@ class StreamDriver(Protocol):
 
 
 @dataclass(slots=True)
-class Picture:
+class PictureOrder:
     """Order of one picture's memory: when it is there, and who still reads it."""
 
     uploaded: int
@@ -162,10 +162,10 @@ class LaneScheduler:
         """The slots of a lane as of now."""
         return tuple(self._lanes[lane].slots)
 
-    def picture(self) -> Picture:
+    def picture(self) -> PictureOrder:
         """Make the events of one picture buffer; they live until `close`."""
         events = {lane: self._new_event() for lane in range(len(self._lanes))}
-        return Picture(self._new_event(), self._new_event(), events)
+        return PictureOrder(self._new_event(), self._new_event(), events)
 
     def close(self) -> None:
         """Give streams and events back. Does not wait for their work: synchronise first. Idempotent."""
@@ -206,7 +206,7 @@ class LaneScheduler:
         self._driver.stream_wait(stream, event)
 
     @contextmanager
-    def uploading(self, picture: Picture, *, after: int | None = None) -> Iterator[int]:
+    def uploading(self, picture: PictureOrder, *, after: int | None = None) -> Iterator[int]:
         """Give the stream on which to fill a picture's memory.
 
         Waits (on the device) for all that reads what the memory held before, and for the work that the
@@ -226,7 +226,7 @@ class LaneScheduler:
             self._record(picture.uploaded, self._copy)
 
     @contextmanager
-    def batch(self, lane: int, picture: Picture) -> Iterator[tuple[int, Slot]]:
+    def batch(self, lane: int, picture: PictureOrder) -> Iterator[tuple[int, Slot]]:
         """Give the stream and the slot for one tile batch that reads `picture`.
 
         All of the batch's device work is asked for inside the ``with`` block. If the block raises, the slot
@@ -264,7 +264,7 @@ class LaneScheduler:
                 slot.busy = False
 
     @contextmanager
-    def finishing(self, picture: Picture) -> Iterator[int]:
+    def finishing(self, picture: PictureOrder) -> Iterator[int]:
         """Give the canvas stream for finishing rows, which may read `picture`. Does not wait."""
         self._check()
         try:

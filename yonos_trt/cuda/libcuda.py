@@ -11,7 +11,7 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["DRIVER_LIBRARY", "SIGNATURES", "Copy2D", "Probe", "describe", "load", "probe"]
+__all__ = ["DRIVER_LIBRARY", "SIGNATURES", "Copy2D", "LibraryFacts", "describe", "load", "probe"]
 
 DRIVER_LIBRARY = "libcuda.so.1"
 
@@ -80,7 +80,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class LibraryFacts:
     """What a look at the driver found."""
 
     devices: int
@@ -91,23 +91,23 @@ class Probe:
     """Why there is no GPU, empty if there is one."""
 
 
-def probe(library: str = DRIVER_LIBRARY) -> Probe:
+def probe(library: str = DRIVER_LIBRARY) -> LibraryFacts:
     """Look for a driver and a GPU; never raises, never hangs, makes no context."""
     try:
         cuda = load(library)
     except OSError as error:
-        return Probe(0, (0, 0), f"no NVIDIA driver: {library} cannot be loaded ({error})")
+        return LibraryFacts(0, (0, 0), f"no NVIDIA driver: {library} cannot be loaded ({error})")
     except AttributeError as error:
-        return Probe(0, (0, 0), f"the NVIDIA driver is too old: {error}; update it")
+        return LibraryFacts(0, (0, 0), f"the NVIDIA driver is too old: {error}; update it")
     count, version = _int(), _int()
     status = cuda.cuInit(0)
     if status == 0:
         cuda.cuDriverGetVersion(ctypes.byref(version))
         status = cuda.cuDeviceGetCount(ctypes.byref(count))
     if status:
-        return Probe(0, (0, 0), f"the NVIDIA driver answers {describe(cuda, status)}")
+        return LibraryFacts(0, (0, 0), f"the NVIDIA driver answers {describe(cuda, status)}")
     found = (version.value // 1000, version.value % 1000 // 10)
-    return Probe(count.value, found, "" if count.value else "the NVIDIA driver sees no GPU")
+    return LibraryFacts(count.value, found, "" if count.value else "the NVIDIA driver sees no GPU")
 
 
 def load(library: str) -> Any:

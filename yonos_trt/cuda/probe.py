@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 
-__all__ = ["Device", "Driver", "probe_driver"]
+__all__ = ["Device", "DriverFacts", "probe_driver"]
 
 _TIMEOUT_S = 20.0
 
@@ -59,7 +59,7 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
-class Driver:
+class DriverFacts:
     """What the driver said: the CUDA version it supports, its devices, and why there are none."""
 
     version: str | None
@@ -68,7 +68,7 @@ class Driver:
 
 
 @cache
-def probe_driver() -> Driver:
+def probe_driver() -> DriverFacts:
     """Ask the driver once per process; never raises and never takes longer than 20 seconds."""
     try:
         done = subprocess.run(
@@ -80,7 +80,7 @@ def probe_driver() -> Driver:
         )
         found = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
-        return Driver(None, (), f"the driver did not answer within {_TIMEOUT_S:.0f} s")
+        return DriverFacts(None, (), f"the driver did not answer within {_TIMEOUT_S:.0f} s")
     except (OSError, subprocess.CalledProcessError, ValueError) as error:
-        return Driver(None, (), f"the probe of the driver failed: {error}")
-    return Driver(found["version"], tuple(Device(*d) for d in found["devices"]), found["problem"])
+        return DriverFacts(None, (), f"the probe of the driver failed: {error}")
+    return DriverFacts(found["version"], tuple(Device(*d) for d in found["devices"]), found["problem"])

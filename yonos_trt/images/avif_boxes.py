@@ -197,8 +197,8 @@ def _color_description(data: bytes) -> int | None:
             read.take(1)
         read.take(3 * order_hint)
     read.take(3)
-    deep = read.take(1)
-    if profile == 2 and deep:
+    high_depth = read.take(1)
+    if profile == 2 and high_depth:
         read.take(1)
     grey = read.take(1) if profile != 1 else 0
     has_description = read.take(1)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from yonos_trt.errors import InputError, MissingExtraError, OutOfMemoryError, is_of_memory
 from yonos_trt.host import require_bytes
-from yonos_trt.images.deep import deep_png, deep_tiff, pillow_keeps_tiff
 from yonos_trt.images.header import FORMAT_SUFFIXES, Header, MalformedError
+from yonos_trt.images.high_depth import high_depth_png, high_depth_tiff, pillow_keeps_tiff
 from yonos_trt.images.inspection import check_png_pixels, inspect
 from yonos_trt.images.jpeg_header import check_jpeg_pixels
 from yonos_trt.images.metadata import Metadata, color_of, picture_fields, upright
@@ -224,7 +224,7 @@ def _decode(data: bytes, header: Header, name: str, max_pixels: int | None) -> P
     if header.format == "PNG":
         check_png_pixels(data, header)
     if header.format == "TIFF" and not pillow_keeps_tiff(data, header):
-        return deep_tiff(data, header, name)
+        return high_depth_tiff(data, header, name)
     if header.format == "HEIC":
         return _heic(data, header, name, max_pixels)
     if header.format in ("JPEG", "AVIF") and header.bits > 8:
@@ -238,7 +238,7 @@ def _decode(data: bytes, header: Header, name: str, max_pixels: int | None) -> P
     if header.format == "AVIF" and getattr(image, "n_frames", 1) > 1:
         raise _animated(name, getattr(image, "n_frames", 2), header.format)
     if header.format == "PNG" and header.bits == 16 and header.channels > 1:
-        pixels = deep_png(data, header)
+        pixels = high_depth_png(data, header)
         mode = {2: "LA", 3: "RGB", 4: "RGBA"}[pixels.shape[2]]
         found = read_metadata(data, header, None)
         return _finish(pixels, Kind(mode, "uint16"), found, name, format_="PNG", source="file")

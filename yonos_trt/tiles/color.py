@@ -25,7 +25,7 @@ from yonos_trt.tiles.color_cells import (
     BLOCK_PX,
     HALO_ROWS_PX,
     REACH,
-    Progress,
+    CellRows,
     add_grid,
     affine,
     bicubic_means,
@@ -220,7 +220,7 @@ class _Wavelet:
             )
         return finished - first
 
-    def _take(self, rows: Float, now: Progress) -> None:
+    def _take(self, rows: Float, now: CellRows) -> None:
         """Extend the grid by the cells of ``rows``."""
         means = block_means(rows) if native is None else native.block_means(rows, threads=self._threads)
         wanted = bicubic_means(self._image, self._taps_y, self._taps_x, self._cells, now.cells)

@@ -24,8 +24,8 @@ __all__ = [
     "FOLD",
     "HALO_ROWS_PX",
     "REACH",
+    "CellRows",
     "CellTaps",
-    "Progress",
     "add_grid",
     "affine",
     "bicubic_means",
@@ -60,7 +60,7 @@ FOLD: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class CellRows:
     """What is known when the canvas rows [0, n) are final."""
 
     cells: int
@@ -71,13 +71,13 @@ class Progress:
     """Canvas rows that lie between known grid rows: they can be fixed."""
 
 
-def progress(height_px: int, end_px: int) -> Progress:
+def progress(height_px: int, end_px: int) -> CellRows:
     """Return how far the wavelet fix gets with the canvas rows [0, end_px) of height_px."""
     rows = -(-height_px // BLOCK_PX)
     cells = rows if end_px == height_px else end_px // BLOCK_PX
     blurred = rows if cells == rows else max(cells - REACH, 0)
     finished = height_px if blurred == rows else max(blurred * BLOCK_PX - BLOCK_PX // 2, 0)
-    return Progress(cells, blurred, finished)
+    return CellRows(cells, blurred, finished)
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ def plan_tiles(
     multiple_px: int,
     smallest_px: int,
     batch: int = 1,
-    level: bool = False,
+    shrink: bool = False,
 ) -> TilePlan:
     """Lay equal tiles over a canvas.
 
@@ -114,7 +114,7 @@ def plan_tiles(
     multiple_px : every origin and every tile side is a multiple of it.
     smallest_px : smallest legal tile side; smaller pictures are padded up to it.
     batch : tiles per batch.
-    level : shrink the tiles, per axis, to the least side at which as many of them still cover the canvas. A
+    shrink : shrink the tiles, per axis, to the least side at which as many of them still cover the canvas. A
         canvas of 640 px then takes two tiles of 352 px instead of two of 512: the same overlap, less work.
 
     Raises
@@ -145,8 +145,8 @@ def plan_tiles(
             f"overlap_px must be at most half of tile_px ({tile_px}), got {overlap_px}; "
             f"use at most {tile_px // 2}"
         )
-    ys, tile_h, padded_h = _plan_axis(height_px, tile_px, overlap_px, multiple_px, smallest_px, level)
-    xs, tile_w, padded_w = _plan_axis(width_px, tile_px, overlap_px, multiple_px, smallest_px, level)
+    ys, tile_h, padded_h = _plan_axis(height_px, tile_px, overlap_px, multiple_px, smallest_px, shrink)
+    xs, tile_w, padded_w = _plan_axis(width_px, tile_px, overlap_px, multiple_px, smallest_px, shrink)
     return TilePlan(height_px, width_px, padded_h, padded_w, tile_h, tile_w, overlap_px, ys, xs, batch)
 
 
@@ -155,7 +155,7 @@ def _ceil_to(value: int, multiple: int) -> int:
 
 
 def _plan_axis(
-    size: int, tile_px: int, overlap: int, multiple: int, smallest: int, level: bool
+    size: int, tile_px: int, overlap: int, multiple: int, smallest: int, shrink: bool
 ) -> tuple[tuple[int, ...], int, int]:
     """Return (origins, tile side, padded size) of one axis."""
     padded = max(_ceil_to(size, multiple), _ceil_to(smallest, multiple))
@@ -168,7 +168,7 @@ def _plan_axis(
             f"tiles of {tile} px with {overlap} px of overlap leave no step of {multiple} px; "
             f"use tile_px >= {2 * multiple} or overlap_px = 0"
         )
-    if level:
+    if shrink:
         strides = -(-(padded - tile) // stride)
         tile = max(_ceil_to(smallest, multiple), _ceil_to(max(2 * overlap, 1), multiple))
         while tile < tile_px and strides * ((tile - overlap) // multiple * multiple) + tile < padded:

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from yonos_trt.cuda.device import Driver, Memory
 from yonos_trt.cuda.kernels import TileKernels
-from yonos_trt.cuda.lanes import LaneScheduler, Picture, Slot
+from yonos_trt.cuda.lanes import LaneScheduler, PictureOrder, Slot
 from yonos_trt.cuda.launches import Blend, DevicePicture
 from yonos_trt.engine.manifest import EngineManifest
 from yonos_trt.errors import OutOfMemoryError
 from yonos_trt.tiles.color_cells import HALO_ROWS_PX, cell_taps
 from yonos_trt.tiles.plan import TileBatch, TilePlan, batches
 from yonos_trt.trt.lane import LaneNetworks
-from yonos_trt.trt.memory import BatchShape, Layout, finish_layout, layout
+from yonos_trt.trt.memory import BatchShape, BufferLayout, finish_layout, layout
 
 __all__ = ["Canvas", "PlanBuffers", "QueuedBatch", "Source", "batch_index"]
 
@@ -68,11 +68,11 @@ class PlanBuffers:
         self.memory = Memory(driver)
         self.plan: TilePlan | None = None
         self.lanes = 0
-        self._sizes = Layout({}, {}, {})
+        self._sizes = BufferLayout({}, {}, {})
         self._shared: dict[str, int] = {}
         self._taps_placed = False
 
-    def prepare(self, plan: TilePlan, networks: list[LaneNetworks], order: Picture) -> None:
+    def prepare(self, plan: TilePlan, networks: list[LaneNetworks], order: PictureOrder) -> None:
         """Replace all buffers by those of `plan`. Nothing may be running.
 
         Raises
@@ -106,7 +106,7 @@ class PlanBuffers:
             raise
         self.plan, self.lanes = plan, len(networks)
 
-    def _fill_tables(self, plan: TilePlan, order: Picture) -> None:
+    def _fill_tables(self, plan: TilePlan, order: PictureOrder) -> None:
         """Put windows and origins of all batches on the device, so that a batch needs no host memory."""
         todo = list(batches(plan))
         tables: dict[str, NDArray[Any]] = {
@@ -119,7 +119,7 @@ class PlanBuffers:
         }
         self._upload({name: (self._shared[name], table) for name, table in tables.items()}, order)
 
-    def _upload(self, tables: dict[str, tuple[int, NDArray[Any]]], order: Picture) -> None:
+    def _upload(self, tables: dict[str, tuple[int, NDArray[Any]]], order: PictureOrder) -> None:
         """Queue copies of host tables; their page-locked memory lives as long as the plan's buffers."""
         with self._scheduler.uploading(order) as stream:
             for name, (address, table) in tables.items():
@@ -128,7 +128,7 @@ class PlanBuffers:
                 self._driver.host_view(pinned, table.nbytes)[:] = raw
                 self._driver.copy_in(address, pinned, table.nbytes, stream)
 
-    def for_finish(self, color_fix: str, item_bytes: int, order: Picture) -> dict[str, int]:
+    def for_finish(self, color_fix: str, item_bytes: int, order: PictureOrder) -> dict[str, int]:
         """Return the buffers of `yonos_trt.trt.memory.finish_layout`; the wavelet fix's taps are in place.
 
         Raises

@@ -129,7 +129,7 @@ class OnDevice:
         threads: int = 1,
         first_row_px: int = 0,
     ) -> OnDevice:
-        """Return this object, which is its own `Finish`."""
+        """Return this object, which is its own `RowFinish`."""
         self._canvas, self.block_rows = canvas, plan.height_px
         self._finish = self._backend.finish(source, canvas, plan, color_fix=color_fix)
         if self._out is None:

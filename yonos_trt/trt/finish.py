@@ -15,7 +15,7 @@ import numpy as np
 from yonos_trt.backends.base import Array, stage
 from yonos_trt.cuda.device import Driver, Memory
 from yonos_trt.cuda.kernels import TileKernels
-from yonos_trt.cuda.lanes import LaneScheduler, Picture
+from yonos_trt.cuda.lanes import LaneScheduler, PictureOrder
 from yonos_trt.cuda.launches import (
     Affine,
     BicubicMoments,
@@ -41,7 +41,7 @@ __all__ = ["DeviceFinish"]
 class DeviceFinish:
     """One picture's rows on their way from the canvas to the host, or to device memory.
 
-    Implements `yonos_trt.backends.base.Finish`.
+    Implements `yonos_trt.backends.base.RowFinish`.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class DeviceFinish:
         canvas: Canvas,
         picture: DevicePicture,
         scale: int,
-        order: Picture,
+        order: PictureOrder,
         color_fix: str,
         enter: Callable[[Canvas], None],
     ) -> None:
@@ -88,7 +88,7 @@ class DeviceFinish:
     # --- to the host --------------------------------------------------------------------------------------
 
     def push(self, y0_px: int, y1_px: int) -> Array:
-        """See `yonos_trt.backends.base.Finish`. Waits, and runs tiles with NaN or infinity again.
+        """See `yonos_trt.backends.base.RowFinish`. Waits, and runs tiles with NaN or infinity again.
 
         Raises
         ------

@@ -9,7 +9,7 @@ from yonos_trt.cuda.kernels import TileKernels
 from yonos_trt.cuda.launches import Check, DevicePicture, Gather, Noise
 from yonos_trt.engine.manifest import EngineManifest
 from yonos_trt.trt.engines import Engine
-from yonos_trt.trt.memory import BatchShape, Layout, tensor_shapes
+from yonos_trt.trt.memory import BatchShape, BufferLayout, tensor_shapes
 from yonos_trt.trt.ranges import Ranges, no_ranges
 
 __all__ = ["LaneNetworks", "buffer_dtypes", "stage_inputs"]
@@ -70,7 +70,7 @@ class LaneNetworks:
         inputs = stage_inputs(self.manifest, shape)
         return max(context.set_shapes(inputs[name], stream) for name, context in self.contexts.items())
 
-    def allocate(self, memory: Memory, sizes: Layout) -> None:
+    def allocate(self, memory: Memory, sizes: BufferLayout) -> None:
         """Take this lane's buffers and bind them."""
         self.buffers = {name: memory.device((self.key, name), nbytes) for name, nbytes in sizes.lane.items()}
         for name, context in self.contexts.items():

@@ -26,7 +26,7 @@ __all__ = [
     "CONTEXT_BYTES",
     "SLOTS_PER_LANE",
     "BatchShape",
-    "Layout",
+    "BufferLayout",
     "finish_layout",
     "fold_counts",
     "grid_shape",
@@ -77,7 +77,7 @@ def tensor_shapes(manifest: EngineManifest, shape: BatchShape) -> dict[str, tupl
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class BufferLayout:
     """Names and bytes of the device buffers."""
 
     lane: dict[str, int]
@@ -96,7 +96,7 @@ def layout(
     scratch_bytes: int,
     dtypes: dict[str, str],
     picture_item_bytes: int = 1,
-) -> Layout:
+) -> BufferLayout:
     """Lay out the device buffers for a plan.
 
     Parameters
@@ -119,7 +119,7 @@ def layout(
     batches = plan.bands * plan.batches_per_band
     canvas = (HALO_ROWS_PX + plan.tile_h_px) * plan.padded_w_px * 3 * 4
     scale = manifest.model.scale
-    return Layout(
+    return BufferLayout(
         lane={
             "scratch": scratch_bytes,
             **{name: nbytes(name) for name in ("image", "z_l", "noise", "z_0")},

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from yonos_trt.cuda.device import Driver
 from yonos_trt.cuda.kernels import TileKernels
-from yonos_trt.cuda.lanes import LaneScheduler, Picture
+from yonos_trt.cuda.lanes import LaneScheduler, PictureOrder
 from yonos_trt.cuda.launches import DevicePicture
 from yonos_trt.engine.manifest import EngineManifest
 from yonos_trt.errors import NumericError
@@ -48,7 +48,7 @@ class Repair:
         buffers: PlanBuffers,
         manifest: EngineManifest,
         lanes: list[LaneNetworks],
-        order: Picture,
+        order: PictureOrder,
         open_fp32: Callable[[], dict[str, Engine] | None],
     ) -> None:
         self._lanes, self._order = lanes, order
@@ -128,7 +128,7 @@ class Repair:
     def _redo(
         self,
         networks: LaneNetworks,
-        order: Picture,
+        order: PictureOrder,
         picture: DevicePicture,
         seed: int,
         front: int,
@@ -157,7 +157,7 @@ class Repair:
     def _first_bad_stage(
         self,
         networks: LaneNetworks,
-        order: Picture,
+        order: PictureOrder,
         picture: DevicePicture,
         seed: int,
         batch: TileBatch,

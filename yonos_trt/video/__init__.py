@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 from yonos_trt.video.options import VideoOptions, VideoReport
-from yonos_trt.video.upscale import Progress, Upscale, upscale_video
+from yonos_trt.video.upscale import OnFrames, Upscale, upscale_video
 
-__all__ = ["Progress", "Upscale", "VideoOptions", "VideoReport", "upscale_video"]
+Progress = OnFrames
+"""Its name of before, until 0.2."""
+
+__all__ = ["OnFrames", "Progress", "Upscale", "VideoOptions", "VideoReport", "upscale_video"]

@@ -13,14 +13,14 @@ from yonos_trt.video.encode import FrameEncoder
 from yonos_trt.video.format import EncoderSettings, OutputFormat, output_format
 from yonos_trt.video.nvidia.nvcodec import ENCODERS, Nvidia, input_obstacle, open_nvidia, output_obstacle
 from yonos_trt.video.read import VideoReader
-from yonos_trt.video.segment_encode import Encoder
+from yonos_trt.video.segment_encode import VideoEncoder
 
-__all__ = ["DevicePath", "Wishes", "device_path"]
+__all__ = ["DevicePath", "HardwareOptions", "device_path"]
 
 log = logging.getLogger(__name__)
 
 
-class Wishes(Protocol):
+class HardwareOptions(Protocol):
     """The options that matter here; `yonos_trt.video.VideoOptions` has them."""
 
     @property
@@ -48,7 +48,7 @@ class DevicePath:
         return (["decode"] if self.nvidia else []) + (["encode"] if self.form.nvenc else [])
 
     @property
-    def open_encoder(self) -> Callable[[OutputFormat], Encoder]:
+    def open_encoder(self) -> Callable[[OutputFormat], VideoEncoder]:
         """What makes the encoder of a segment."""
         if self.nvidia is None or not self.form.nvenc:
             return FrameEncoder
@@ -66,7 +66,7 @@ class DevicePath:
             return self.nvidia.xp.asarray(picture)  # no copy of what lies on the device
 
 
-def device_path(options: Wishes, reader: VideoReader, scale: int) -> DevicePath:
+def device_path(options: HardwareOptions, reader: VideoReader, scale: int) -> DevicePath:
     """Decide where the codecs run, and make the reader decode there.
 
     Raises

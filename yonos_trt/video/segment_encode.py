@@ -13,12 +13,12 @@ from typing import Any, Protocol
 from yonos_trt.video.encode import FrameEncoder
 from yonos_trt.video.format import OutputFormat
 from yonos_trt.video.read import Frame
-from yonos_trt.video.segments import Job, Segment
+from yonos_trt.video.segments import Segment, SegmentFolder
 
-__all__ = ["Encoder", "SegmentedEncoder"]
+__all__ = ["SegmentedEncoder", "VideoEncoder"]
 
 
-class Encoder(Protocol):
+class VideoEncoder(Protocol):
     """What `FrameEncoder` and `yonos_trt.video.nvidia.nvenc.NvencEncoder` have in common."""
 
     @property
@@ -35,7 +35,7 @@ class Encoder(Protocol):
 class _OpenSegment:
     """A segment being written: its own encoder, its own file."""
 
-    def __init__(self, job: Job, encoder: Encoder, number: int, first_frame: int) -> None:
+    def __init__(self, job: SegmentFolder, encoder: VideoEncoder, number: int, first_frame: int) -> None:
         self.encoder = encoder
         self.writer = job.begin(number, first_frame)
         self.frames = 0
@@ -90,10 +90,10 @@ class SegmentedEncoder:
 
     def __init__(
         self,
-        job: Job,
+        job: SegmentFolder,
         form: OutputFormat,
         segment_frames: int,
-        open_encoder: Callable[[OutputFormat], Encoder] = FrameEncoder,
+        open_encoder: Callable[[OutputFormat], VideoEncoder] = FrameEncoder,
     ) -> None:
         self._job, self._form, self._segment_frames = job, form, segment_frames
         self._open_encoder = open_encoder

@@ -35,7 +35,15 @@ from typing import IO, Any, BinaryIO
 from yonos_trt.atomic import write_file
 from yonos_trt.errors import ConfigError, InputError
 
-__all__ = ["Job", "PacketRecord", "Segment", "SegmentWriter", "read_segment", "remedy", "work_folder"]
+__all__ = [
+    "PacketRecord",
+    "Segment",
+    "SegmentFolder",
+    "SegmentWriter",
+    "read_segment",
+    "remedy",
+    "work_folder",
+]
 
 log = logging.getLogger(__name__)
 
@@ -265,7 +273,7 @@ def _lock(folder: Path) -> IO[bytes] | None:
         handle.close()
 
 
-class Job:
+class SegmentFolder:
     """The folder of one output in the making.
 
     Parameters

@@ -81,9 +81,9 @@ def check_opaque(frame: VideoFrame, info: VideoInfo) -> None:
         alpha = frame_planes(frame, info.layout)[3]
         opaque = (1 << info.layout.bits) - 1
     else:
-        deep = info.layout.bits > 8
-        alpha = frame.reformat(format="rgba64le" if deep else "rgba").to_ndarray()[..., 3]
-        opaque = 65535 if deep else 255
+        high_depth = info.layout.bits > 8
+        alpha = frame.reformat(format="rgba64le" if high_depth else "rgba").to_ndarray()[..., 3]
+        opaque = 65535 if high_depth else 255
     if alpha.min() < opaque:
         pts = frame.pts if frame.pts is not None else 0
         raise InputError(

@@ -36,19 +36,19 @@ from yonos_trt.video.mux import container_of, count_frames, mux_video, rehearse
 from yonos_trt.video.options import VideoOptions, VideoReport
 from yonos_trt.video.read import Frame, VideoReader
 from yonos_trt.video.segment_encode import SegmentedEncoder
-from yonos_trt.video.segments import Job
+from yonos_trt.video.segments import SegmentFolder
 from yonos_trt.video.sidedata import lost_frame_data
 from yonos_trt.video.stabilize import Stabilizer
 from yonos_trt.video.webp import animated_webp, webp_metadata
 from yonos_trt.video.y4m import Y4mWriter, broken_pipe
 
-__all__ = ["Progress", "Upscale", "VideoOptions", "VideoReport", "upscale_video"]
+__all__ = ["OnFrames", "Upscale", "VideoOptions", "VideoReport", "upscale_video"]
 
 log = logging.getLogger(__name__)
 
 Upscale = Callable[[NDArray[Any]], NDArray[Any]]
 #: called with frames done so far and frames in all (None: not known)
-Progress = Callable[[int, "int | None"], None]
+OnFrames = Callable[[int, "int | None"], None]
 
 
 class _Stopwatch:
@@ -147,7 +147,7 @@ def upscale_video(
     scale: int,
     upscaler_id: str = "",
     options: VideoOptions | None = None,
-    progress: Progress | None = None,
+    progress: OnFrames | None = None,
 ) -> VideoReport:
     """Upscale every frame of a video and keep everything else of it.
 
@@ -193,7 +193,7 @@ def _to_pipe(
     upscale: Upscale,
     scale: int,
     options: VideoOptions,
-    progress: Progress | None,
+    progress: OnFrames | None,
 ) -> VideoReport:
     if options.resume:
         raise ConfigError("--resume needs an output file; a pipe cannot be resumed")
@@ -237,7 +237,7 @@ def _to_file(
     scale: int,
     upscaler_id: str,
     options: VideoOptions,
-    progress: Progress | None,
+    progress: OnFrames | None,
 ) -> VideoReport:
     container_of(target)
     file = Path(source) if isinstance(source, (str, Path)) else None
@@ -264,7 +264,9 @@ def _to_file(
                 target, file, reader.info, form, plan, start_s=options.start_s, end_s=options.end_s
             )
             _tell_left_out(reader.name, known)
-        job = Job(target, identity, resume=options.resume, overwrite=options.overwrite, anew=file is None)
+        job = SegmentFolder(
+            target, identity, resume=options.resume, overwrite=options.overwrite, anew=file is None
+        )
         try:
             if options.resume and _is_finished(target, job):
                 log.info("%s is already complete", target)
@@ -343,7 +345,7 @@ def _tell_left_out(name: str, left_out: list[str]) -> None:
         log.warning("%s: left out: %s", name, "; ".join(left_out))
 
 
-def _is_finished(target: Path, job: Job) -> bool:
+def _is_finished(target: Path, job: SegmentFolder) -> bool:
     """Whether ``target`` exists and is what ``job`` makes, by the stamp in it.
 
     Where the job was begun, only its own result will do: what it was begun to replace may be the result of an
@@ -355,7 +357,7 @@ def _is_finished(target: Path, job: Job) -> bool:
     return stamp.job == job.id if job.begun else stamp.identity == job.identity
 
 
-def _check_free(target: Path, job: Job) -> None:
+def _check_free(target: Path, job: SegmentFolder) -> None:
     """Refuse to replace a file that nobody said may go, at the beginning and again at the end."""
     if target.exists() and not job.replaces:
         raise ConfigError(

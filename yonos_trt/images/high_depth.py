@@ -17,7 +17,7 @@ from yonos_trt.images.metadata import color_of, picture_fields, upright
 from yonos_trt.images.metadata_reading import read_metadata
 from yonos_trt.images.picture import Kind, Picture, checked_float, picture_from_channels
 
-__all__ = ["deep_png", "deep_tiff", "pillow_keeps_tiff"]
+__all__ = ["high_depth_png", "high_depth_tiff", "pillow_keeps_tiff"]
 
 Pixels = NDArray[Any]
 
@@ -29,7 +29,7 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PREMULTIPLIED = 0, 1, 2, 1
 _PILLOW_COMPRESSIONS = (1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34676, 34677, 34925, 50000)
 
 
-def deep_png(data: bytes, header: Header) -> Pixels:
+def high_depth_png(data: bytes, header: Header) -> Pixels:
     """16-bit PNG with colour or alpha -> (H, W, 2|3|4) uint16, transparent colour resolved to alpha."""
     try:
         import pyvips
@@ -59,7 +59,7 @@ def pillow_keeps_tiff(data: bytes, header: Header) -> bool:
     )
 
 
-def deep_tiff(data: bytes, header: Header, name: str) -> Picture:
+def high_depth_tiff(data: bytes, header: Header, name: str) -> Picture:
     photometric = header.tags.get(262, (_BLACK_IS_ZERO,))[0]
     is_float = header.bits == 32 and header.is_float
     if (
