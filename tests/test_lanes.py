@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_device import DeviceFault, Race, SimulatedDriver, ThreadedDriver
 
-from yonos_trt.cuda.lanes import EDGES, LaneScheduler, Picture, Slot
+from yonos_trt.cuda.lanes import EDGES, LaneScheduler, PictureOrder, Slot
 from yonos_trt.errors import ClosedError, ConfigError
 
 # A toy data path with the shape of the real one. A picture has WIDTH cells; batch k reads two of them, works
@@ -434,7 +434,7 @@ def test_a_batch_that_raises_frees_its_slot_and_does_not_disturb_the_next() -> N
 def test_use_after_close_raises_and_close_is_idempotent() -> None:
     driver = SimulatedDriver()
     scheduler = LaneScheduler(driver, 2)
-    picture: Picture = scheduler.picture()
+    picture: PictureOrder = scheduler.picture()
     slot = scheduler.slots(0)[0]
     scheduler.close()
     scheduler.close()
