@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from yonos_trt.backends.choose import LARGEST_LANES, RUNTIMES
 from yonos_trt.cli import options
 from yonos_trt.cli.bench import bench
 from yonos_trt.cli.main import cli, upscale
 from yonos_trt.cli.video import video
-from yonos_trt.sr import AlphaMode
-from yonos_trt.tiles.color import MODES
 
 
 def by_name(command: click.Command) -> dict[str, click.Option]:
     return {str(p.name): p for p in command.params if isinstance(p, click.Option)}
-
-
-def test_choices_are_those_of_the_api() -> None:
-    """The lists are written out in `options` because --help must not load what owns them."""
-    assert options.RUNTIMES == RUNTIMES
-    assert options.LARGEST_LANES == LARGEST_LANES
-    assert options.COLOR_FIXES == MODES
-    assert get_args(AlphaMode) == options.ALPHA_MODES
 
 
 def test_pictures_and_videos_take_the_same_model_options() -> None:

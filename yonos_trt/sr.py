@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.backends.base import Array
+from yonos_trt.choices import ALPHA_MODES, AlphaMode
 from yonos_trt.cuda.arrays import is_on_device
 from yonos_trt.errors import ConfigError, InputError, memory_that_runs_out
 from yonos_trt.images.dlpack import from_dlpack
@@ -40,9 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SR", "AlphaMode", "UpscaledImage"]
 
-AlphaMode = Literal["bicubic", "model", "drop"]
 Pixel = TypeVar("Pixel", np.uint8, np.uint16, np.float32)
-_ALPHA_MODES = ("bicubic", "model", "drop")
 
 
 class SR(Session):
@@ -420,8 +419,8 @@ def _read(source: Any, max_pixels: int | None) -> Picture:
 
 
 def _check_alpha(alpha: str) -> None:
-    if alpha not in _ALPHA_MODES:
-        raise ConfigError(f"alpha is {alpha!r}, expected one of {', '.join(_ALPHA_MODES)}")
+    if alpha not in ALPHA_MODES:
+        raise ConfigError(f"alpha is {alpha!r}, expected one of {', '.join(ALPHA_MODES)}")
 
 
 def _is_pil(image: Any) -> bool:

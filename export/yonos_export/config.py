@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from yonos_trt.choices import ArtifactRuntime as Runtime
+from yonos_trt.choices import Precision as Precision
 from yonos_trt.engine.restore import check_restore
 from yonos_trt.errors import ConfigError
 
-Precision = Literal["fp32", "fp16", "bf16"]
-Runtime = Literal["onnx", "tensorrt", "tensorrt-rtx"]
 Hardware = Literal["none", "ampere-plus", "same-compute-capability"]
 
 MAX_BATCH = 32  # diffusers takes another path from 64 pictures on

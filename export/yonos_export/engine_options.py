@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from yonos_export.config import ExportConfig, Hardware
@@ -34,18 +34,7 @@ def options_from_config(config: ExportConfig) -> EngineOptions:
     """Pick the builder's options out of an export config."""
     if config.runtime == "onnx":
         raise ConfigError("runtime is 'onnx', which has no engines; expected 'tensorrt' or 'tensorrt-rtx'")
-    return EngineOptions(
-        runtime=config.runtime,
-        device=config.device,
-        workspace_mb=config.workspace_mb,
-        builder_optimization_level=config.builder_optimization_level,
-        timing_cache=config.timing_cache,
-        hardware_compatibility=config.hardware_compatibility,
-        version_compatible=config.version_compatible,
-        compute_capabilities=config.compute_capabilities,
-        refit=config.refit,
-        strip_weights=config.strip_weights,
-    )
+    return EngineOptions(**{field.name: getattr(config, field.name) for field in fields(EngineOptions)})
 
 
 def profile_shapes(info: ModelInfo, config: ExportConfig) -> dict[str, Shapes]:

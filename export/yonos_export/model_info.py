@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
+
+import msgspec
 
 from yonos_trt.engine.manifest import STAGE_TENSORS, EngineManifest, Licence, Model, Stage, Tensor, Tiles
 
@@ -75,30 +77,13 @@ class ModelInfo:
 
     def tiles(self) -> Tiles:
         """Return the manifest's tiles."""
-        return Tiles(
-            smallest_px=self.smallest_px,
-            default_px=self.default_px,
-            largest_px=self.largest_px,
-            multiple_px=self.multiple_px,
-            overlap_px=self.overlap_px,
-            encoder_input=self.encoder_input,
-        )
+        return Tiles(**{name: getattr(self, name) for name in Tiles.__struct_fields__})
 
     def model(self, weights_sha256: str) -> Model:
         """Return the manifest's model, without the card's file."""
-        return Model(
-            name=self.name,
-            scale=self.scale,
-            latent_channels=self.latent_channels,
-            latent_factor=self.latent_factor,
-            timestep=self.timestep,
-            alpha_1=self.alpha_1,
-            sigma_1=self.sigma_1,
-            weights_sha256=weights_sha256,
-            training=self.training,
-            licences=licence_chain(self.licence),
-            restore=self.restore,
-        )
+        facts: dict[str, Any] = {name: getattr(self, name, None) for name in Model.__struct_fields__}
+        facts |= {"weights_sha256": weights_sha256, "licences": licence_chain(self.licence), "card": None}
+        return Model(**facts)
 
     def stage(self, name: str) -> Stage:
         """Return the manifest's stage without artifacts; its tensors are always float32."""
@@ -136,22 +121,8 @@ def info_from_manifest(manifest: EngineManifest, *, card: str = "") -> ModelInfo
     licence: dict[str, Any] = {}
     for link in model.licences:
         licence.setdefault(link.part, []).append({"licence": link.licence, "source": link.source})
+    facts = msgspec.structs.asdict(model) | msgspec.structs.asdict(tiles)
     return ModelInfo(
-        name=model.name,
-        scale=model.scale,
-        latent_channels=model.latent_channels,
-        latent_factor=model.latent_factor,
-        timestep=model.timestep,
-        alpha_1=model.alpha_1,
-        sigma_1=model.sigma_1,
-        smallest_px=tiles.smallest_px,
-        default_px=tiles.default_px,
-        largest_px=tiles.largest_px,
-        multiple_px=tiles.multiple_px,
-        overlap_px=tiles.overlap_px,
-        encoder_input=tiles.encoder_input,
-        training=model.training,
-        licence=licence,
-        card=card,
-        restore=model.restore,
+        **{field.name: facts[field.name] for field in fields(ModelInfo) if field.name in facts}
+        | {"licence": licence, "card": card}
     )

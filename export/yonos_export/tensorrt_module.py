@@ -10,17 +10,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, get_args
 
+from yonos_trt.choices import TENSORRT_MODULES
+from yonos_trt.choices import EngineRuntime as EngineRuntime
 from yonos_trt.errors import BuildError, EngineDeviceError, MissingExtraError, YonosError, install_command
 
 log = logging.getLogger(__name__)
 
-EngineRuntime = Literal["tensorrt", "tensorrt-rtx"]
-MODULES: dict[EngineRuntime, tuple[str, str]] = {
-    "tensorrt": ("tensorrt", "tensorrt"),
-    "tensorrt-rtx": ("tensorrt_rtx", "rtx"),
-}
 # From 10.13 on every precision is in the graph; 12 has not been seen.
 TENSORRT_FROM, TENSORRT_BELOW = (10, 13), (12,)
 OnBuild = Callable[[float], None]
@@ -36,7 +33,7 @@ def load_module(runtime: EngineRuntime) -> Any:
     BuildError
         It is of a version this builder does not know.
     """
-    name, extra = MODULES[runtime]
+    name, extra = TENSORRT_MODULES[runtime]
     try:
         module = importlib.import_module(name)
     except (ImportError, OSError, RuntimeError) as error:
@@ -60,8 +57,8 @@ def check_version(runtime: EngineRuntime, module: Any) -> Any:
 def usable_runtimes(device: int = 0) -> list[EngineRuntime]:
     """Return the runtimes that can build engines here; what is installed and cannot is logged."""
     usable: list[EngineRuntime] = []
-    for runtime, (name, _) in MODULES.items():
-        if importlib.util.find_spec(name) is None:
+    for runtime in get_args(EngineRuntime):
+        if importlib.util.find_spec(TENSORRT_MODULES[runtime][0]) is None:
             continue
         try:
             load_module(runtime)

@@ -13,9 +13,10 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from yonos_trt.backends.base import Backend
+from yonos_trt.choices import LARGEST_LANES, PRECISIONS, RUNTIMES, TENSORRT_MODULES, RuntimeName
 from yonos_trt.cuda.probe import probe_driver
 from yonos_trt.engine.manifest import EngineManifest, Precision, Runtime
 from yonos_trt.engine.restore import check_restore, dial_of
@@ -41,12 +42,8 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-RuntimeName = Literal["auto", "onnx", "openvino", "tensorrt", "tensorrt-rtx"]
-RUNTIMES: tuple[str, ...] = get_args(RuntimeName)
-LARGEST_LANES = 64
 _RTX = ("7.5", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities for which TensorRT-RTX is made; data-centre GPUs (8.0, 9.0, 10.0) have TensorRT."""
-_MODULES = {"tensorrt": ("tensorrt", "tensorrt"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +82,8 @@ class Request:
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
             raise ConfigError(f"runtime is {self.runtime!r}, expected one of {', '.join(RUNTIMES)}")
-        if self.precision not in (None, *get_args(Precision)):
-            raise ConfigError(
-                f"precision is {self.precision!r}, expected one of {', '.join(get_args(Precision))}"
-            )
+        if self.precision not in (None, *PRECISIONS):
+            raise ConfigError(f"precision is {self.precision!r}, expected one of {', '.join(PRECISIONS)}")
         for name in ("lanes", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -147,7 +142,7 @@ def open_backend(engine_dir: Path, manifest: EngineManifest, request: Request) -
             return _open_tensorrt(engine_dir, manifest, request, runtime)
         except (EngineDeviceError, EngineNotFoundError, EngineVersionError, MissingExtraError) as error:
             _log.warning("the %s engines of %s are not used: %s", runtime, engine_dir, error)
-    if not any(_has_all(manifest, runtime, request.precision) for runtime in _MODULES):
+    if not any(_has_all(manifest, runtime, request.precision) for runtime in TENSORRT_MODULES):
         _say_what_to_build(engine_dir, request)
     return _open_onnx(engine_dir, manifest, request)
 
@@ -240,7 +235,7 @@ def _open_tensorrt(engine_dir: Path, manifest: EngineManifest, request: Request,
             f"the runtime {runtime!r} needs an NVIDIA GPU, found none ({driver.problem}); "
             "use runtime='onnx' to run on the CPU"
         )
-    module, extra = _MODULES[runtime]
+    module, extra = TENSORRT_MODULES[runtime]
     if importlib.util.find_spec(module) is None:
         raise MissingExtraError(f"the runtime {runtime!r}", package=module, extra=extra)
     backend: Any = importlib.import_module("yonos_trt.trt.backend").TrtBackend

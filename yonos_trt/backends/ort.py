@@ -18,6 +18,7 @@ import numpy as np
 from yonos_trt.backends.base import Array
 from yonos_trt.backends.host import HostBackend
 from yonos_trt.backends.telemetry import import_onnxruntime
+from yonos_trt.choices import PRECISIONS
 from yonos_trt.engine.manifest import Artifact, EngineManifest, Precision, Stage, load_manifest
 from yonos_trt.engine.onnx_graph import LARGEST_MODEL_BYTES, Graph, read_graph
 from yonos_trt.engine.restore import dial_of
@@ -67,7 +68,7 @@ def pick_onnx(
     EngineNotFoundError
         A stage has no such artifact; the message names the command that makes it.
     """
-    wanted: tuple[Precision, ...] = (precision,) if precision else ("fp32", "fp16", "bf16")
+    wanted: tuple[Precision, ...] = (precision,) if precision else PRECISIONS
     picked: dict[str, Artifact] = {}
     for name, stage in manifest.stages.items():
         for candidate in wanted:

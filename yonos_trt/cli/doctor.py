@@ -15,6 +15,7 @@ import yonos_trt
 from yonos_trt.backends.choose import shipped_models
 from yonos_trt.backends.ort import CPU_PROVIDER
 from yonos_trt.backends.telemetry import import_onnxruntime
+from yonos_trt.choices import TENSORRT_MODULES
 from yonos_trt.cuda.probe import probe_driver
 from yonos_trt.errors import install_command
 from yonos_trt.host import python_command, usable_cpus
@@ -51,7 +52,7 @@ def examine() -> dict[str, Any]:
                 for d in driver.devices
             ],
         },
-        "tensorrt": {name: _imports(name) for name in ("tensorrt", "tensorrt_rtx")},
+        "tensorrt": {name: _imports(name) for name, _ in TENSORRT_MODULES.values()},
         "training": _training(),
         "optional": {name: _is_there(name) for name, _ in _OPTIONAL},
         "models": {name: str(path) for name, path in shipped_models().items()},
@@ -145,7 +146,7 @@ def lines(facts: dict[str, Any]) -> Iterator[str]:
     for gpu in driver["gpus"]:
         memory = gpu["memory_bytes"] / 2**30
         yield f"GPU {gpu['index']}          {gpu['name']}, {gpu['compute_capability']}, {memory:.1f} GiB"
-    for module, extra in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "rtx")):
+    for module, extra in TENSORRT_MODULES.values():
         found = facts["tensorrt"][module]
         state = found["version"] or f"{found['problem']}: {install_command(extra)}"
         yield f"{module:<14} {state}"

@@ -25,6 +25,7 @@ import click
 
 import yonos_trt
 from yonos_trt import console, errors
+from yonos_trt.choices import MAX_PIXELS
 from yonos_trt.cli import options
 
 __all__ = ["cli", "exit_code"]
@@ -168,7 +169,7 @@ def cli() -> None:
 @click.option(
     "--max-pixels",
     type=click.IntRange(1, 1 << 40),
-    default=1 << 28,  # yonos_trt.images.MAX_PIXELS, without importing that here
+    default=MAX_PIXELS,
     show_default=True,
     metavar="N",
     help="Refuse files that declare more pixels, before they are decoded.",

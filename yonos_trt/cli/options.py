@@ -14,10 +14,9 @@ from typing import Any, TypeVar
 
 import click
 
+from yonos_trt.choices import ALPHA_MODES, COLOR_FIXES, LARGEST_LANES, PRECISIONS, RUNTIMES
+
 __all__ = [
-    "ALPHA_MODES",
-    "COLOR_FIXES",
-    "RUNTIMES",
     "Finite",
     "LocalPath",
     "alpha",
@@ -36,15 +35,10 @@ __all__ = [
     "tiling",
 ]
 
-LARGEST_LANES = 64  # as in `yonos_trt.backends.choose`, which --help does not load
 LARGEST_THREADS = 1024  # more are a slip of the finger, not a machine
 
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[F], F]
-
-RUNTIMES = ("auto", "onnx", "openvino", "tensorrt", "tensorrt-rtx")
-COLOR_FIXES = ("wavelet", "adain", "none")
-ALPHA_MODES = ("bicubic", "model", "drop")
 
 
 def compose(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -106,9 +100,7 @@ threads = click.option(
     metavar="N",
     help="Host threads; default: all usable CPUs.",
 )
-precision = click.option(
-    "--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help="Which artifacts to use."
-)
+precision = click.option("--precision", type=click.Choice(PRECISIONS), help="Which artifacts to use.")
 #: what runs the networks, and with how much; `on_cpu` understands its ``-g -1``
 machine = compose(
     click.option(

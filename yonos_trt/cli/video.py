@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from yonos_trt import console
+from yonos_trt.choices import HWACCELS
 from yonos_trt.cli import options
 from yonos_trt.errors import ConfigError
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from yonos_trt.video import VideoOptions
 
 __all__ = ["video"]
-
-HWACCELS = ("none", "auto", "cuda")  # as in `yonos_trt.video.nvidia.nvcodec`, which --help does not load
 
 
 class _Time(click.ParamType[float]):

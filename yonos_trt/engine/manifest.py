@@ -21,6 +21,7 @@ from typing import BinaryIO
 import msgspec
 
 from yonos_trt.atomic import atomic_directory, remove_leftovers, write_file
+from yonos_trt.choices import Precision
 from yonos_trt.engine.schema import (
     MANIFEST_NAME,
     REBUILD,
@@ -32,7 +33,6 @@ from yonos_trt.engine.schema import (
     Licence,
     Model,
     Parity,
-    Precision,
     Profile,
     Runtime,
     ShapeRange,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from yonos_trt.choices import ArtifactRuntime, Precision
 from yonos_trt.errors import ManifestError
 
 MANIFEST_NAME = "manifest.json"
@@ -21,8 +22,7 @@ LARGEST_LATENT_CHANNELS = 1 << 10
 # How every message about a bad directory ends.
 REBUILD = "export the model again (yonos-export writes a complete directory) or copy the directory anew"
 
-Runtime = Literal["onnx", "tensorrt", "tensorrt-rtx"]
-Precision = Literal["fp32", "fp16", "bf16"]
+Runtime = ArtifactRuntime
 StageName = Literal["encoder", "step", "decoder"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yonos_trt.choices import MAX_PIXELS
 from yonos_trt.errors import InputError, MissingExtraError, OutOfMemoryError, is_of_memory
 from yonos_trt.host import require_bytes
 from yonos_trt.images.header import FORMAT_SUFFIXES, Header, MalformedError
@@ -32,9 +33,6 @@ __all__ = ["MAX_PIXELS", "from_pil", "read_image", "read_rgb8"]
 logger = logging.getLogger(__name__)
 
 Pixels = NDArray[Any]
-
-# Largest picture accepted without asking: 16 384 x 16 384. A few bytes can declare 65 535 x 65 535.
-MAX_PIXELS = 1 << 28
 
 # What reading an 8-bit picture takes at most (docs/images.md).
 _DECODER_BYTES_PER_PIXEL = 32

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
-from typing import Any, Final, Literal, get_args
+from typing import Any
 
 import numpy as np
 
+from yonos_trt.choices import COLOR_FIXES, ColorFix
 from yonos_trt.errors import ConfigError
 from yonos_trt.tiles.bicubic import Float, Image, upscale_bicubic
 from yonos_trt.tiles.color_cells import (
@@ -48,8 +49,7 @@ try:
 except ImportError:
     native = None
 
-ColorFix = Literal["wavelet", "adain", "none"]
-MODES: Final[tuple[str, ...]] = get_args(ColorFix)
+MODES = COLOR_FIXES
 
 
 def first_canvas_row(mode: str, row_px: int) -> int:

@@ -6,13 +6,12 @@ import importlib
 import logging
 from typing import Any
 
+from yonos_trt.choices import TENSORRT_MODULES
 from yonos_trt.errors import EngineDeviceError, MissingExtraError
 
 __all__ = ["TensorRT"]
 
 _log = logging.getLogger(__name__)
-
-_MODULES = {"tensorrt": ("tensorrt", "tensorrt"), "tensorrt-rtx": ("tensorrt_rtx", "rtx")}
 
 
 class TensorRT:
@@ -34,7 +33,7 @@ class TensorRT:
     def __init__(self, runtime: str, *, module: Any = None) -> None:
         self.runtime = runtime
         if module is None:
-            name, extra = _MODULES[runtime]
+            name, extra = TENSORRT_MODULES[runtime]
             try:
                 module = importlib.import_module(name)
             except (ImportError, OSError) as error:

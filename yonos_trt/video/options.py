@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from yonos_trt.choices import HWACCELS
 from yonos_trt.errors import ConfigError
 from yonos_trt.video.format import EncoderSettings
 from yonos_trt.video.info import check_interval
 from yonos_trt.video.mux import MuxReport
-from yonos_trt.video.nvidia.nvcodec import HWACCELS
 
 __all__ = ["VideoOptions", "VideoReport"]
 

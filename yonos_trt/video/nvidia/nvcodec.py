@@ -31,7 +31,6 @@ from yonos_trt.video.info import VideoInfo
 __all__ = [
     "CODECS",
     "ENCODERS",
-    "HWACCELS",
     "SURFACES",
     "Nvidia",
     "Surface",
@@ -41,7 +40,6 @@ __all__ = [
     "output_obstacle",
 ]
 
-HWACCELS = ("none", "auto", "cuda")
 
 #: FFmpeg's codec -> the member of PyNvVideoCodec's ``cudaVideoCodec``.
 CODECS = {"h264": "H264", "hevc": "HEVC", "av1": "AV1"}
