@@ -6,6 +6,7 @@ import ast
 import graphlib
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -146,3 +147,12 @@ def test_version_is_that_of_the_project_file_and_the_changelog_knows_it() -> Non
     assert f'version = "{yonos_trt.__version__}"' in (root / "pyproject.toml").read_text()
     changelog = (root / "CHANGELOG.md").read_text()
     assert "## [Unreleased]" in changelog or f"## [{yonos_trt.__version__}]" in changelog
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "README.md", "docs/kernels.md", "docs/runtime.md"])
+def test_files_that_a_page_names_are_there(page: str) -> None:
+    root = Path(__file__).resolve().parents[1]
+    named = set(re.findall(r"`([\w./]+\.(?:py|pyi|cpp|cu|h|md|toml|txt))`", (root / page).read_text()))
+    below = ("", "yonos_trt", "yonos_trt/tiles", "csrc", "export/yonos_export", "docs")
+    assert named
+    assert not {n for n in named if not any((root / folder / n).exists() for folder in below)}

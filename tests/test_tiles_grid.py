@@ -579,7 +579,7 @@ def test_sizes_out_of_range_are_refused_before_anything_is_touched(
 def test_cuda_kernels_do_not_spill_and_use_no_atomics() -> None:
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc to compile csrc/tiles.cu with")
-    path = SOURCES.parent / "benchmarks" / "ptxas_report.py"
+    path = SOURCES.parent / "benchmarks" / "gpu" / "ptxas_report.py"
     spec = importlib.util.spec_from_file_location("ptxas_report", path)
     assert spec is not None
     assert spec.loader is not None

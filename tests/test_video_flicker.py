@@ -14,7 +14,7 @@ pytest.importorskip("cv2")
 
 @pytest.fixture(scope="module")
 def flicker() -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "benchmarks" / "flicker.py"
+    path = Path(__file__).resolve().parents[1] / "benchmarks" / "studies" / "flicker.py"
     spec = importlib.util.spec_from_file_location("flicker", path)
     assert spec is not None
     assert spec.loader is not None
