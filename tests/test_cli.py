@@ -593,7 +593,7 @@ def test_heic_in_a_folder_is_named_with_the_extra_it_needs_and_the_others_are_do
         b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0\0\0\x0cmeta\0\0\0\0" + b"\0\0\0\x10mdat" + bytes(8)
     )
     result = upscale(engine_dir, "-i", folder, "-o", tmp_path / "out")
-    assert result.exit_code == 3
+    assert result.exit_code == 3, result.stderr
     assert "b.heic: reading HEIC needs the package 'pillow_heif'" in result.stderr
     assert ".[heic]" in result.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == [f"a_x{SR(engine_dir).scale}.png"]

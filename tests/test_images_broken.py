@@ -443,7 +443,7 @@ def test_real_photograph_cut_anywhere_is_refused(data_dir: Path) -> None:
                 read_image(data[:n])
 
 
-@pytest.mark.parametrize(("width_px", "height_px"), [(-5, 7), (0, 7), (5, 0), (-(2**31), 2**31 - 1)])
+@pytest.mark.parametrize(("width_px", "height_px"), [(-5, 7), (0, 7), (5, 0), (0, 0), (-(2**31), 2**31 - 1)])
 def test_sizes_below_one_are_damage_not_memory(tmp_path: Path, width_px: int, height_px: int) -> None:
     """BMP has signed sides; their product would pass every limit of pixels."""
     buffer = io.BytesIO()

@@ -76,37 +76,6 @@ def fast_precision(device_type: str) -> str:
     return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16") else "fp32"
 
 
-def training_speed(seconds: float = 1.0) -> dict[str, Any]:
-    """Measure, for about ``seconds``, how fast this machine trains the lite U-Net at 128 px crops.
-
-    Returns
-    -------
-    dict
-        ``precision`` (what ``"auto"`` means here), ``threads``, and ``images_per_s`` of forward and backward
-        on four crops' latents; a stage's own figure is lower, by its crops, losses and other networks.
-    """
-    from .model import BundleConfig, new_bundle
-    from .presets import PRESETS
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = fast_precision(device.type)
-    arch = PRESETS["lite"].architecture
-    unet = new_bundle(BundleConfig("speed", 4, arch)).unet.to(device).train()
-    x = torch.randn(4, 2 * arch.latent_channels, 32, 32, device=device)
-    start, done = math.inf, 0
-    while done == 0 or time.monotonic() - start < seconds:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss = unet(x, torch.ones(4, device=device)).float().square().mean()
-        loss.backward()
-        loss.item()
-        if start == math.inf:
-            start = time.monotonic()  # the first pass is the slow one
-        else:
-            done += len(x)
-    rate = done / (time.monotonic() - start)
-    return {"precision": precision, "threads": torch.get_num_threads(), "images_per_s": round(rate, 1)}
-
-
 def learning_rate(config: StageConfig, step: int, progress: float) -> float:
     """Return the rate at ``step``: linear warm-up, then cosine from ``lr`` to 2 % of it over ``progress`` in
     [0, 1]."""

@@ -78,7 +78,9 @@ def _training() -> dict[str, Any]:
     """Measure training in a child process, as long as torch takes to come up and a second."""
     if not (_is_there("torch") and _is_there("yonos_train")):
         return {"problem": "not installed"}
-    code = "import json; from yonos_train.loop import training_speed; print(json.dumps(training_speed()))"
+    code = (
+        "import json; from yonos_train.preflight import training_speed; print(json.dumps(training_speed()))"
+    )
     facts, problem = _said(python_command(code, package=True))
     return {**json.loads(facts), "problem": ""} if facts else {"problem": problem}
 

@@ -218,7 +218,8 @@ def _check_size(name: str, height_px: int, width_px: int, max_pixels: int | None
 def _decode(data: bytes, header: Header, name: str, max_pixels: int | None) -> Picture:
     if header.frames > 1:
         raise _animated(name, header.frames, header.format)
-    _check_size(name, header.height_px, header.width_px, max_pixels)
+    if header.height_px or header.width_px:  # HEIF need not say it here; what is decoded is checked, too
+        _check_size(name, header.height_px, header.width_px, max_pixels)
     if header.format == "PNG":
         check_png_pixels(data, header)
     if header.format == "TIFF" and not pillow_keeps_tiff(data, header):
