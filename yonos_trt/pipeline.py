@@ -98,7 +98,8 @@ def upscale(
         with timed_by(clock):
             return backend.run(source, plan, batch, seed, lane)
 
-    backend = adapted(backend)
+    if not hasattr(backend, "run"):
+        backend = adapted(backend)
     lanes = min(lanes or backend.lanes, backend.lanes)
     backend.use_lanes(lanes)
     with clock("upload"):

@@ -24,8 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.machine import command_line, describe_model, header
-from benchmarks.studies.crosshatch import Lines
-from benchmarks.studies.spectrum import patch_power
+from benchmarks.studies.crosshatch import Lines, patch_power
 
 __all__ = ["grid_db", "grid_spectrum_db"]
 

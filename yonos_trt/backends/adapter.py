@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, cast
+from typing import Any
 
 from yonos_trt.backends.base import Backend, stage
 from yonos_trt.backends.host import HostBackend
@@ -13,9 +13,7 @@ __all__ = ["adapted"]
 
 
 def adapted(backend: Any) -> Backend:
-    """Return `backend`, or what makes one of before `Backend.run` look like one of today."""
-    if hasattr(backend, "run"):
-        return cast(Backend, backend)
+    """Return what makes a back end of before `Backend.run` look like one of today."""
     name = type(backend).__name__
     warnings.warn(
         f"{name} has no run(source, plan, batch, seed, lane); let it inherit from "

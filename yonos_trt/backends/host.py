@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.backends.base import Array, Backend, stage
-from yonos_trt.errors import NumericError
+from yonos_trt.errors import ClosedError, NumericError
 from yonos_trt.planning import WorkingBytes, host_peak_bytes
 from yonos_trt.tiles.color import RowColorFix
 from yonos_trt.tiles.kernels import host_kernels
@@ -25,7 +26,7 @@ _BLOCK_ROWS = 16
 
 
 class HostBackend:
-    """`run` as five verbs on NumPy arrays; a subclass brings `encode`, `step` and `decode`.
+    """`run` as five verbs on NumPy arrays; a subclass fills `networks`, or has verbs of its own.
 
     Parameters
     ----------
@@ -48,6 +49,8 @@ class HostBackend:
         self.lanes = lanes
         self.threads = threads
         self.kernels = host_kernels(kernels)
+        self.networks: dict[str, Callable[..., Array]] = {}
+        """Stage ("encoder", "step", "decoder") -> ``(lane, *inputs) -> output``; called from all lanes."""
 
     def working_bytes(self, plan: TilePlan, lanes: int, *, color_fix: str) -> WorkingBytes:
         """Return the figures of `yonos_trt.planning`; nothing is on a device."""
@@ -93,7 +96,7 @@ class HostBackend:
 
     def encode(self, tiles: Array, *, lane: int) -> Array:
         """Tiles -> z_l, (N, C, h / f, w / f)."""
-        raise NotImplementedError
+        return self._network("encoder")(lane, tiles)
 
     def noise(self, plan: TilePlan, batch: TileBatch, *, seed: int, lane: int) -> NDArray[np.float32]:
         """Return (N, C, h / f, w / f) of the global field."""
@@ -109,11 +112,16 @@ class HostBackend:
 
     def step(self, noise: Array, z_l: Array, *, lane: int) -> Array:
         """Noise, z_l -> z_0: the one step, with the timestep and the schedule folded in."""
-        raise NotImplementedError
+        return self._network("step")(lane, noise, z_l)
 
     def decode(self, z_0: Array, *, lane: int) -> Array:
         """z_0 -> tiles (N, 3, h, w) in [-1, 1]."""
-        raise NotImplementedError
+        return self._network("decoder")(lane, z_0)
+
+    def _network(self, stage: str) -> Callable[..., Array]:
+        if stage not in self.networks:
+            raise ClosedError(f"the {type(self).__name__} is closed; open the engine directory again")
+        return self.networks[stage]
 
     def blend(self, canvas: Any, tiles: Array, plan: TilePlan, batch: TileBatch) -> None:
         """Add the live tiles of a batch, weighted, in order."""
@@ -157,7 +165,8 @@ class HostBackend:
         )
 
     def close(self) -> None:
-        """Do nothing: there is nothing to release."""
+        """Let the networks go; a run in another thread ends first."""
+        self.networks.clear()
 
 
 def _finite(stage: str, value: Any, batch: TileBatch) -> Any:

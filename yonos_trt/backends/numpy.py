@@ -52,16 +52,11 @@ class NumpyBackend(HostBackend):
         from yonos_trt.engine.schema import identity_manifest
 
         super().__init__(manifest or identity_manifest(), lanes=lanes, kernels=kernels, threads=threads)
-        self._encode, self._step, self._decode = encode, step, decode
+        self.networks = {
+            "encoder": lambda lane, tiles: encode(tiles),
+            "step": lambda lane, noise, z_l: step(noise, z_l),
+            "decoder": lambda lane, z_0: decode(z_0),
+        }
 
-    def encode(self, tiles: Array, *, lane: int) -> Array:
-        """Call the encoder."""
-        return self._encode(tiles)
-
-    def step(self, noise: Array, z_l: Array, *, lane: int) -> Array:
-        """Call the U-Net."""
-        return self._step(noise, z_l)
-
-    def decode(self, z_0: Array, *, lane: int) -> Array:
-        """Call the decoder."""
-        return self._decode(z_0)
+    def close(self) -> None:
+        """Do nothing: there is nothing to release."""

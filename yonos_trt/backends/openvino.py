@@ -23,7 +23,6 @@ from yonos_trt.engine.manifest import EngineManifest, Precision, Stage, load_man
 from yonos_trt.engine.onnx_graph import Graph, read_graph
 from yonos_trt.engine.restore import dial_of
 from yonos_trt.errors import (
-    ClosedError,
     ConfigError,
     EngineIntegrityError,
     ManifestError,
@@ -110,37 +109,14 @@ class OpenVinoBackend(HostBackend):
             "NUM_STREAMS": min(lanes, threads),
         }
         self.restore = dial_of(self.manifest, restore)
-        self._networks: dict[str, _Network] = {}
         for name, artifact in pick_onnx(self.manifest, root, restore=self.restore).items():
             graph = read_graph(root, artifact, restore=self.restore)
             stage = getattr(self.manifest.stages, name)
-            self._networks[name] = _Network(core, name, graph, stage, properties, lanes)
+            self.networks[name] = _Network(core, name, graph, stage, properties, lanes)
         _log.info(
             "opened %s with OpenVINO %s: %s, %d threads, %d lanes, %s kernels",
             self.manifest.model.name, openvino.__version__, self.precision, threads, lanes, self.kernels.name,
         )  # fmt: skip
-
-    def _run(self, name: str, lane: int, *arrays: Array) -> Array:
-        network = self._networks.get(name)
-        if network is None:
-            raise ClosedError("the OpenVINO networks are closed; open the engine directory again")
-        return network(lane, *arrays)
-
-    def encode(self, tiles: Array, *, lane: int) -> Array:
-        """Run the encoder."""
-        return self._run("encoder", lane, tiles)
-
-    def step(self, noise: Array, z_l: Array, *, lane: int) -> Array:
-        """Run the step."""
-        return self._run("step", lane, noise, z_l)
-
-    def decode(self, z_0: Array, *, lane: int) -> Array:
-        """Run the decoder; the result is float32."""
-        return self._run("decoder", lane, z_0).astype(np.float32, copy=False)
-
-    def close(self) -> None:
-        """Drop the compiled networks; a run in another thread ends first."""
-        self._networks.clear()
 
 
 class _Network:
@@ -195,7 +171,7 @@ class _Network:
                 "between the manifest's smallest and largest, or export the model again"
             ) from error
         result: Array = results[0]
-        return result
+        return result.astype(np.float32, copy=False) if self._name == "decoder" else result
 
 
 def _first_line(error: BaseException) -> str:

@@ -23,7 +23,6 @@ from yonos_trt.engine.manifest import Artifact, EngineManifest, Precision, Stage
 from yonos_trt.engine.onnx_graph import LARGEST_MODEL_BYTES, Graph, read_graph
 from yonos_trt.engine.restore import dial_of
 from yonos_trt.errors import (
-    ClosedError,
     ConfigError,
     EngineDeviceError,
     EngineIntegrityError,
@@ -158,46 +157,20 @@ class OrtBackend(HostBackend):
                 )
         providers = [_on_device(provider, device) for provider in providers]
         self.restore = dial_of(self.manifest, restore)
-        self._sessions: dict[str, _Session] = {}
+        sessions: dict[str, _Session] = {}
         for name, artifact in pick_onnx(self.manifest, root, precision, restore=self.restore).items():
             graph = read_graph(root, artifact, restore=self.restore)
             stage = getattr(self.manifest.stages, name)
-            self._sessions[name] = _Session(
-                name, graph, stage, self.manifest, providers, max(1, threads // lanes)
-            )
+            sessions[name] = _Session(name, graph, stage, self.manifest, providers, max(1, threads // lanes))
+        self.networks = {**sessions}
+        found = [session.providers for session in sessions.values()]
+        self.providers = tuple(name for name in found[0] if all(name in names for names in found))
+        """The execution providers that the sessions have, which may be fewer than were named."""
         _log.info(
             "opened %s with ONNX Runtime %s: %s, %d threads, %d lanes, %s kernels",
             self.manifest.model.name, ort.__version__, ", ".join(self.providers), threads, lanes,
             self.kernels.name,
         )  # fmt: skip
-
-    @property
-    def providers(self) -> tuple[str, ...]:
-        """The execution providers that the sessions have, which may be fewer than were named."""
-        found = [session.providers for session in self._sessions.values()]
-        return tuple(name for name in found[0] if all(name in names for names in found)) if found else ()
-
-    def _run(self, name: str, *arrays: Array) -> Array:
-        session = self._sessions.get(name)
-        if session is None:
-            raise ClosedError("the ONNX Runtime sessions are closed; open the engine directory again")
-        return session(*arrays)
-
-    def encode(self, tiles: Array, *, lane: int) -> Array:
-        """Run the encoder's session."""
-        return self._run("encoder", tiles)
-
-    def step(self, noise: Array, z_l: Array, *, lane: int) -> Array:
-        """Run the step's session."""
-        return self._run("step", noise, z_l)
-
-    def decode(self, z_0: Array, *, lane: int) -> Array:
-        """Run the decoder's session; the result is float32 whatever the graph's output is."""
-        return self._run("decoder", z_0).astype(np.float32, copy=False)
-
-    def close(self) -> None:
-        """Drop the sessions; a run in another thread ends first."""
-        self._sessions.clear()
 
 
 class _Session:
@@ -269,7 +242,7 @@ class _Session:
         self._inputs = [(t.name, types[t.name]) for t in stage.inputs]
         self._outputs = [stage.outputs[0].name]
 
-    def __call__(self, *arrays: Array) -> Array:
+    def __call__(self, lane: int, *arrays: Array) -> Array:
         feed = {
             name: np.ascontiguousarray(array, dtype)
             for (name, dtype), array in zip(self._inputs, arrays, strict=True)
@@ -289,7 +262,7 @@ class _Session:
                 f"{_first_line(error)}; choose a tile size between the manifest's smallest and largest, "
                 "or export the model again"
             ) from error
-        return result
+        return result.astype(np.float32, copy=False) if self._name == "decoder" else result
 
 
 def _check_providers(path: Path, asked: list[str], got: list[str]) -> None:
