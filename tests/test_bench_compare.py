@@ -232,3 +232,20 @@ def test_merged_documents_keep_rows_and_drop_raw_samples() -> None:
         merge([speed, speed], label="here")
     with pytest.raises(ValueError, match="no documents"):
         merge([{"kind": "other"}], label="here")
+
+
+def test_hashes_of_two_commits_that_differ_or_lack_a_case_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks.studies import bits
+
+    before, same, after = (tmp_path / f"{name}.json" for name in ("before", "same", "after"))
+    before.write_text('{"a": "1", "b": "2", "c": "3"}')
+    same.write_text('{"c": "3", "b": "2", "a": "1", "new": "4"}')
+    after.write_text('{"a": "1", "b": "x"}')
+    assert bits.main(before, same) == 0
+    assert bits.main(before, after) == 1
+    assert capsys.readouterr().out.splitlines()[-2:] == ["  b", "  c"]
+    names = [name for name, _ in bits.cases()]
+    assert len(set(names)) == len(names) > 100
+    assert bits.digest(bits.on_numpy((5, 9), "rgb8")) == bits.digest(bits.on_numpy((5, 9), "rgb8", lanes=2))
