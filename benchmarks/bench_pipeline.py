@@ -262,7 +262,7 @@ _LARGE = """
 import json, sys, time
 from pathlib import Path
 import numpy, PIL.Image, tifffile
-from yonos_trt.backends.base import NumpyBackend
+from yonos_trt.backends.numpy import NumpyBackend
 from yonos_trt.images import open_row_writer, read_image
 from yonos_trt.pipeline import upscale
 from yonos_trt.planning import plan_picture

@@ -20,7 +20,7 @@ import pytest
 from benchmarks.alternate import alternate, ratio
 from benchmarks.machine import commit, describe_model
 from yonos_trt.backends.choose import Request, open_backend, shipped_models
-from yonos_trt.backends.numpy import NumpyBackend
+from yonos_trt.backends.host import HostBackend
 from yonos_trt.bench.flops import count_flop
 from yonos_trt.bench.machine import describe_machine
 from yonos_trt.engine.manifest import EngineManifest, load_manifest
@@ -45,10 +45,10 @@ def engine_dir() -> Path:
 
 
 @pytest.fixture(scope="module")
-def backends(engine_dir: Path) -> dict[str, NumpyBackend]:
+def backends(engine_dir: Path) -> dict[str, HostBackend]:
     """ONNX Runtime, and OpenVINO where it is installed."""
     manifest = load_manifest(engine_dir)
-    opened: dict[str, NumpyBackend] = {}
+    opened: dict[str, HostBackend] = {}
     for name, request in (
         ("onnx", Request(runtime="onnx")),
         ("openvino", Request(runtime="openvino")),
@@ -58,7 +58,7 @@ def backends(engine_dir: Path) -> dict[str, NumpyBackend]:
             backend = open_backend(engine_dir, manifest, request)
         except YonosError:
             continue
-        assert isinstance(backend, NumpyBackend)
+        assert isinstance(backend, HostBackend)
         opened[name] = backend
     return opened
 
@@ -76,7 +76,7 @@ def feeds(manifest: EngineManifest) -> dict[str, tuple[Array, ...]]:
     return {"encoder": (image,), "step": (noise, latent), "decoder": (latent,)}
 
 
-def call(backend: NumpyBackend, stage: str, arrays: tuple[Array, ...]) -> Callable[[], Array]:
+def call(backend: HostBackend, stage: str, arrays: tuple[Array, ...]) -> Callable[[], Array]:
     """Return the stage's call on one lane."""
     run: dict[str, Callable[..., Array]] = {
         "encoder": backend.encode,
@@ -91,7 +91,7 @@ def call(backend: NumpyBackend, stage: str, arrays: tuple[Array, ...]) -> Callab
 def bench_stage(
     benchmark: Any,
     engine_dir: Path,
-    backends: dict[str, NumpyBackend],
+    backends: dict[str, HostBackend],
     stage: str,
     runtime: str,
 ) -> None:

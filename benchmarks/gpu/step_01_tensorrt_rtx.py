@@ -81,10 +81,9 @@ def weights() -> np.ndarray:
 
 def run_plan(raw: bytes) -> dict[str, Any]:
     """Deserialise and run a plan through the adapter of the back end; compare with NumPy."""
-    from yonos_trt.backends.base import identity_manifest
     from yonos_trt.cuda.device import Memory
     from yonos_trt.cuda.driver import CudaDriver
-    from yonos_trt.engine.manifest import Artifact
+    from yonos_trt.engine.manifest import Artifact, identity_manifest
     from yonos_trt.trt.engines import Engine
     from yonos_trt.trt.module import TensorRT
 

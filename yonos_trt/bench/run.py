@@ -25,7 +25,7 @@ import numpy as np
 
 from yonos_trt.backends.base import Array, Backend
 from yonos_trt.backends.choose import Request, open_backend
-from yonos_trt.backends.numpy import NumpyBackend
+from yonos_trt.backends.host import HostBackend
 from yonos_trt.bench.machine import DeviceMemory, PeakMemory, describe_machine
 from yonos_trt.bench.peaks import Peaks, measure_peaks
 from yonos_trt.bench.stages import NETWORKS, Samples, latency, rows, stage_table
@@ -210,7 +210,7 @@ def _runtime(
 
 def _device_memory(config: BenchConfig, backend: Backend) -> AbstractContextManager[DeviceMemory | None]:
     """Watch the GPU's memory where one is used."""
-    return nullcontext() if isinstance(backend, NumpyBackend) else DeviceMemory(config.device)
+    return nullcontext() if isinstance(backend, HostBackend) else DeviceMemory(config.device)
 
 
 def _picture(
@@ -230,7 +230,7 @@ def _picture(
             timings=samples,
         )
 
-    host = isinstance(backend, NumpyBackend)
+    host = isinstance(backend, HostBackend)
     samples = Samples()
     wall: list[float] = []
     device: list[float] = []
