@@ -16,12 +16,14 @@ import threading
 import time
 from bisect import bisect_right
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from yonos_trt.cuda.arrays import LEGACY_STREAM
 from yonos_trt.cuda.device import DeviceInfo
 from yonos_trt.errors import OutOfMemoryError
 
@@ -269,6 +271,31 @@ class SimulatedDriver:
             self.peak_bytes = max(self.peak_bytes, self.used_bytes)
             return self._allocate(nbytes, pinned=False)
 
+    def allocate_ordered(self, nbytes: int, stream: int) -> int:
+        self.calls["allocate_ordered"] += 1
+        self.calls["allocate"] -= 1
+        return self.allocate(nbytes)
+
+    def free_ordered(self, address: int, stream: int) -> None:
+        with self.lock:
+            self._called("free_ordered", capturable=False)
+            allocation = self._allocations[address]
+            if not allocation.alive:
+                raise DeviceFault(f"free of {address:#x}, which is free already")
+            nbytes = allocation.data.size
+            if stream == LEGACY_STREAM:  # comes after what the other streams have
+                self.used_bytes -= self._free(address, pinned=False)
+                return
+
+            def run() -> None:
+                allocation.alive = False
+                self.used_bytes -= nbytes
+
+            self.enqueue("free_ordered", stream, run, writes=[(address, nbytes)])
+
+    def is_capturing(self, stream: int) -> bool:
+        return self.capturing()
+
     def allocate_pinned(self, nbytes: int) -> int:
         with self.lock:
             self._called("allocate_pinned", capturable=False)
@@ -359,6 +386,11 @@ class SimulatedDriver:
 
     def activate(self) -> None:
         """Nothing to do: there is one context."""
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Nothing to do: there is one context."""
+        yield
 
     def share(self) -> SimulatedDriver:
         return self

@@ -4,6 +4,7 @@
 // PTX it reads the entry points and the bytes of their parameters, and a launch runs the same thread on the
 // host.
 #include <cuda.h>
+#include <dlfcn.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -37,7 +38,9 @@ namespace {
 constexpr size_t kTotal = size_t(1) << 30;
 size_t used = 0;
 int retained = 0;
+int has_pools = 1;
 std::map<CUdeviceptr, size_t> device;
+std::set<CUmemoryPool> pools;
 std::map<void*, size_t> pinned;
 std::set<CUstream> streams;
 std::set<CUevent> events;
@@ -45,7 +48,7 @@ std::set<CUgraph> graphs;
 std::set<CUgraphExec> execs;
 std::map<std::string, CUresult> failures;
 std::map<std::string, int> calls;
-thread_local CUcontext current = nullptr;
+thread_local std::vector<CUcontext> current;
 int context_object;
 
 CUresult enter(const char* name, bool needs_context = true) {
@@ -56,7 +59,7 @@ CUresult enter(const char* name, bool needs_context = true) {
         failures.erase(found);
         return status;
     }
-    if (needs_context && current != reinterpret_cast<CUcontext>(&context_object))
+    if (needs_context && (current.empty() || current.back() != reinterpret_cast<CUcontext>(&context_object)))
         return CUDA_ERROR_INVALID_CONTEXT;
     return CUDA_SUCCESS;
 }
@@ -73,6 +76,10 @@ bool on_host(const void* at, size_t bytes) {
     if (next == pinned.begin()) return false;
     --next;
     return static_cast<const char*>(at) + bytes <= static_cast<char*>(next->first) + next->second;
+}
+
+bool usable(CUstream stream) {
+    return stream == CU_STREAM_LEGACY || (streams.count(stream) && !stream->capturing);
 }
 
 CUresult queue(CUstream stream, std::function<void()> work) {
@@ -126,15 +133,21 @@ extern "C" {
 
 // What the tests steer and look at.
 void standin_fail_next(const char* name, int status) { failures[name] = static_cast<CUresult>(status); }
+void standin_pools(int supported) { has_pools = supported; }
 int standin_calls(const char* name) { return calls[name]; }
 int standin_live() {
-    return int(device.size() + pinned.size() + streams.size() + events.size() + graphs.size() +
-               execs.size()) +
+    return int(device.size() + pinned.size() + streams.size() + events.size() + graphs.size() + execs.size() +
+               pools.size()) +
            retained;
+}
+int standin_contexts() { return int(current.size()); }
+void standin_push_foreign() { current.push_back(reinterpret_cast<CUcontext>(&used)); }
+int standin_foreign_is_current() {
+    return !current.empty() && current.back() == reinterpret_cast<CUcontext>(&used);
 }
 unsigned standin_stream_flags(CUstream stream) { return streams.count(stream) ? stream->flags : 99; }
 unsigned standin_event_flags(CUevent event) { return events.count(event) ? event->flags : 99; }
-void standin_detach() { current = nullptr; }
+void standin_detach() { current.clear(); }
 
 CUresult CUDAAPI cuInit(unsigned int flags) {
     ENTER_WITHOUT_CONTEXT("cuInit");
@@ -169,6 +182,7 @@ CUresult CUDAAPI cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, 
     if (dev < 40) return CUDA_ERROR_INVALID_DEVICE;
     if (attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR) return *value = 8, CUDA_SUCCESS;
     if (attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR) return *value = 6, CUDA_SUCCESS;
+    if (attribute == CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED) return *value = has_pools, CUDA_SUCCESS;
     return CUDA_ERROR_INVALID_VALUE;
 }
 CUresult CUDAAPI cuDeviceTotalMem(size_t* bytes, CUdevice) {
@@ -185,7 +199,17 @@ CUresult CUDAAPI cuDevicePrimaryCtxRelease(CUdevice dev) {
     return dev >= 40 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
 }
 CUresult CUDAAPI cuCtxSetCurrent(CUcontext context) {
-    current = context;
+    current.assign(1, context);
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuCtxPushCurrent(CUcontext context) {
+    current.push_back(context);
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuCtxPopCurrent(CUcontext* context) {
+    if (current.empty()) return CUDA_ERROR_INVALID_CONTEXT;
+    *context = current.back();
+    current.pop_back();
     return CUDA_SUCCESS;
 }
 CUresult CUDAAPI cuPointerGetAttribute(void* out, CUpointer_attribute attribute, CUdeviceptr at) {
@@ -214,6 +238,55 @@ CUresult CUDAAPI cuMemFree(CUdeviceptr at) {
     used -= device[at];
     device.erase(at);
     std::free(reinterpret_cast<void*>(at));
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuMemPoolCreate(CUmemoryPool* pool, const CUmemPoolProps* properties) {
+    ENTER_WITHOUT_CONTEXT("cuMemPoolCreate");
+    if (properties->allocType != CU_MEM_ALLOCATION_TYPE_PINNED ||
+        properties->location.type != CU_MEM_LOCATION_TYPE_DEVICE || properties->location.id > 1)
+        return CUDA_ERROR_INVALID_VALUE;
+    *pool = reinterpret_cast<CUmemoryPool>(new int);
+    pools.insert(*pool);
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuMemPoolSetAttribute(CUmemoryPool pool, CUmemPool_attribute attribute, void* value) {
+    ENTER_WITHOUT_CONTEXT("cuMemPoolSetAttribute");
+    const bool known =
+        attribute == CU_MEMPOOL_ATTR_RELEASE_THRESHOLD && *static_cast<cuuint64_t*>(value) + 1 == 0;
+    return pools.count(pool) && known ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+CUresult CUDAAPI cuMemPoolTrimTo(CUmemoryPool pool, size_t) {
+    ENTER_WITHOUT_CONTEXT("cuMemPoolTrimTo");
+    return pools.count(pool) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+CUresult CUDAAPI cuMemPoolDestroy(CUmemoryPool pool) {
+    ENTER_WITHOUT_CONTEXT("cuMemPoolDestroy");
+    if (!pools.erase(pool)) return CUDA_ERROR_INVALID_VALUE;
+    delete reinterpret_cast<int*>(pool);
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuMemAllocFromPoolAsync(CUdeviceptr* at, size_t bytes, CUmemoryPool pool, CUstream stream) {
+    ENTER("cuMemAllocFromPoolAsync");
+    if (!pools.count(pool) || !usable(stream)) return CUDA_ERROR_INVALID_VALUE;
+    if (bytes > kTotal - used) return CUDA_ERROR_OUT_OF_MEMORY;
+    *at = reinterpret_cast<CUdeviceptr>(std::malloc(bytes));
+    device[*at] = bytes;
+    used += bytes;
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuMemFreeAsync(CUdeviceptr at, CUstream stream) {
+    ENTER("cuMemFreeAsync");
+    if (!device.count(at) || !usable(stream)) return CUDA_ERROR_INVALID_VALUE;
+    used -= device[at];
+    device.erase(at);
+    std::free(reinterpret_cast<void*>(at));
+    return CUDA_SUCCESS;
+}
+CUresult CUDAAPI cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus* status) {
+    ENTER("cuStreamIsCapturing");
+    const bool own = streams.count(stream);
+    if (!own && stream != CU_STREAM_LEGACY) return CUDA_ERROR_INVALID_HANDLE;
+    *status = own && stream->capturing ? CU_STREAM_CAPTURE_STATUS_ACTIVE : CU_STREAM_CAPTURE_STATUS_NONE;
     return CUDA_SUCCESS;
 }
 CUresult CUDAAPI cuMemHostAlloc(void** at, size_t bytes, unsigned int) {
@@ -401,6 +474,18 @@ CUresult CUDAAPI cuLaunchKernel(CUfunction function, unsigned int grid_x, unsign
             for (unsigned y = 0; y < grid_y * block_y; ++y)
                 for (unsigned x = 0; x < grid_x * block_x; ++x) kernel.thread(arguments.data(), x, y, z);
     });
+}
+
+// How NVIDIA's bindings find the functions: by the name in the documentation.
+CUresult CUDAAPI cuGetProcAddress_v2(const char* name, void** function, int, cuuint64_t,
+                                     CUdriverProcAddressQueryResult* found) {
+    Dl_info self;
+    dladdr(reinterpret_cast<void*>(&standin_calls), &self);
+    void* library = dlopen(self.dli_fname, RTLD_NOW | RTLD_NOLOAD);
+    for (const char* ending : {"_v2", "", "WithFlags"})
+        if ((*function = dlsym(library, (std::string(name) + ending).c_str()))) break;
+    if (found) *found = *function ? CU_GET_PROC_ADDRESS_SUCCESS : CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND;
+    return *function ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
 }
 
 }  // extern "C"

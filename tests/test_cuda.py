@@ -1,4 +1,4 @@
-"""The ctypes driver against a stand-in libcuda that was compiled with cuda.h; memory and graph owners."""
+"""NVIDIA's bindings on a stand-in libcuda that was compiled with cuda.h; memory and graph owners."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,19 +18,36 @@ import pytest
 from compiled import standin_libcuda
 from simulated_device import SimulatedDriver
 
-from yonos_trt.cuda.device import Graphs, Memory
+from yonos_trt.cuda.arrays import LEGACY_STREAM
+from yonos_trt.cuda.device import Graphs, Memory, Results
 from yonos_trt.cuda.driver import CudaDriver
-from yonos_trt.cuda.libcuda import SIGNATURES, probe
-from yonos_trt.errors import ClosedError, CudaError, EngineDeviceError, OutOfMemoryError
+from yonos_trt.cuda.probe import probe_driver
+from yonos_trt.errors import (
+    ClosedError,
+    CudaError,
+    EngineDeviceError,
+    MissingExtraError,
+    OutOfMemoryError,
+)
 
 
+@cache
 def load_standin() -> Any:
-    """Load the stand-in; skips where it cannot be compiled."""
+    """Load the stand-in and let NVIDIA's bindings find it; skips where it cannot be compiled."""
+    pathfinder = pytest.importorskip("cuda.pathfinder", reason="needs cuda-bindings (extra rtx)")
+    if probe_driver().devices:
+        pytest.skip("a GPU is here, and one process has one libcuda")
     library = standin_libcuda()
     loaded = ctypes.CDLL(str(library))
     loaded.path = str(library)
     for name in ("standin_stream_flags", "standin_event_flags"):
         getattr(loaded, name).argtypes = [ctypes.c_void_p]
+    found = SimpleNamespace(abs_path=loaded.path, _handle_uint=loaded._handle, found_via="test")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pathfinder, "load_nvidia_dynamic_lib", lambda name: found)
+        from cuda.bindings import driver
+
+        assert driver.cuDriverGetVersion()[1] == 13020
     return loaded
 
 
@@ -40,8 +59,10 @@ def standin() -> Any:
 @pytest.fixture
 def driver(standin: Any) -> Iterator[CudaDriver]:
     before = standin.standin_live()
-    driver = CudaDriver(1, library=standin.path)
-    yield driver
+    driver = CudaDriver(1)
+    with driver.current():
+        yield driver
+    assert standin.standin_contexts() == 0
     driver.close()
     driver.close()
     assert standin.standin_live() == before
@@ -51,28 +72,46 @@ def driver(standin: Any) -> Iterator[CudaDriver]:
 # No driver, no GPU
 
 
-def test_probe_answers_without_a_driver() -> None:
-    found = probe("libcuda-that-does-not-exist.so.1")
-    assert (found.devices, found.driver_version) == (0, (0, 0))
-    assert "no NVIDIA driver" in found.reason
-    assert "libcuda-that-does-not-exist" in found.reason
+class NoDriver:
+    """What the bindings do where there is no libcuda, or where it answers with an error."""
+
+    def __init__(self, bindings: Any, problem: str = "") -> None:
+        self._bindings, self._problem = bindings, problem
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._bindings, name)
+
+    def cuInit(self, flags: int) -> Any:
+        if self._problem:
+            raise RuntimeError(self._problem)
+        return (self._bindings.CUresult.CUDA_ERROR_NO_DEVICE,)
 
 
-def test_probe_names_an_entry_point_that_is_missing() -> None:
-    found = probe("libc.so.6")
-    assert found.devices == 0
-    assert "too old" in found.reason
-    assert "cuInit" in found.reason
+def test_no_driver_and_no_device_are_errors_that_say_what_to_do(
+    standin: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cuda.bindings import driver as bindings
+
+    missing = NoDriver(bindings, '"cuda" is an NVIDIA driver library')
+    monkeypatch.setattr("yonos_trt.cuda.driver._bindings", lambda: missing)
+    with pytest.raises(EngineDeviceError, match=r"no NVIDIA driver.*driver library.*runtime='onnx'"):
+        CudaDriver()
+    monkeypatch.setattr("yonos_trt.cuda.driver._bindings", lambda: NoDriver(bindings))
+    with pytest.raises(EngineDeviceError, match=r"answers error 100 \(.*sees 0 GPUs.*runtime='onnx'"):
+        CudaDriver()
 
 
-def test_no_driver_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(EngineDeviceError, match=r"no NVIDIA driver.*runtime='onnx'"):
-        CudaDriver(library="libcuda-that-does-not-exist.so.1")
+def test_bindings_that_are_not_installed_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cuda.bindings", "cuda.bindings.driver"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtraError, match=r"cuda\.bindings.*'\.\[rtx\]'"):
+        CudaDriver()
 
 
-def test_probe_does_not_hang_and_loads_nothing_else() -> None:
+def test_the_bindings_are_not_imported_before_they_are_used() -> None:
     code = (
-        "import sys; from yonos_trt.cuda.libcuda import probe; probe(); "
+        "import sys, yonos_trt.cuda.driver, yonos_trt.cuda.kernels\n"
+        "from yonos_trt.cuda.probe import probe_driver; probe_driver()\n"
         "print([m for m in sys.modules if m.split('.')[0] in ('cuda', 'torch', 'tensorrt', 'tensorrt_rtx')])"
     )
     done = subprocess.run(
@@ -89,25 +128,10 @@ def with_path() -> dict[str, str]:
 # Calls, checked by a library whose compiler has seen cuda.h
 
 
-def test_every_declared_entry_point_exists_in_the_standin(standin: Any) -> None:
-    for name in SIGNATURES:
-        assert hasattr(standin, name), name
-
-
-def test_probe_sees_the_devices(standin: Any) -> None:
-    found = probe(standin.path)
-    assert (found.devices, found.driver_version, found.reason) == (2, (13, 2), "")
-
-
-def test_probe_repeats_what_the_driver_says(standin: Any) -> None:
-    standin.standin_fail_next(b"cuInit", 999)
-    assert "error 999 (CUDA_ERROR_OTHER: words of the stand-in)" in probe(standin.path).reason
-
-
 def test_a_device_that_does_not_exist_is_refused(standin: Any) -> None:
     for index in (2, -1):
         with pytest.raises(EngineDeviceError, match=r"has 2 GPU\(s\)"):
-            CudaDriver(index, library=standin.path)
+            CudaDriver(index)
 
 
 def test_info(driver: CudaDriver) -> None:
@@ -159,11 +183,11 @@ def test_rows_are_copied_between_pitches(driver: CudaDriver) -> None:
 
 def test_a_shared_driver_stays_open_until_its_last_user_closes(standin: Any) -> None:
     before = standin.standin_live()
-    driver = CudaDriver(library=standin.path)
+    driver = CudaDriver()
     other = driver.share()
     driver.close()
-    other.activate()
-    other.free(other.allocate(10))
+    with other.current():
+        other.free(other.allocate(10))
     other.close()
     assert standin.standin_live() == before
 
@@ -254,29 +278,83 @@ def test_other_failures_name_the_call_and_the_drivers_words(driver: CudaDriver, 
         driver.allocate_pinned(1)
 
 
-def test_another_thread_has_to_activate_the_device(driver: CudaDriver) -> None:
-    results: list[object] = []
-
-    def work() -> None:
-        try:
-            driver.memory()
-        except CudaError as error:
-            results.append(error)
-        driver.activate()
-        results.append(driver.memory()[1])
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert isinstance(results[0], CudaError)
-    assert results[1] == 1 << 30
+def test_what_was_current_before_is_current_again(standin: Any) -> None:
+    """A program with several GPUs goes on with its own: also from threads that had none, and after errors."""
+    driver = CudaDriver()
+    assert standin.standin_contexts() == 0
+    with pytest.raises(CudaError, match="cuMemGetInfo"):
+        driver.memory()
+    standin.standin_push_foreign()
+    with driver.current():
+        assert driver.memory()[1] == 1 << 30
+        with suppress(ZeroDivisionError), driver.current():
+            raise ZeroDivisionError
+        assert driver.memory()[1] == 1 << 30
+    assert standin.standin_foreign_is_current()
+    driver.close()
+    assert standin.standin_foreign_is_current()
+    assert standin.standin_contexts() == 1
+    standin.standin_detach()
 
 
 def test_a_closed_device_raises(standin: Any) -> None:
-    driver = CudaDriver(library=standin.path)
+    driver = CudaDriver()
     driver.close()
-    with pytest.raises(ClosedError, match="closed"):
-        driver.activate()
+    for enter in (driver.activate, driver.current().__enter__):
+        with pytest.raises(ClosedError, match="closed"):
+            enter()
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Results
+
+
+def test_results_come_from_a_pool_and_go_back_in_the_order_of_their_stream(standin: Any) -> None:
+    before, calls = standin.standin_live(), standin.standin_calls
+    names = (b"cuMemAlloc", b"cuMemFree", b"cuMemAllocFromPoolAsync", b"cuMemFreeAsync", b"cuMemPoolCreate")
+    counted = [calls(name) for name in names]
+    driver = CudaDriver()
+    results = Results(driver)
+    with driver.current():
+        stream = driver.stream_create()
+        first, second = results.allocate(100, stream), results.allocate(200, stream)
+    driver.close()  # the results keep the device
+    results.free(first, stream)
+    assert standin.standin_contexts() == 0
+    with driver.current():
+        driver.capture_begin(stream)
+        results.free(second, stream)  # a collector runs in the middle of a capture
+        assert [calls(n) - c for n, c in zip(names, counted, strict=True)] == [0, 0, 2, 1, 1]
+        driver.graph_destroy(driver.capture_end(stream))
+        third = results.allocate(50, stream)
+        assert [calls(n) - c for n, c in zip(names, counted, strict=True)] == [0, 0, 3, 2, 1]
+        results.free(third, LEGACY_STREAM)
+        driver.stream_destroy(stream)
+    assert standin.standin_live() == before
+
+
+def test_a_gpu_without_pools_allocates_as_before(standin: Any) -> None:
+    standin.standin_pools(0)
+    driver = CudaDriver()
+    standin.standin_pools(1)
+    results = Results(driver)
+    count = standin.standin_calls(b"cuMemAlloc")
+    with driver.current():
+        results.free(results.allocate(100, LEGACY_STREAM), LEGACY_STREAM)
+    assert standin.standin_calls(b"cuMemAlloc") == count + 1
+    driver.close()
+
+
+def test_a_pool_in_pieces_is_emptied_before_memory_has_run_out(driver: CudaDriver, standin: Any) -> None:
+    stream = driver.stream_create()
+    driver.free_ordered(driver.allocate_ordered(10, stream), stream)
+    standin.standin_fail_next(b"cuMemAllocFromPoolAsync", 2)
+    trimmed = standin.standin_calls(b"cuMemPoolTrimTo")
+    driver.free_ordered(driver.allocate_ordered(10, stream), stream)
+    assert standin.standin_calls(b"cuMemPoolTrimTo") == trimmed + 1
+    with pytest.raises(OutOfMemoryError, match="Stand-in 41 is out of memory"):
+        driver.allocate_ordered(1 << 31, stream)
+    driver.stream_destroy(stream)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -407,6 +485,7 @@ def test_graphs_can_be_switched_off() -> None:
 @pytest.mark.gpu
 def test_the_real_driver_copies_fills_and_replays() -> None:
     driver = CudaDriver()
+    driver.activate()
     stream, event, memory = driver.stream_create(), driver.event_create(), driver.allocate(1 << 16)
     host = driver.allocate_pinned(1 << 16)
     driver.fill(memory, 1, 1 << 16, stream)

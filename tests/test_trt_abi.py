@@ -1,4 +1,4 @@
-"""The whole back end through its real C interfaces: ctypes driver, ctypes kernels, addresses, no simulation.
+"""The whole back end through its real C interfaces: NVIDIA's bindings, our launcher, addresses.
 
 The driver calls go into the stand-in libcuda, whose device memory is host memory; the kernels are the CUDA
 ones: the launcher reads the PTX of the package, and the stand-in runs their threads on the host. Only the
@@ -65,7 +65,7 @@ def test_the_picture_through_ctypes_and_emulated_kernels_has_the_numpy_backends_
     before = standin.standin_live()
     backend = TrtBackend(
         tmp_path,
-        driver=CudaDriver(library=standin.path),
+        driver=CudaDriver(),
         kernels=CudaKernels(kernels, driver=standin.path),
         module=FakeTensorRT(AtOnce()),  # type: ignore[arg-type]
         graphs=False,
@@ -232,7 +232,7 @@ def test_copying_networks_through_the_driver_give_the_numpy_backends_bits(
     for lanes in (1, 3):
         backend = copy_backend(
             tmp_path,
-            CudaDriver(library=standin.path),
+            CudaDriver(),
             CudaKernels(kernels, driver=standin.path),
             lanes=lanes,
             graphs=False,

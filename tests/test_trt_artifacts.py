@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -262,12 +263,16 @@ def test_a_module_that_cannot_be_imported_names_the_pip_command(monkeypatch: pyt
         TensorRT("tensorrt")
 
 
-def test_a_gpu_is_asked_for_before_tensorrt_is_imported(tmp_path: Path) -> None:
+def test_a_gpu_is_asked_for_before_tensorrt_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without a driver the answer is about the driver, and no CUDA library has been touched."""
-    from yonos_trt.cuda.libcuda import probe
 
-    if probe().devices:
-        pytest.skip("this machine has a GPU")
+    def no_driver(device: int) -> Any:
+        raise EngineDeviceError("no NVIDIA driver")
+
+    monkeypatch.setattr("yonos_trt.cuda.driver.CudaDriver", no_driver)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
     manifest = write_engines(tmp_path)
     with pytest.raises(EngineDeviceError, match="no NVIDIA driver"):
         TrtBackend(tmp_path, manifest)
@@ -477,9 +482,9 @@ def test_a_real_plan_is_vouched_for_and_a_cut_or_foreign_one_is_not(
 def test_a_real_plan_without_a_driver_is_an_error_of_ours(
     tmp_path: Path, real_plan: tuple[bytes, str]
 ) -> None:
-    from yonos_trt.cuda.libcuda import probe
+    from yonos_trt.cuda.probe import probe_driver
 
-    if probe().devices:
+    if probe_driver().devices:
         pytest.skip("this machine has a GPU")
     raw, version = real_plan
     artifact = vouched(tmp_path, raw, version)

@@ -18,7 +18,7 @@ from yonos_trt import session
 from yonos_trt import sr as sr_module
 from yonos_trt.backends.numpy import NumpyBackend
 from yonos_trt.cuda import arrays
-from yonos_trt.cuda.arrays import DeviceArray, is_on_device, stream_handle, view_of
+from yonos_trt.cuda.arrays import DeviceArray, Stream, is_on_device, stream_handle, view_of
 from yonos_trt.errors import ConfigError, InputError, NumericError, OutOfMemoryError
 from yonos_trt.trt.backend import TrtBackend
 from yonos_trt.trt.device import OnDevice, upscale_on_device
@@ -154,6 +154,75 @@ def test_outputs_own_their_memory_and_survive_the_back_end(engine_dir: Path) -> 
     del out
     gc.collect()
     assert driver.used_bytes == used - size
+
+
+def test_results_wait_for_nothing_and_go_back_on_the_callers_stream(engine_dir: Path) -> None:
+    driver = SimulatedDriver(lambda n: 0, eagerness=0)
+    backend = open_backend(engine_dir, driver)
+    image = picture(20, 48)
+    plan = plan_for(image)
+    tensor = Tensor(driver, image)
+    upscale_on_device(tensor, backend, plan=plan)  # makes the buffers
+    gc.collect()
+    before = driver.calls.copy()
+    out = upscale_on_device(tensor, backend, plan=plan, stream=tensor.stream, check=False)
+    pinned = driver.allocate_pinned(out.nbytes)
+    nbytes = out.nbytes
+    driver.copy_out(pinned, out.address, nbytes, tensor.stream)
+    del out  # while the copy has not begun: a race if it went back at once, or on another stream
+    gc.collect()
+    calls = driver.calls - before
+    assert (calls["allocate"], calls["free"], calls["event_synchronize"]) == (0, 0, 0)
+    assert (calls["allocate_ordered"], calls["free_ordered"]) == (1, 1)
+    event = driver.event_create()
+    driver.event_record(event, tensor.stream)
+    driver.event_synchronize(event)
+    got = driver.host_view(pinned, nbytes)
+    assert np.array_equal(got, reference(image, plan, color_fix="wavelet").reshape(-1))
+    backend.close()
+
+
+def test_a_result_that_dies_inside_a_capture_is_given_back_after_it(engine_dir: Path) -> None:
+    driver = SimulatedDriver()
+    backend = open_backend(engine_dir, driver)
+    image = picture(20, 48)
+    plan = plan_for(image)
+    tensor = Tensor(driver, image)
+    out = upscale_on_device(tensor, backend, plan=plan, stream=tensor.stream)
+    used = driver.used_bytes
+    driver.capture_begin(tensor.stream)
+    del out
+    gc.collect()
+    driver.graph_destroy(driver.capture_end(tensor.stream))
+    assert driver.used_bytes == used
+    kept = upscale_on_device(tensor, backend, plan=plan, stream=tensor.stream)
+    fetch(driver, kept, tensor.stream)
+    assert driver.used_bytes == used
+    backend.close()
+
+
+def test_memory_of_the_callers_is_written_in_place(engine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = SimulatedDriver(random.Random(1).randrange)
+    image = picture(20, 48)
+    tensor, mine = Tensor(driver, image), Tensor(driver, np.zeros((80, 192, 3), np.uint8))
+    mine.stream = tensor.stream
+    with open_sr(engine_dir, driver, monkeypatch) as sr:
+        sr.upscale(tensor)
+        gc.collect()
+        before = driver.calls.copy()
+        driver.fill(mine.address, 7, 80 * 192 * 3, tensor.stream)  # comes before the result, on that stream
+        assert sr.upscale(tensor, stream=tensor.stream, out=mine) is mine
+        calls = driver.calls - before
+        assert (calls["allocate"], calls["allocate_ordered"]) == (0, 0)
+        view = DeviceArray(mine.address, (80, 192, 3), "uint8", 0, lambda address: None)
+        assert np.array_equal(fetch(driver, view, tensor.stream), reference(image, plan_for(image)))
+        for wrong in (np.zeros((80, 191, 3), np.uint8), np.zeros((80, 192, 3), np.uint16)):
+            with pytest.raises(InputError, match=r"expected \(80, 192, 3\) uint8, rows 576 bytes apart"):
+                sr.upscale(tensor, out=Tensor(driver, wrong))
+        with pytest.raises(InputError, match="rows 600 bytes apart"):
+            sr.upscale(tensor, out=Tensor(driver, np.zeros((80, 192, 3), np.uint8), pitch=600))
+        with pytest.raises(ConfigError, match="out was given with a ndarray"):
+            sr.upscale(image, out=image)
 
 
 def test_numbers_that_are_not_finite_are_found(engine_dir: Path) -> None:
@@ -409,8 +478,16 @@ def test_streams_of_every_kind() -> None:
     class CuPy:
         ptr = 99
 
+    class Newer:
+        def __cuda_stream__(self) -> tuple[int, int]:
+            return 1, 1234
+
     assert stream_handle(None) is None
     assert stream_handle(5) == 5
+    assert stream_handle(Stream(77)) == 77  # ours speaks the protocol as well
+    assert Stream(77).__cuda_stream__() == (0, 77)
+    with pytest.raises(InputError, match="version 1 of __cuda_stream__, expected 0"):
+        stream_handle(Newer())
     assert stream_handle(Standard()) == 1234
     assert stream_handle(Torch()) == 1  # the default stream has the handle 1
     assert stream_handle(CuPy()) == 99

@@ -32,23 +32,24 @@ def test_frames_go_from_nvdec_through_the_networks_to_nvenc(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`SR` on the TensorRT back end, whose driver, kernels and engines are stand-ins on the same memory."""
-    library, kernels = load_standin(), emulated_kernels()
+    load_standin()
+    kernels = emulated_kernels()
     engine_dir = tmp_path / "engine"
     engine_dir.mkdir()
     write_engines(engine_dir, precisions=("fp32",))
 
     def open_backend(*_: Any) -> TrtBackend:
-        driver, module = CudaDriver(library=library.path), FakeTensorRT(AtOnce())  # type: ignore[arg-type]
+        driver, module = CudaDriver(), FakeTensorRT(AtOnce())  # type: ignore[arg-type]
         return TrtBackend(
             engine_dir, driver=driver, kernels=CudaKernels(kernels), module=module, graphs=False
         )
 
     monkeypatch.setattr("yonos_trt.session.open_backend", open_backend)
-    memory = CudaDriver(library=library.path)
+    memory = CudaDriver()
 
     def allocate(nbytes: int) -> int:
-        memory.activate()
-        return memory.allocate(nbytes)
+        with memory.current():
+            return memory.allocate(nbytes)
 
     install(monkeypatch, allocate)
     source = write_clip(tmp_path / "in.mkv", frames=5)

@@ -125,11 +125,23 @@ class SR(Session):
 
     @overload
     def upscale(
-        self, image: Any, *, alpha: str = ..., on_tiles: OnTiles | None = ..., stream: Any = ...
+        self,
+        image: Any,
+        *,
+        alpha: str = ...,
+        on_tiles: OnTiles | None = ...,
+        stream: Any = ...,
+        out: Any = ...,
     ) -> Any: ...
 
     def upscale(
-        self, image: Any, *, alpha: str = "bicubic", on_tiles: OnTiles | None = None, stream: Any = None
+        self,
+        image: Any,
+        *,
+        alpha: str = "bicubic",
+        on_tiles: OnTiles | None = None,
+        stream: Any = None,
+        out: Any = None,
     ) -> Any:
         """Upscale one picture, or a batch of arrays, and return the same kind.
 
@@ -147,6 +159,9 @@ class SR(Session):
         stream
             For arrays in device memory: the caller's CUDA stream (int, ``__cuda_stream__``, PyTorch's or
             CuPy's); see `yonos_trt.trt.device`.
+        out
+            For arrays in device memory: an array there to write the result into, (s H, s W, 3) of the input's
+            dtype with packed rows, which is returned; nothing is allocated then.
 
         Returns
         -------
@@ -158,8 +173,8 @@ class SR(Session):
         InputError
             The picture cannot be used; the message names it and the reason.
         ConfigError
-            An option that has no meaning for this kind: `stream` for anything that is not in device memory,
-            `alpha` for what is.
+            An option that has no meaning for this kind: `stream` and `out` for anything that is not in device
+            memory, `alpha` for what is.
         ClosedError
             This object is closed.
         NumericError
@@ -170,11 +185,16 @@ class SR(Session):
         _check_alpha(alpha)
         with memory_that_runs_out("upscaling a picture"):
             if not isinstance(image, (str, bytes, np.ndarray)) and is_on_device(image):
-                return self._on_device(image, alpha, on_tiles, stream)
+                return self._on_device(image, alpha, on_tiles, stream, out)
             if stream is not None:
                 raise ConfigError(
                     f"stream was given with a {type(image).__name__}, but only arrays in device memory are "
                     "ordered by it; leave it out"
+                )
+            if out is not None:
+                raise ConfigError(
+                    f"out was given with a {type(image).__name__}, but only arrays in device memory have "
+                    "their result written into the caller's memory; leave it out"
                 )
             return self._on_host(image, alpha, on_tiles)
 
@@ -210,7 +230,7 @@ class SR(Session):
             result[...] = to_array(self._picture(picture, alpha, on_tiles))
         return out
 
-    def _on_device(self, image: Any, alpha: str, on_tiles: OnTiles | None, stream: Any) -> Any:
+    def _on_device(self, image: Any, alpha: str, on_tiles: OnTiles | None, stream: Any, out: Any) -> Any:
         from yonos_trt.trt.device import OnDevice, same_kind
 
         if alpha != "bicubic":
@@ -219,11 +239,11 @@ class SR(Session):
                 "leave it out, or copy an array with alpha to the host first"
             )
         with self._lock:
-            ends = OnDevice(image, self._opened(), stream)
+            ends = OnDevice(image, self._opened(), stream, out=out)
             with closing(self._rows(ends.view, on_tiles, backend=ends)) as blocks:
                 for _ in blocks:
                     pass
-            return same_kind(ends.result(), image)
+            return ends.result() if out is not None else same_kind(ends.result(), image)
 
     def upscale_file(
         self,

@@ -95,6 +95,7 @@ def run_plan(raw: bytes) -> dict[str, Any]:
         bytes=len(raw),
     )
     driver = CudaDriver()
+    driver.activate()
     engine = Engine(
         TensorRT("tensorrt-rtx"), "decoder", identity_manifest().stages.decoder, artifact, raw, cache=None
     )

@@ -254,6 +254,7 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
     from yonos_trt.cuda.kernels import CudaKernels, kernel_codes, kernel_library
 
     driver = CudaDriver()
+    driver.activate()
     results: dict[str, Any] = {}
     for name, code in kernel_codes(kernel_library()):
         start = time.perf_counter()

@@ -64,15 +64,15 @@ def main(
     options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
 ) -> int:
     """Run a step from the command line and write its JSON; returns the exit code."""
-    from yonos_trt.cuda.libcuda import probe
+    from yonos_trt.cuda.probe import probe_driver
 
     parser = argparse.ArgumentParser(description=run.__doc__)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON files")
     options(parser)
     chosen = parser.parse_args()
-    found = probe()
+    found = probe_driver()
     if not found.devices:
-        print(f"{step}: not run, {found.reason}", file=sys.stderr)
+        print(f"{step}: not run, {found.problem}", file=sys.stderr)
         return NO_GPU
     start = time.perf_counter()
     report: dict[str, Any] = {

@@ -16,7 +16,7 @@ import numpy as np
 
 from yonos_trt.errors import InputError
 
-__all__ = ["DeviceArray", "DeviceView", "device_index", "is_on_device", "stream_handle", "view_of"]
+__all__ = ["DeviceArray", "DeviceView", "Stream", "device_index", "is_on_device", "stream_handle", "view_of"]
 
 # dlpack.h: DLDeviceType and DLDataTypeCode.
 KDL_CUDA = 2
@@ -25,6 +25,17 @@ _TYPESTRS = {"|u1": "uint8", "<u2": "uint16", "<f4": "float32"}
 
 LEGACY_STREAM = 1
 """The handle by which the driver knows the default stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One of our streams, for libraries that know NVIDIA's protocol: ``torch.cuda`` by way of its handle,
+    ``cuda.core`` and CuPy by ``__cuda_stream__``."""
+
+    handle: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.handle
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +76,12 @@ def stream_handle(stream: Any) -> int | None:
     if stream is None:
         return None
     if hasattr(stream, "__cuda_stream__"):
-        handle = stream.__cuda_stream__()[1]
+        version, handle = stream.__cuda_stream__()
+        if version != 0:
+            raise InputError(
+                f"stream is a {type(stream).__name__} that speaks version {version} of __cuda_stream__, "
+                "expected 0; pass its handle as an int"
+            )
     elif hasattr(stream, "cuda_stream"):
         handle = stream.cuda_stream
     else:

@@ -7,7 +7,9 @@ Addresses, streams, events and graphs are plain integers.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,7 +19,7 @@ import numpy.typing as npt
 from yonos_trt.cuda.lanes import StreamDriver
 from yonos_trt.errors import CudaError
 
-__all__ = ["DeviceInfo", "Driver", "Graphs", "Memory"]
+__all__ = ["DeviceInfo", "Driver", "Graphs", "Memory", "Results"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,8 +41,14 @@ class Driver(StreamDriver, Protocol):
     @property
     def info(self) -> DeviceInfo: ...
 
+    def current(self) -> AbstractContextManager[None]:
+        """Make the device current in the calling thread within a ``with`` block, then what was before.
+
+        Other libraries keep their device: nothing of ours stays current where a caller goes on.
+        """
+
     def activate(self) -> None:
-        """Make the device current in the calling thread."""
+        """Make the device current in the calling thread for good: for scripts that own their thread."""
 
     def share(self) -> Driver:
         """Return this driver for one more user, who closes it as well."""
@@ -57,6 +65,15 @@ class Driver(StreamDriver, Protocol):
     def allocate(self, nbytes: int) -> int: ...
 
     def free(self, address: int) -> None: ...
+
+    def allocate_ordered(self, nbytes: int, stream: int) -> int:
+        """Memory that work queued on `stream` from now on may use; waits for nothing."""
+
+    def free_ordered(self, address: int, stream: int) -> None:
+        """Give memory of `allocate_ordered` back behind the work that `stream` has; waits for nothing."""
+
+    def is_capturing(self, stream: int) -> bool:
+        """Whether `stream` takes no free now, because it or (for the default stream) another one captures."""
 
     def allocate_pinned(self, nbytes: int) -> int: ...
 
@@ -148,6 +165,44 @@ class Memory:
         self.free_device()
         while self._pinned:
             self._driver.free_pinned(self._pinned.popitem()[1][0])
+
+
+class Results:
+    """Device memory of results, which outlive their picture: taken and given back in the order of streams.
+
+    Neither waits for the device, as cuMemAlloc and cuMemFree do. What is given back while its stream captures
+    a graph (a garbage collector asks nobody) goes with the next call instead of into the graph.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._waiting: list[tuple[int, int]] = []
+        self._lock = threading.RLock()  # a collector may call `free` inside `free`
+
+    def allocate(self, nbytes: int, stream: int) -> int:
+        """Return memory that work queued on `stream` from now on may use; keeps the driver open."""
+        self._free_waiting()
+        address = self._driver.allocate_ordered(nbytes, stream)
+        self._driver.share()
+        return address
+
+    def free(self, address: int, stream: int) -> None:
+        """Give memory back behind the work that `stream` has; from any thread, whatever its device."""
+        with self._lock:
+            self._waiting.append((address, stream))
+        with self._driver.current():
+            self._free_waiting()
+
+    def _free_waiting(self) -> None:
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+        for address, stream in waiting:
+            if self._driver.is_capturing(stream):
+                with self._lock:
+                    self._waiting.append((address, stream))
+            else:
+                self._driver.free_ordered(address, stream)
+                self._driver.close()
 
 
 class Graphs:

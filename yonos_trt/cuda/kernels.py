@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from yonos_trt.cuda.launches import Launch, declare
-from yonos_trt.cuda.libcuda import DRIVER_LIBRARY
 from yonos_trt.errors import CudaError, MissingExtraError
 
 __all__ = ["CudaKernels", "TileKernels", "kernel_codes", "kernel_library"]
+
+DRIVER_LIBRARY = "libcuda.so.1"
+"""Part of every NVIDIA driver."""
 
 _log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from yonos_trt.errors import (
 from yonos_trt.tiles.plan import TileBatch, TilePlan
 from yonos_trt.trt.buffers import Canvas, QueuedBatch, Source, batch_index
 from yonos_trt.trt.finish import DeviceFinish
-from yonos_trt.trt.resources import TrtResources
+from yonos_trt.trt.resources import TrtResources, on_device
 
 __all__ = ["TrtBackend"]
 
@@ -69,9 +69,9 @@ class TrtBackend(TrtResources):
 
     # --- the data path ------------------------------------------------------------------------------------
 
+    @on_device
     def upload(self, image: Array) -> Source:
         """Copy a picture through page-locked memory to the device; does not wait for the copy."""
-        self._enter()
         image = np.ascontiguousarray(image)
         nbytes = image.nbytes
         address = self._picture_buffer(nbytes)
@@ -103,6 +103,7 @@ class TrtBackend(TrtResources):
         self._staging.append(self._driver.event_create())
         return self._pictures.pinned(("staging", len(self._staging) - 1), nbytes), self._staging[-1]
 
+    @on_device
     def canvas(self, plan: TilePlan) -> Canvas:
         """Return a zeroed canvas; a canvas handed out before is no longer usable.
 
@@ -115,7 +116,6 @@ class TrtBackend(TrtResources):
         ProfileError
             The engines were not built for this tile size or batch.
         """
-        self._enter()
         self._runs += 1
         self._scheduler.abandon()
         changed = plan != self._buffers.plan or self._active != self._buffers.lanes
@@ -131,12 +131,12 @@ class TrtBackend(TrtResources):
         self._buffers.clear(0, self._scheduler.canvas_stream)
         return Canvas(plan, self._runs)
 
+    @on_device
     def run(self, source: Source, plan: TilePlan, batch: TileBatch, seed: int, lane: int) -> QueuedBatch:
         """Queue a whole batch on the next lane in turn; `lane` (the calling thread's) has no effect.
 
         Counts as "decode" in `yonos_trt.pipeline.Timings`: only the device knows what its stages take.
         """
-        self._enter()
         self._check_source(source)
         with self._mutex:
             number, self._turn = self._turn % self._buffers.lanes, self._turn + 1
@@ -161,6 +161,7 @@ class TrtBackend(TrtResources):
         if source is not self._source:
             raise InputError("this picture was replaced by a later upload; upload it again")
 
+    @on_device
     def blend(self, canvas: Canvas, tiles: QueuedBatch, plan: TilePlan, batch: TileBatch) -> None:
         """Queue the addition of a batch to the canvas."""
         self._enter_canvas(canvas)
@@ -186,6 +187,7 @@ class TrtBackend(TrtResources):
         if canvas.number != self._runs:
             raise ClosedError("this canvas was replaced by a later run; make a new one")
 
+    @on_device
     def finish(
         self,
         source: Source,
@@ -228,6 +230,7 @@ class TrtBackend(TrtResources):
         """The device."""
         return self._driver
 
+    @on_device
     def look_at(self, image: Any) -> DeviceView:
         """Return a view of a picture in device memory, ready for `adopt`.
 
@@ -236,7 +239,6 @@ class TrtBackend(TrtResources):
         InputError
             It lies on another GPU, or has another shape, type or layout.
         """
-        self._enter()
         own = self._driver.info.index
         self._check_device(device_index(image), own)
         view = view_of(image, consumer=self._scheduler.copy_stream)
@@ -251,6 +253,7 @@ class TrtBackend(TrtResources):
                 f"engines with SR(..., device={found})"
             )
 
+    @on_device
     def adopt(self, view: DeviceView, *, after: int | None) -> Source:
         """Copy a picture on the device, after the work that the stream `after` has; does not wait."""
         row_bytes = view.width * 3 * np.dtype(view.dtype).itemsize
@@ -262,6 +265,7 @@ class TrtBackend(TrtResources):
         picture = DevicePicture(address, view.height, view.width, view.dtype, row_bytes)
         return self._uploaded(picture, owner=view.owner)
 
+    @on_device
     def check(self, canvas: Canvas) -> None:
         """Wait for the blends so far and repair what is not finite."""
         self._enter_canvas(canvas)
@@ -269,9 +273,9 @@ class TrtBackend(TrtResources):
             self._repair.fetch_flags(canvas, stream)
         self._repair.done(canvas)
 
+    @on_device
     def hand_over(self, caller: int | None) -> None:
         """Let later work of the caller's stream come after ours; without one, wait."""
-        self._enter()
         if caller is None:
             with self._scheduler.downloading():
                 pass

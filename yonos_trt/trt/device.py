@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -11,8 +12,8 @@ import numpy as np
 
 from yonos_trt import pipeline
 from yonos_trt.backends.base import Backend
-from yonos_trt.cuda.arrays import DeviceArray, DeviceView, stream_handle
-from yonos_trt.cuda.device import Driver
+from yonos_trt.cuda.arrays import LEGACY_STREAM, DeviceArray, DeviceView, stream_handle
+from yonos_trt.cuda.device import Results
 from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.tiles.plan import TilePlan
 from yonos_trt.trt.backend import TrtBackend
@@ -31,7 +32,8 @@ def upscale_on_device(
     stream: Any = None,
     check: bool = True,
     on_tiles: Callable[[int, int], None] | None = None,
-) -> DeviceArray:
+    out: Any = None,
+) -> Any:
     """Upscale a picture in device memory; no pixel visits the host.
 
     Parameters
@@ -56,10 +58,15 @@ def upscale_on_device(
         Called with (tiles queued, tiles in all) after every blend was queued; with `check` they are done
         after each row of tiles.
 
+    out
+        (s H, s W, 3) of the input's dtype in device memory of the same GPU, packed rows: written and returned
+        instead of memory of ours. What `stream` has of it before is waited for.
+
     Returns
     -------
     DeviceArray
-        (s H, s W, 3) of the input's dtype; owns its memory, also after the back end is closed.
+        (s H, s W, 3) of the input's dtype; owns its memory, also after the back end is closed. It is given
+        back in the order of the caller's stream, which has to live as long (as an object it is kept).
 
     Raises
     ------
@@ -70,7 +77,7 @@ def upscale_on_device(
     NumericError, OutOfMemoryError
         As in the pipeline.
     """
-    ends = OnDevice(image, backend, stream, check=check)
+    ends = OnDevice(image, backend, stream, check=check, out=out)
     for _ in pipeline.upscale(ends.view, ends, plan=plan, seed=seed, color_fix=color_fix, on_tiles=on_tiles):
         pass
     return ends.result()
@@ -84,7 +91,7 @@ class OnDevice:
 
     Parameters
     ----------
-    image, backend, stream, check
+    image, backend, stream, check, out
         As in `upscale_on_device`.
 
     Raises
@@ -93,7 +100,9 @@ class OnDevice:
         The back end does not run on a GPU, or on another one; or the picture has another shape or type.
     """
 
-    def __init__(self, image: Any, backend: Backend, stream: Any = None, *, check: bool = True) -> None:
+    def __init__(
+        self, image: Any, backend: Backend, stream: Any = None, *, check: bool = True, out: Any = None
+    ) -> None:
         if not isinstance(backend, TrtBackend):
             name = f"{type(image).__module__}.{type(image).__qualname__}"
             raise InputError(
@@ -104,7 +113,8 @@ class OnDevice:
         self._caller = stream_handle(stream) or self.view.stream
         if self._caller is None and not check:
             raise ConfigError("check=False without a stream: nothing would say when the result is complete")
-        self._backend, self._check = backend, check
+        self._backend, self._check, self._stream = backend, check, stream
+        self._given = out
         self._out: DeviceArray | None = None
         self._written = 0
         self.manifest, self.lanes, self.any_tile = backend.manifest, backend.lanes, backend.any_tile
@@ -114,6 +124,8 @@ class OnDevice:
             backend.canvas,
         )
         self.run, self.blend, self.close = backend.run, backend.blend, backend.close
+        if out is not None:
+            self._out = self._writable(out)
 
     def upload(self, image: Any) -> Source:
         """Copy the picture on the device, after the caller's work."""
@@ -133,7 +145,7 @@ class OnDevice:
         self._canvas, self.block_rows = canvas, plan.height_px
         self._finish = self._backend.finish(source, canvas, plan, color_fix=color_fix)
         if self._out is None:
-            self._out = _allocate(self._backend.driver, plan, self.view.dtype)
+            self._out = self._allocate((plan.height_px, plan.width_px, 3))
         return self
 
     def push(self, y0_px: int, y1_px: int) -> range:
@@ -151,27 +163,44 @@ class OnDevice:
             self._written = rows.stop
         return rows
 
-    def result(self) -> DeviceArray:
-        """Order the caller's later work after ours, and give him the picture."""
+    def result(self) -> Any:
+        """Order the caller's later work after ours; return his `out`, or a `DeviceArray`."""
         assert self._out is not None
         self._backend.hand_over(self._caller)
-        return self._out
+        return self._out if self._given is None else self._given
+
+    def _allocate(self, shape: tuple[int, int, int]) -> DeviceArray:
+        results, dtype = self._backend.results, self.view.dtype
+        address = results.allocate(math.prod(shape) * np.dtype(dtype).itemsize, self._backend.stream.handle)
+        # Without a stream of the caller's, behind all that the usual streams of other libraries have.
+        stream = LEGACY_STREAM if self._caller is None else self._caller
+        free = partial(_free, results, self._stream, stream)
+        return DeviceArray(address, shape, dtype, self._backend.driver.info.index, free)
+
+    def _writable(self, out: Any) -> DeviceArray:
+        """Return the caller's `out` as an array that frees nothing."""
+        view, scale = self._backend.look_at(out), self.manifest.model.scale
+        shape = (self.view.height * scale, self.view.width * scale, 3)
+        row_bytes = 3 * shape[1] * np.dtype(self.view.dtype).itemsize
+        found = (view.height, view.width, 3)
+        if (found, view.dtype, view.pitch_bytes) != (shape, self.view.dtype, row_bytes):
+            raise InputError(
+                f"out is {found} {view.dtype} with rows {view.pitch_bytes} bytes apart, expected {shape} "
+                f"{self.view.dtype}, rows {row_bytes} bytes apart"
+            )
+        return DeviceArray(view.address, shape, view.dtype, self._backend.driver.info.index, _keep)
 
 
-def same_kind(array: DeviceArray, image: Any) -> Any:
+def same_kind(array: Any, image: Any) -> Any:
     """Return `array` as the library of `image` (PyTorch, CuPy, JAX) has it, or as it is."""
     library = sys.modules.get(type(image).__module__.partition(".")[0])
     back = getattr(library, "from_dlpack", None)
     return array if back is None else back(array)
 
 
-def _allocate(driver: Driver, plan: TilePlan, dtype: str) -> DeviceArray:
-    shape = (plan.height_px, plan.width_px, 3)
-    address = driver.allocate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
-    return DeviceArray(address, shape, dtype, driver.info.index, partial(_free, driver.share()))
+def _free(results: Results, _kept: Any, stream: int, address: int) -> None:
+    results.free(address, stream)
 
 
-def _free(driver: Driver, address: int) -> None:
-    driver.activate()
-    driver.free(address)
-    driver.close()
+def _keep(_address: int) -> None:
+    """The caller's memory stays his."""

@@ -95,7 +95,7 @@ class DeviceFinish:
         NumericError
             A tile is not finite, and there are no FP32 engines to run it again.
         """
-        with stage("download"):
+        with stage("download"), self._driver.current():
             self._enter(self._canvas)
             first, last = self.finished(y0_px), self.finished(y1_px)
             out = np.empty((last - first, self._plan.width_px, 3), self.dtype)
@@ -128,7 +128,7 @@ class DeviceFinish:
 
     def take(self, y0_px: int, y1_px: int) -> None:
         """Queue what the colour fix computes of the canvas rows [y0, y1), which follow those taken before."""
-        with self._scheduler.finishing(self._order) as stream:
+        with self._driver.current(), self._scheduler.finishing(self._order) as stream:
             if self._mode == "wavelet":
                 self._extend_grid(y0_px, y1_px, stream)
             elif self._mode == "adain":
@@ -158,7 +158,8 @@ class DeviceFinish:
             ring=ring,
             affine=at.get("affine", 0),
         )
-        self._kernels.launch(finish, stream=self._scheduler.canvas_stream)
+        with self._driver.current():
+            self._kernels.launch(finish, stream=self._scheduler.canvas_stream)
 
     def _extend_grid(self, y0_px: int, y1_px: int, stream: int) -> None:
         plan, at = self._plan, self._at

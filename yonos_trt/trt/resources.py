@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from yonos_trt.cuda.device import Driver, Graphs, Memory
+from yonos_trt.cuda.arrays import Stream
+from yonos_trt.cuda.device import Driver, Graphs, Memory, Results
 from yonos_trt.cuda.kernels import TileKernels
 from yonos_trt.cuda.lanes import LaneScheduler
 from yonos_trt.engine.manifest import EngineManifest, Precision, Runtime, load_manifest
@@ -34,9 +37,24 @@ from yonos_trt.trt.ranges import Nvtx
 from yonos_trt.trt.refit import weights_of
 from yonos_trt.trt.repair import Repair
 
-__all__ = ["TrtResources"]
+__all__ = ["TrtResources", "on_device"]
 
 _log = logging.getLogger(__name__)
+
+_P, _T = ParamSpec("_P"), TypeVar("_T")
+_Self = TypeVar("_Self", bound="TrtResources")
+
+
+def on_device(method: Callable[Concatenate[_Self, _P], _T]) -> Callable[Concatenate[_Self, _P], _T]:
+    """Refuse after `close`; else run with the device current, and afterwards what was current before."""
+
+    @functools.wraps(method)
+    def run(self: _Self, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        self._enter()
+        with self._driver.current():
+            return method(self, *args, **kwargs)
+
+    return run
 
 
 class TrtResources:
@@ -83,8 +101,9 @@ class TrtResources:
                 kernels = CudaKernels()
             self._kernels = kernels
             self._trt = TensorRT(runtime, module=module)
-            self._engines = self._open(precision)
-            self._scheduler = LaneScheduler(driver, lanes, slots=SLOTS_PER_LANE)
+            with driver.current():
+                self._engines = self._open(precision)
+                self._scheduler = LaneScheduler(driver, lanes, slots=SLOTS_PER_LANE)
         except BaseException:
             driver.close()
             raise
@@ -93,6 +112,7 @@ class TrtResources:
         self._graphs = Graphs(driver, enabled=graphs)
         self._buffers = PlanBuffers(driver, self._scheduler, self.manifest)
         self._pictures = Memory(driver)
+        self.results = Results(driver)
         self._order = self._scheduler.picture()
         self._repair = Repair(
             driver,
@@ -144,14 +164,17 @@ class TrtResources:
     def _enter(self) -> None:
         if self._closed:
             raise ClosedError("the TensorRT back end is closed; open the engine directory again")
-        self._driver.activate()
 
     def close(self) -> None:
         """Wait for what is running and release everything; may be called twice."""
         if self._closed:
             return
-        self._enter()
         self._closed = True
+        with self._driver.current():
+            self._release()
+        self._driver.close()
+
+    def _release(self) -> None:
         with suppress(CudaError):  # a device that has failed cannot be waited for, but is let go all the same
             self._scheduler.drain()
         for engine in (*self._engines.values(), *(self._fallback or {}).values()):
@@ -166,7 +189,11 @@ class TrtResources:
             self._scheduler.close()
             self._buffers.memory.free_all()
             self._pictures.free_all()
-        self._driver.close()
+
+    @property
+    def stream(self) -> Stream:
+        """Our stream that results are complete on, for callers who order their work by events."""
+        return Stream(self._scheduler.canvas_stream)
 
     @property
     def precision(self) -> str:
@@ -178,6 +205,7 @@ class TrtResources:
         """Use only the first `lanes` from the next canvas on; the others hold no buffers then."""
         self._active = max(1, min(lanes, self.lanes))
 
+    @on_device
     def working_bytes(
         self, plan: TilePlan, lanes: int | None = None, *, color_fix: str = "wavelet"
     ) -> WorkingBytes:
@@ -185,7 +213,6 @@ class TrtResources:
 
         Host: page-locked copies of the picture and of finished rows. Device: buffers, weights and context.
         """
-        self._enter()
         shape = BatchShape.of(plan)
         if shape not in self._scratch:
             inputs, stream = stage_inputs(self.manifest, shape), self._scheduler.canvas_stream
