@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -296,6 +297,43 @@ def test_unknown_compute_capability_lists_the_known_ones(graphs: Path, tmp_path:
         build_engine(graphs / "step.onnx", tmp_path / "e", _shapes(graphs, "step"), options, stage="step")
 
 
+@pytest.mark.slow
+def test_attention_to_a_constant_prompt_is_one_kernel(tmp_path: Path) -> None:
+    """Of the size that Stable Diffusion 1.5 and 2.1 have first."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    from yonos_export.diffusers_networks import ConstantContext
+
+    class Attention(torch.nn.Module):  # type: ignore[misc, name-defined]
+        heads = 5
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.to_q = torch.nn.Linear(320, 320, bias=False)
+            self.to_out = torch.nn.ModuleList([torch.nn.Linear(320, 320)])
+            self.context = ConstantContext(*torch.randn(2, 1, 5, 77, 64).half())
+
+        def forward(self, x: Any) -> Any:
+            return self.context(self, x)
+
+    free = {0: torch.export.Dim("n", min=1, max=32), 1: torch.export.Dim("l", min=16, max=16384)}
+    example = torch.randn(2, 64, 320).half()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Attention().half().eval(), (example,), dynamo=True, opset_version=20, dynamic_shapes=(free,)
+        )
+    program.save(tmp_path / "attention.onnx")
+    shapes = {program.model.graph.inputs[0].name: ((1, 1024, 320), (4, 4096, 320), (8, 4096, 320))}
+    options = EngineOptions(runtime="tensorrt-rtx")
+    graph, engine = tmp_path / "attention.onnx", tmp_path / "attention.engine"
+    build_engine(graph, engine, shapes, options, stage="step", module=trt)
+    plan = engine.read_bytes()
+    assert b"_gemm_mha_v2" in plan
+    assert b"ExpSumDiv" not in plan  # a softmax of its own
+
+
 # ---------------------------------------------------------------------------------------------------------
 # What needs no builder
 
@@ -312,8 +350,10 @@ def test_profile_takes_the_models_tiles_and_refuses_others(graphs: Path) -> None
     assert low == (1, c, info.smallest_px // f, info.smallest_px // f)
     assert best == (3, c, info.default_px // f, info.default_px // f)
     assert high == (3, c, info.largest_px // f, info.largest_px // f)
+    default = [shape[0] for shape in shapes()["decoder"]["z_0"]]
+    assert default == [1, 4, 8]
     tall = shapes(opt_shape=(10 * unit, 4 * unit))["encoder"]["image"][1]
-    assert tall == (1, 3, 10 * unit, 4 * unit)
+    assert tall == (4, 3, 10 * unit, 4 * unit)
     with pytest.raises(ConfigError, match=f"opt_shape is .*multiples of {unit} px"):
         shapes(opt_shape=(10 * unit + 1, 4 * unit))
     with pytest.raises(ConfigError, match="min_shape <= opt_shape <= max_shape"):
@@ -365,6 +405,12 @@ class FakeTensorRT:
         REFIT_IDENTICAL = "identical"
         STRIP_PLAN = "strip"
 
+    class ProfilingVerbosity(enum.Enum):
+        DETAILED = "detailed"
+
+    class PreviewFeature(enum.Enum):
+        RUNTIME_ACTIVATION_RESIZE_10_10 = "resize"
+
     class HardwareCompatibilityLevel(enum.Enum):
         AMPERE_PLUS = "ampere"
         SAME_COMPUTE_CAPABILITY = "same"
@@ -390,9 +436,14 @@ class FakeTensorRT:
             self.progress_monitor: Any = None
             self.builder_optimization_level = 3
             self.hardware_compatibility_level: Any = None
+            self.profiling_verbosity: Any = None
+            self.features: dict[Any, bool] = {}
 
         def set_memory_pool_limit(self, pool: Any, size: int) -> None:
             self.said.append((pool, size))
+
+        def set_preview_feature(self, feature: Any, enabled: bool) -> None:
+            self.features[feature] = enabled
 
         def set_flag(self, flag: Any) -> None:
             self.said.append(flag)
@@ -490,6 +541,8 @@ def test_tensorrt_is_told_every_option(fake: Any, tmp_path: Path) -> None:
         SHAPES,
     ]
     assert config.builder_optimization_level == 5
+    assert config.profiling_verbosity is fake.ProfilingVerbosity.DETAILED
+    assert config.features == {fake.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10: True}
     assert config.hardware_compatibility_level is fake.HardwareCompatibilityLevel.AMPERE_PLUS
     assert (built.gpu, built.compute_capability) == ("Stand-in 3000", ("8.6",))
     assert built.tensorrt_version == "11.2.0.50"

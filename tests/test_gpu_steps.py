@@ -18,7 +18,7 @@ from simulated_device import SimulatedDriver
 
 from yonos_trt.cuda.launches import Gather, Launch, Noise
 from yonos_trt.cuda.probe import Device as Gpu
-from yonos_trt.cuda.probe import Driver, probe_driver
+from yonos_trt.cuda.probe import DriverFacts, probe_driver
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"
 SCRIPTS = sorted(path.name for path in FOLDER.glob("step_*.py"))
@@ -55,7 +55,7 @@ def test_a_step_that_fails_leaves_its_error_in_the_json(
 ) -> None:
     steps = step("steps")
     gpu = Gpu(0, "Test GPU", "8.6", 1 << 30)
-    monkeypatch.setattr("yonos_trt.cuda.probe.probe_driver", lambda: Driver("13.0", (gpu,), ""))
+    monkeypatch.setattr("yonos_trt.cuda.probe.probe_driver", lambda: DriverFacts("13.0", (gpu,), ""))
     monkeypatch.setattr(steps, "machine", lambda: {"gpu": "none"})
     monkeypatch.setattr(sys, "argv", ["step", "--out", str(tmp_path)])
 

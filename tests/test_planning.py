@@ -42,6 +42,20 @@ def test_without_a_limit_the_manifests_defaults_hold() -> None:
     assert planned.lanes == 3
 
 
+def test_a_backend_that_likes_batches_gets_even_ones_of_the_tiles_side_by_side() -> None:
+    def batch(width_lr_px: int, **options: int) -> int:
+        return plan_picture(MANIFEST, 600, width_lr_px, best_batch=4, **options).tiles.batch
+
+    columns = [len(plan_picture(MANIFEST, 600, w).tiles.xs) for w in (100, 300, 600, 900)]
+    assert columns == [1, 3, 6, 8]
+    assert [batch(w) for w in (100, 300, 600, 900)] == [1, 3, 3, 4]
+    assert batch(900, batch=2) == 2  # what was named is kept
+    assert batch(900, at_most=(512, 2)) == 2  # type: ignore[arg-type]
+    few = plan_picture(MANIFEST, 600, 900, best_batch=4, lanes=2)
+    less = plan_picture(MANIFEST, 600, 900, best_batch=4, lanes=2, host_limit_bytes=few.host_bytes - 1)
+    assert (less.tiles.batch, less.lanes, less.tiles.tile_h_px) == (2, 2, 512)  # the batch goes first
+
+
 def test_what_the_caller_names_is_kept() -> None:
     planned = plan_picture(
         MANIFEST, 1000, 1000, tile_px=256, overlap_px=32, batch=3, host_limit_bytes=1 << 31

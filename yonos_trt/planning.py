@@ -14,6 +14,7 @@ Device memory is counted by `yonos_trt.trt.memory`.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -84,6 +85,7 @@ def plan_picture(
     host_limit_bytes: int | None = None,
     device_limit_bytes: int | None = None,
     working_bytes: Callable[[TilePlan, int], WorkingBytes] | None = None,
+    best_batch: int = 1,
     shrink: bool = False,
     at_most: tuple[int, int] | None = None,
 ) -> PicturePlan:
@@ -96,8 +98,8 @@ def plan_picture(
     height_lr_px, width_lr_px
         Size of the input picture.
     tile_px, overlap_px, batch
-        Wanted values; None takes the manifest's default (batch: 1) and lets the limits lower it. A value
-        that was given is kept.
+        Wanted values; None takes the manifest's default (batch: as `best_batch` says) and lets the limits
+        lower it. A value that was given is kept.
     lanes
         Lanes at most; the limits may lower them.
     host_limit_bytes, device_limit_bytes
@@ -105,6 +107,9 @@ def plan_picture(
         go, then the tile is halved.
     working_bytes
         ``(tiles, lanes) -> WorkingBytes``, a backend's own figures; None takes the model of this module.
+    best_batch
+        Tiles a batch that the backend runs best, for pictures that have as many side by side: a batch does
+        not reach over the end of a row of tiles, so fewer are taken where they divide the row more evenly.
     shrink
         Shrink the tiles to what as many of them need to cover the picture; a given `tile_px` is kept.
     at_most
@@ -134,12 +139,12 @@ def plan_picture(
             WorkingBytes(host_peak_bytes(cut, lanes)) if working_bytes is None else working_bytes(cut, lanes)
         )
 
-    def plan(tile: int, batch: int, lanes: int) -> PicturePlan:
+    def cut_into(tile: int, batch: int) -> TilePlan:
         overlap = tiles.overlap_px if overlap_px is None else overlap_px
         if overlap_px is None or at_most is not None:
             overlap = min(overlap, tile // 2)
         try:
-            cut = plan_tiles(
+            return plan_tiles(
                 height_lr_px * scale,
                 width_lr_px * scale,
                 tile_px=tile,
@@ -151,11 +156,16 @@ def plan_picture(
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+    def plan(tile: int, batch: int, lanes: int) -> PicturePlan:
+        cut = cut_into(tile, batch)
         return PicturePlan(cut, lanes, *measured(cut, lanes))
 
-    choice = (tile_px or tiles.default_px, batch if batch is not None else 1, lanes)
-    if at_most is not None:
-        choice = (min(choice[0], at_most[0]), min(choice[1], at_most[1]), lanes)
+    side = min(tile_px or tiles.default_px, sys.maxsize if at_most is None else at_most[0])
+    wanted = batch
+    if wanted is None:
+        wanted = 1 if best_batch == 1 else _even(len(cut_into(side, 1).xs), best_batch)
+    choice = (side, min(wanted, sys.maxsize if at_most is None else at_most[1]), lanes)
     while True:
         planned = plan(*choice)
         over = [
@@ -208,6 +218,11 @@ def from_row(plan: TilePlan, first_px: int) -> TilePlan:
     while plan.ys[skipped] + plan.tile_h_px <= first_px:
         skipped += 1
     return replace(plan, ys=plan.ys[skipped:]) if skipped else plan
+
+
+def _even(tiles: int, best: int) -> int:
+    """Return the batch that cuts a row of tiles into as few equal parts as batches of `best` do."""
+    return -(-tiles // -(-tiles // best))
 
 
 def _half(tile_px: int, overlap_px: int, manifest: EngineManifest) -> int | None:

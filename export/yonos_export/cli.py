@@ -71,7 +71,9 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--min-shape", type=Shape(), help="Smallest tile of the engines, output px.")
 @click.option("--opt-shape", type=Shape(), help="Tile the engines are tuned for, output px.")
 @click.option("--max-shape", type=Shape(), help="Largest tile of the engines, output px.")
-@click.option("--batch", type=int, default=1, show_default=True, help="Tiles per batch: best and largest.")
+@click.option(
+    "--batch", type=int, metavar="N", help="Tiles per batch: best and largest; default: best 4, largest 8."
+)
 @click.option(
     "--device",
     type=click.IntRange(0),

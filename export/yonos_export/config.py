@@ -91,7 +91,8 @@ class ExportConfig:
         Tile (height, width) in output px of the engines' profile. None: the model's smallest, default and
         largest tile.
     batch
-        Tiles per batch: best and largest of the profile; the smallest is 1.
+        Tiles per batch: best and largest of the profile; the smallest is 1. None: tuned for 4, up to 8; which
+        it is then is the planner's choice, by picture and memory.
     workspace_mb
         Scratch memory the engine builder may use, MiB. None: TensorRT's own limit (all of it).
     builder_optimization_level
@@ -143,7 +144,7 @@ class ExportConfig:
     min_shape: tuple[int, int] | None = None
     opt_shape: tuple[int, int] | None = None
     max_shape: tuple[int, int] | None = None
-    batch: int = 1
+    batch: int | None = None
     device: int = 0
     workspace_mb: int | None = None
     builder_optimization_level: int | None = None
@@ -180,7 +181,7 @@ class ExportConfig:
             check_restore(self.restore)
         if not 18 <= self.opset <= 23:
             raise ConfigError(f"opset is {self.opset}, expected 18 to 23 (20 is what is tested)")
-        if not 1 <= self.batch <= MAX_BATCH:
+        if self.batch is not None and not 1 <= self.batch <= MAX_BATCH:
             raise ConfigError(f"batch is {self.batch}, expected 1 to {MAX_BATCH}")
         if self.device < 0:
             raise ConfigError(f"device is {self.device}, expected a CUDA device number from 0 up")
@@ -215,6 +216,11 @@ class ExportConfig:
                 "compute_capabilities exists for runtime tensorrt-rtx only; a tensorrt engine is built "
                 "for the GPU of this machine (see hardware_compatibility)"
             )
+
+    @property
+    def batches(self) -> tuple[int, int, int]:
+        """Smallest, best and largest batch of the profile."""
+        return (1, *((4, 8) if self.batch is None else (self.batch, self.batch)))
 
     @property
     def limits(self) -> Thresholds:

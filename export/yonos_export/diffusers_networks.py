@@ -31,7 +31,11 @@ class Constant(nn.Module):
 
 
 class ConstantContext:
-    """Cross-attention to one prompt that never changes; its keys and values are ``(1, heads, L, D)``."""
+    """Cross-attention to one prompt that never changes; its keys and values are ``(1, heads, L, D)``.
+
+    In the form that TensorRT fuses into one kernel: scaled-dot-product attention, keys and values with the
+    batch of the queries. Broadcast, they stay three products and a softmax with copies between them.
+    """
 
     def __init__(self, key: Tensor, value: Tensor) -> None:
         self.key, self.value = key, value
@@ -40,8 +44,9 @@ class ConstantContext:
         batch, length, _ = hidden_states.shape
         head = self.key.shape[-1]
         q = attn.to_q(hidden_states).view(batch, length, attn.heads, head).transpose(1, 2)
-        weights = torch.softmax(q @ (self.key.transpose(2, 3) * head**-0.5), dim=-1)
-        out = (weights @ self.value).transpose(1, 2).reshape(batch, length, attn.heads * head)
+        key, value = (one.expand(batch, -1, -1, -1) for one in (self.key, self.value))
+        out = nn.functional.scaled_dot_product_attention(q, key, value)
+        out = out.transpose(1, 2).reshape(batch, length, attn.heads * head)
         result: Tensor = attn.to_out[0](out)
         return result
 

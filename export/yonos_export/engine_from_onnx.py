@@ -137,6 +137,13 @@ def build_engine(
 
 def _configure(module: Any, config: Any, options: EngineOptions) -> None:
     """Apply the options; those of the other runtime were refused by `ExportConfig`."""
+    config.profiling_verbosity = module.ProfilingVerbosity.DETAILED  # names in a profiler, kernels to count
+    # The run time hands in all activation memory, of the size that the shapes at hand need.
+    if hasattr(module.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(module.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    resize = getattr(module.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10", None)
+    if resize is not None:
+        config.set_preview_feature(resize, True)
     if options.workspace_mb is not None:
         config.set_memory_pool_limit(module.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
     if options.builder_optimization_level is not None:

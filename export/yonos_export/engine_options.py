@@ -57,15 +57,16 @@ def profile_shapes(info: ModelInfo, config: ExportConfig) -> dict[str, Shapes]:
                 f"{info.multiple_px} px, from {info.smallest_px} px on"
             )
     low, best, high = tiles.values()
+    smallest, wanted, largest = config.batches
     if not all(a <= b <= c for a, b, c in zip(low, best, high, strict=True)):
         words = " <= ".join(f"{h}x{w}" for h, w in tiles.values())
         raise ConfigError(f"min_shape <= opt_shape <= max_shape does not hold: {words}")
     return {
         stage: {
             name: (
-                info.shape(stage, name, batch=1, tile_px=low),
-                info.shape(stage, name, batch=config.batch, tile_px=best),
-                info.shape(stage, name, batch=config.batch, tile_px=high),
+                info.shape(stage, name, batch=smallest, tile_px=low),
+                info.shape(stage, name, batch=wanted, tile_px=best),
+                info.shape(stage, name, batch=largest, tile_px=high),
             )
             for name in inputs
         }

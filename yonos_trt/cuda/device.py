@@ -181,19 +181,28 @@ class Results:
 
     def allocate(self, nbytes: int, stream: int) -> int:
         """Return memory that work queued on `stream` from now on may use; keeps the driver open."""
-        self._free_waiting()
-        address = self._driver.allocate_ordered(nbytes, stream)
         self._driver.share()
-        return address
+        try:
+            self._let_go(self._free_waiting())
+            return self._driver.allocate_ordered(nbytes, stream)
+        except BaseException:
+            self._driver.close()
+            raise
 
     def free(self, address: int, stream: int) -> None:
         """Give memory back behind the work that `stream` has; from any thread, whatever its device."""
         with self._lock:
             self._waiting.append((address, stream))
         with self._driver.current():
-            self._free_waiting()
+            freed = self._free_waiting()
+        self._let_go(freed)
 
-    def _free_waiting(self) -> None:
+    def _let_go(self, count: int) -> None:
+        for _ in range(count):
+            self._driver.close()
+
+    def _free_waiting(self) -> int:
+        freed = 0
         with self._lock:
             waiting, self._waiting = self._waiting, []
         for address, stream in waiting:
@@ -202,7 +211,8 @@ class Results:
                     self._waiting.append((address, stream))
             else:
                 self._driver.free_ordered(address, stream)
-                self._driver.close()
+                freed += 1
+        return freed
 
 
 class Graphs:

@@ -9,6 +9,7 @@ objects around these integers.
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -85,7 +86,7 @@ class CudaDriver:
         self._pool: Any = None
         self._pools = bool(self._attribute("MEMORY_POOLS_SUPPORTED"))
         self._context = self._call("cuDevicePrimaryCtxRetain", self._device)
-        self._users = 1
+        self._users, self._lock = 1, threading.RLock()
 
     @property
     def info(self) -> DeviceInfo:
@@ -132,13 +133,16 @@ class CudaDriver:
 
     def share(self) -> CudaDriver:
         """See `Driver`."""
-        self._users += 1
+        with self._lock:
+            self._users += 1
         return self
 
     def close(self) -> None:
         """Release the primary context when the last user has closed; other libraries keep it."""
-        self._users -= 1
-        if self._users <= 0 and self._context is not None:
+        with self._lock:
+            self._users -= 1
+            last = self._users <= 0 and self._context is not None
+        if last:
             with self.current():
                 if self._pool is not None:
                     self._call("cuMemPoolDestroy", self._pool)
