@@ -106,6 +106,7 @@ def write_engines(
     version: str | None = None,
     capability: tuple[str, ...] = ("8.6",),
     largest: tuple[int, int] = (4, 4096),
+    best: int = 1,
     encoder_input: str = "upsampled",
     io_dtype: Mapping[str, str] | None = None,
     manifest_changes: Mapping[str, Any] | None = None,
@@ -124,7 +125,7 @@ def write_engines(
             ranges = {
                 tensor: ShapeRange(
                     min=(1, 3 if tensor == "image" else 4, 1, 1),
-                    opt=(1, 3 if tensor == "image" else 4, 64, 64),
+                    opt=(best, 3 if tensor == "image" else 4, 64, 64),
                     max=(batch, 3 if tensor == "image" else 4, px, px),
                 )
                 for tensor in inputs

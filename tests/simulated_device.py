@@ -291,7 +291,7 @@ class SimulatedDriver:
                 allocation.alive = False
                 self.used_bytes -= nbytes
 
-            self.enqueue("free_ordered", stream, run, writes=[(address, nbytes)])
+            self.enqueue("release", stream, run, writes=[(address, nbytes)])
 
     def is_capturing(self, stream: int) -> bool:
         return self.capturing()

@@ -177,3 +177,14 @@ def test_doctor_lists_only_providers_that_load(monkeypatch: pytest.MonkeyPatch) 
     assert facts["not_loading"].keys() == {"CUDAExecutionProvider"}
     text = "\n".join(doctor.lines(doctor.examine()))
     assert "CUDAExecutionProvider does not load: " in text
+
+
+def test_doctor_finds_two_wheels_that_overwrite_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = doctor.metadata.version
+    monkeypatch.setattr(
+        doctor.metadata, "version", lambda name: "1.31.0" if "onnxruntime" in name else known(name)
+    )
+    monkeypatch.setattr(doctor, "_training", lambda: {"problem": "not asked"})
+    facts = doctor.examine()
+    assert "uninstall -y onnxruntime onnxruntime-gpu" in facts["onnxruntime"]["problem"]
+    assert any("both installed" in line for line in doctor.lines(facts))

@@ -34,7 +34,7 @@ from yonos_trt.errors import (
 @cache
 def load_standin() -> Any:
     """Load the stand-in and let NVIDIA's bindings find it; skips where it cannot be compiled."""
-    pathfinder = pytest.importorskip("cuda.pathfinder", reason="needs cuda-bindings (extra rtx)")
+    pytest.importorskip("cuda.pathfinder", reason="needs cuda-bindings (extra rtx)")
     if probe_driver().devices:
         pytest.skip("a GPU is here, and one process has one libcuda")
     library = standin_libcuda()
@@ -43,10 +43,12 @@ def load_standin() -> Any:
     for name in ("standin_stream_flags", "standin_event_flags"):
         getattr(loaded, name).argtypes = [ctypes.c_void_p]
     found = SimpleNamespace(abs_path=loaded.path, _handle_uint=loaded._handle, found_via="test")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pathfinder, "load_nvidia_dynamic_lib", lambda name: found)
-        from cuda.bindings import driver
+    from cuda.bindings import driver
 
+    with pytest.MonkeyPatch.context() as patch:  # whoever imported the function before, or will now
+        for module in [m for n, m in sys.modules.items() if n.startswith("cuda.")]:
+            if hasattr(module, "load_nvidia_dynamic_lib"):
+                patch.setattr(module, "load_nvidia_dynamic_lib", lambda name: found)
         assert driver.cuDriverGetVersion()[1] == 13020
     return loaded
 

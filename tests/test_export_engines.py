@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import hashlib
 import json
 import os
 import signal
@@ -25,6 +26,8 @@ pytest.importorskip("filelock")
 import helpers
 import yonos_export.tensorrt_module as machine
 from yonos_export import ExportConfig, export
+from yonos_export.comparison import command
+from yonos_export.config import Thresholds
 from yonos_export.engine_from_onnx import build_engine
 from yonos_export.engine_options import EngineOptions, profile_shapes
 from yonos_export.lock import only_builder
@@ -92,7 +95,8 @@ def test_export_adds_fp16_graphs_and_engines_to_a_directory_that_loads(built: Pa
         figures = manifest.parity.stages[name]["fp16"]  # type: ignore[index]
         assert figures.cosine > 0.999
     assert manifest.parity.end_to_end_psnr_db["fp16"] is not None
-    assert [r.file for r in manifest.files] == ["fp16.ranges.json"]
+    compared = [f"{s}.{kind}.json" for s in ("encoder", "step", "decoder") for kind in ("inputs", "outputs")]
+    assert [r.file for r in manifest.files] == ["fp16.ranges.json", *compared]
 
 
 def test_manifest_tells_what_each_engine_is_for(built: Path) -> None:
@@ -222,6 +226,8 @@ def test_cancelled_build_writes_nothing(graphs: Path, tmp_path: Path) -> None:
 # signal handlers, on which the kernel could not always lay the frame of this signal.
 _INTERRUPTED = """
 import json, os, pathlib, signal, sys
+from yonos_export.comparison import command
+from yonos_export.config import Thresholds
 from yonos_export.engine_from_onnx import build_engine
 from yonos_export.engine_options import EngineOptions
 
@@ -295,6 +301,80 @@ def test_unknown_compute_capability_lists_the_known_ones(graphs: Path, tmp_path:
     options = dataclasses.replace(RTX, compute_capabilities=("6.1",))
     with pytest.raises(ConfigError, match=r"'6\.1'.*it knows .*8\.6"):
         build_engine(graphs / "step.onnx", tmp_path / "e", _shapes(graphs, "step"), options, stage="step")
+
+
+@pytest.mark.slow
+def test_polygraphy_repeats_the_comparison_that_the_export_prints(built: Path, tmp_path: Path) -> None:
+    """Its ONNX Runtime and its builder run here for real; on a GPU the same command runs the engine."""
+    pytest.importorskip("polygraphy")
+    manifest = load_manifest(built)
+    said = command(manifest, built, "fp16", 60.0)
+    assert said is not None
+    assert said.startswith(f"(cd {built} && for stage in encoder step decoder; do polygraphy run ")
+    here = said.replace("polygraphy run", f"{sys.executable} -m polygraphy run")
+    here = here.replace("--trt --strongly-typed", "--onnxrt")
+    for limit, code in (("60", 0), ("200", 1)):
+        line = here.replace("--psnr-threshold 60", f"--psnr-threshold {limit}")
+        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == code, done.stdout + done.stderr
+    build = [sys.executable, "-m", "polygraphy", "convert", "decoder.fp16.onnx", "--strongly-typed"]
+    shapes = [f"--trt-{k}-shapes=z_0:[1,4,16,16]" for k in ("min", "opt", "max")]
+    done = subprocess.run(
+        [*build, "--convert-to", "trt", *shapes, "-o", str(tmp_path / "decoder.engine")],
+        cwd=built,
+        env={**os.environ, "POLYGRAPHY_USE_TENSORRT_RTX": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert read_header((tmp_path / "decoder.engine").read_bytes()) is not None
+
+
+def test_a_users_quantised_graph_is_built_and_gated_like_any_other(graphs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+    class Latents(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            random = np.random.default_rng(0)
+            self.left = [random.standard_normal((1, 4, 32, 32)).astype(np.float32) for _ in range(4)]
+
+        def get_next(self) -> dict[str, Any] | None:
+            return {"z_0": self.left.pop()} if self.left else None
+
+    record = load_manifest(graphs).stages.decoder.find("onnx", "fp32")[0]
+    quantize_static(
+        graphs / record.file,
+        tmp_path / "q.onnx",
+        Latents(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        extra_options={"ActivationSymmetric": True},
+    )
+    raw = (tmp_path / "q.onnx").read_bytes()
+    assert b"DequantizeLinear" in raw
+    (graphs / record.file).write_bytes(raw)
+    helpers.edit_manifest(
+        graphs,
+        lambda document: document["stages"]["decoder"]["artifacts"][0].update(
+            sha256=hashlib.sha256(raw).hexdigest(), bytes=len(raw)
+        ),
+    )
+    config = ExportConfig(
+        source=graphs, engine_dir=tmp_path / "out", runtime="tensorrt-rtx", batch=1, verify_tile_px=64
+    )
+    export(config)
+    engine = load_manifest(tmp_path / "out").stages.decoder.find("tensorrt-rtx", "fp32")[0]
+    assert read_header(read_engine(tmp_path / "out", engine)) is not None
+    # In FP16 values fall on the other side of a step here and there: measured, and refused if too far.
+    half = dataclasses.replace(config, engine_dir=tmp_path / "half", precision="fp16", runtime="onnx")
+    with pytest.raises(BuildError, match="decoder: PSNR"):
+        export(dataclasses.replace(half, thresholds=Thresholds(0.999, 90.0, 30.0)))
+    manifest = export(dataclasses.replace(half, thresholds=Thresholds(0.999, 40.0, 30.0)))
+    assert manifest is not None
+    assert manifest.parity.stages["decoder"]["fp16"].psnr_db is not None
 
 
 @pytest.mark.slow

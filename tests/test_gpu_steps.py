@@ -34,7 +34,7 @@ def test_there_is_a_script_for_every_step() -> None:
     assert [name[:7] for name in SCRIPTS] == [f"step_0{i}" for i in range(1, 6)]
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [*SCRIPTS, "run_all.py"])
 def test_without_a_gpu_a_step_says_so_and_writes_nothing(script: str, tmp_path: Path) -> None:
     if probe_driver().devices:
         pytest.skip("this machine has a GPU")
@@ -68,6 +68,37 @@ def test_a_step_that_fails_leaves_its_error_in_the_json(
     assert (report["ok"], report["error"]["text"]) == (False, "the reason")
     assert steps.main("98_fine", lambda options: {"x": 1}) == 0
     assert json.loads((tmp_path / "98_fine.json").read_text())["result"] == {"x": 1}
+
+
+def test_all_steps_run_within_a_time_and_what_happened_is_written_after_each(
+    step: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = step("run_all")
+    scripts, out = tmp_path / "scripts", tmp_path / "out"
+    scripts.mkdir()
+    (scripts / "good.py").write_text("import sys, pathlib; pathlib.Path(sys.argv[2]).mkdir(parents=True)")
+    (scripts / "bad.py").write_text("import sys; sys.stderr.write('the reason'); sys.exit(1)")
+    (scripts / "hangs.py").write_text("import time; time.sleep(60)")
+    monkeypatch.setattr(runner, "HERE", scripts)
+    plan = [runner.Step(f"{name}.py", ("--x", "1"), 10.0) for name in ("bad", "good", "hangs", "good")]
+    plan[2] = runner.Step("hangs.py", (), 11.0)
+    monkeypatch.setattr(runner.time, "perf_counter", iter(range(0, 400, 3)).__next__)
+    limits: list[float] = []
+    real = subprocess.run
+
+    def quick(*arguments: Any, timeout: float, **options: Any) -> Any:
+        limits.append(timeout)
+        return real(*arguments, timeout=20 if timeout <= 10 else 1.5, **options)
+
+    monkeypatch.setattr(runner.subprocess, "run", quick)
+    done = runner.run_all(plan, out, 36.0)
+    assert [record.get("exit_code", "not run") for record in done] == [1, 0, None, "not run"]
+    assert done[0]["stderr"] == "the reason"
+    assert done[3]["not run"].endswith("s are left")
+    assert json.loads((out / "run_all.json").read_text()) == done
+    assert (out / "01_good").is_dir()
+    assert limits == [10.0, 10.0, 11.0]
+    assert sum(s.seconds for s in runner.planned(None, None)) == 660
 
 
 def test_wheels_in_parts_are_joined(step: Any, tmp_path: Path) -> None:

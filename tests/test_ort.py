@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
 import pytest
 from helpers import edit_manifest, make_engine_dir, picture, psnr_db
 
-from yonos_trt.backends.ort import OrtBackend
+from yonos_trt.backends import ort_providers
+from yonos_trt.backends.ort import OrtBackend, pick_onnx
+from yonos_trt.backends.ort_providers import DEVICE_MEMORY, Providers
+from yonos_trt.cuda.probe import probe_driver
 from yonos_trt.engine import manifest as m
 from yonos_trt.errors import (
     ClosedError,
@@ -20,6 +26,7 @@ from yonos_trt.errors import (
     EngineIntegrityError,
     EngineNotFoundError,
     ManifestError,
+    MissingExtraError,
     NumericError,
 )
 from yonos_trt.pipeline import upscale_array
@@ -120,6 +127,7 @@ def no_cuda_after_all(monkeypatch: pytest.MonkeyPatch) -> _Recorded:
 
     known = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: known)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     monkeypatch.setattr(onnxruntime, "InferenceSession", without)
     return recorded
 
@@ -147,6 +155,122 @@ def test_with_the_cpu_named_as_well_it_is_a_warning_and_the_log_says_what_runs(
     assert "CUDA" not in opened
     assert backend.providers == ("CPUExecutionProvider",)
     backend.close()
+
+
+class _Known:
+    """An ONNX Runtime with these providers, and what it was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *known: str) -> None:
+        import onnxruntime
+
+        self.preloaded = 0
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(known))
+        monkeypatch.setattr(onnxruntime, "preload_dlls", self._preload)
+
+    def _preload(self) -> None:
+        self.preloaded += 1
+
+
+def test_the_libraries_of_cuda_wheels_are_loaded_before_a_cuda_session(
+    engine_dir: Path, no_cuda_after_all: _Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = _Known(monkeypatch, "CUDAExecutionProvider", "CPUExecutionProvider")
+    OrtBackend(engine_dir, providers=["CPUExecutionProvider"]).close()
+    assert known.preloaded == 0
+    OrtBackend(engine_dir, providers=["CUDAExecutionProvider", "CPUExecutionProvider"]).close()
+    assert known.preloaded == 1
+
+
+def test_on_a_device_latents_stay_there_and_the_bits_are_the_same(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime's IO binding for real, the CPU's memory in the place of a GPU's."""
+    image = picture(61, 67)
+    expected = run(engine_dir, image, batch=2)
+    monkeypatch.setitem(DEVICE_MEMORY, "CPUExecutionProvider", "cpu")
+    called: list[str] = []
+    for name in ("encode", "step", "decode"):
+        monkeypatch.setattr(OrtBackend, name, lambda *_, name=name, **__: called.append(name))
+    np.testing.assert_array_equal(run(engine_dir, image, batch=2), expected)
+    assert called == []
+    backend = OrtBackend(engine_dir)
+    assert not backend.any_tile  # one shape for all pictures: kernels are chosen for it
+    backend.close()
+
+
+def test_a_spoilt_latent_on_a_device_names_its_network(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DEVICE_MEMORY, "CPUExecutionProvider", "cpu")
+    monkeypatch.setattr(OrtBackend, "noise", lambda *_, **__: np.full((1, 12, 16, 16), np.nan, np.float32))
+    with pytest.raises(NumericError) as caught:
+        run(engine_dir, picture(16, 16))
+    assert caught.value.stage == "step"
+
+
+def test_on_a_gpu_the_fp16_graphs_go_first(engine_dir: Path) -> None:
+    manifest = m.load_manifest(engine_dir)
+
+    def change(stage: Any) -> Any:
+        (artifact,) = stage.artifacts
+        half = msgspec.structs.replace(artifact, precision="fp16")
+        return msgspec.structs.replace(stage, artifacts=(artifact, half))
+
+    stages = m.Stages(**{name: change(stage) for name, stage in manifest.stages.items()})
+    both = msgspec.structs.replace(manifest, stages=stages)
+    for options, precision in (({}, "fp32"), ({"best": "fp16"}, "fp16"), ({"precision": "fp32"}, "fp32")):
+        picked = pick_onnx(both, engine_dir, **options)  # type: ignore[arg-type]
+        assert {a.precision for a in picked.values()} == {precision}
+
+
+def test_the_rtx_plugin_is_registered_and_says_what_it_needs(engine_dir: Path) -> None:
+    pytest.importorskip("onnxruntime_ep_nv_tensorrt_rtx", reason="needs the extra ort-rtx")
+    if probe_driver().devices:
+        pytest.skip("a GPU is here")
+    with pytest.raises(EngineDeviceError, match=r"cannot load onnxruntime_ep_nv_tensorrt_rtx \(.*libcuda"):
+        OrtBackend(engine_dir, providers=["NvTensorRTRTXExecutionProvider"])
+
+
+def test_the_rtx_plugin_that_is_not_installed_names_its_extra(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", None)
+    with pytest.raises(MissingExtraError, match=r"'\.\[ort-rtx\]'"):
+        OrtBackend(engine_dir, providers=["NvTensorRTRTXExecutionProvider"])
+
+
+def test_a_plugins_device_and_options_reach_the_session(
+    engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    class Options:
+        added: ClassVar[list[Any]] = []
+
+        def add_provider_for_devices(self, devices: list[Any], settings: dict[str, str]) -> None:
+            self.added.append((devices, settings))
+
+    name = "NvTensorRTRTXExecutionProvider"
+    devices = [SimpleNamespace(ep_name=name, number=i) for i in range(2)]
+    monkeypatch.setitem(
+        sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", SimpleNamespace(get_library_path=lambda: "plugin.so")
+    )
+    registered: list[Any] = []
+    monkeypatch.setattr(ort_providers, "_registered", set())
+    monkeypatch.setattr(
+        onnxruntime, "register_execution_provider_library", lambda *a: registered.append(a), raising=False
+    )
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", lambda: devices, raising=False)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda model, *, sess_options: sess_options)
+    monkeypatch.setenv("YONOS_CACHE_DIR", str(tmp_path))
+    for _ in range(2):
+        providers = Providers(onnxruntime, [(name, {"nv_max_workspace_size": 5})], device=1)
+        providers.open(b"", Options())
+    assert registered == [(name, "plugin.so")]
+    settings = {"nv_runtime_cache_path": str(tmp_path / "ort-rtx"), "nv_max_workspace_size": "5"}
+    assert Options.added == [([devices[1]], settings)] * 2
+    with pytest.raises(EngineDeviceError, match="offers 2 devices, asked for is number 2"):
+        Providers(onnxruntime, [name], device=2).open(b"", Options())
 
 
 def test_no_provider_at_all_is_refused(engine_dir: Path) -> None:

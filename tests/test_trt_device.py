@@ -206,6 +206,9 @@ def test_memory_of_the_callers_is_written_in_place(engine_dir: Path, monkeypatch
     driver = SimulatedDriver(random.Random(1).randrange)
     image = picture(20, 48)
     tensor, mine = Tensor(driver, image), Tensor(driver, np.zeros((80, 192, 3), np.uint8))
+    event = driver.event_create()
+    driver.event_record(event, mine.stream)
+    driver.stream_wait(tensor.stream, event)
     mine.stream = tensor.stream
     with open_sr(engine_dir, driver, monkeypatch) as sr:
         sr.upscale(tensor)
@@ -258,6 +261,23 @@ def test_sr_takes_and_returns_device_memory(engine_dir: Path, monkeypatch: pytes
     with sr_module.SR(engine_dir, runtime="tensorrt", tile_px=64, overlap_px=16) as sr:
         fixed = fetch(driver, sr.upscale(tensor), tensor.stream)
         assert np.array_equal(fixed, reference(image, plan_for(image), color_fix="wavelet"))
+
+
+def test_the_planner_takes_the_batch_that_the_engines_are_tuned_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_engines(tmp_path, best=4, largest=(8, 4096))
+    driver = SimulatedDriver()
+    image = picture(20, 60)  # 240 px: five tiles side by side
+    with open_sr(tmp_path, driver, monkeypatch) as sr:
+        planned = sr.plan(20, 60)
+        assert (len(planned.tiles.xs), planned.tiles.batch) == (5, 3)
+        assert np.array_equal(sr.upscale(image), reference(image, planned.tiles))
+    with open_sr(tmp_path, SimulatedDriver(), monkeypatch, device_memory_limit_mb=401) as sr:
+        assert sr.plan(20, 60).tiles.batch < 3  # by memory
+    with open_sr(tmp_path, SimulatedDriver(), monkeypatch, batch=8) as sr:
+        assert sr.plan(20, 60).tiles.batch == 8
+        assert np.array_equal(sr.upscale(image), reference(image, plan_for(image, batch=8)))
 
 
 def test_a_back_end_on_the_host_refuses_device_memory() -> None:

@@ -206,6 +206,7 @@ class Session:
                 None if backend is None else partial(backend.working_bytes, color_fix=self._color_fix)
             ),
             shrink=on_host if backend is None else backend.any_tile,
+            best_batch=1 if backend is None else backend.best_batch,
             at_most=self._at_most,
             **self._wanted,
         )

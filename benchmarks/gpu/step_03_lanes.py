@@ -58,7 +58,8 @@ def compare(
                 if not np.array_equal(got, expected):
                     where = np.argwhere(got != expected)[0].tolist()
                     raise AssertionError(f"lanes={lanes}, graphs={graphs}: other bits from {where} on")
-            free, total = backend.driver.memory()
+            with backend.driver.current():
+                free, total = backend.driver.memory()
             results[f"lanes {lanes}, {'graphs' if graphs else 'no graphs'}"] = {
                 "first_ms": times[0],
                 "median_ms": steps.median(times[1:]),

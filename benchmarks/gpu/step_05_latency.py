@@ -23,6 +23,8 @@ TILE_PX = 512
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", default="lite,sd", help="comma-separated: lite, sd")
     parser.add_argument("--batches", default="1,4", help="comma-separated")
+    parser.add_argument("--tiles", default=str(TILE_PX), help="tile sides in output px, comma-separated")
+    parser.add_argument("--providers", default="", help="of ONNX Runtime, for whole pictures")
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--engine-dir", type=Path, action="append", default=[], help="ours; may be repeated")
     parser.add_argument("--runtime", default="tensorrt-rtx", choices=("tensorrt", "tensorrt-rtx"))
@@ -124,7 +126,7 @@ def time_torch(torch: Any, call: Callable[..., Any], inputs: list[Any], repeats:
     return {"median_ms": steps.median(times), "best_ms": min(times), "repeats": repeats}
 
 
-def torch_latency(model: str, batches: list[int], repeats: int) -> dict[str, Any]:
+def torch_latency(model: str, batches: list[int], tiles: list[int], repeats: int) -> dict[str, Any]:
     """All stages of one model, in the three ways of PyTorch."""
     import torch
 
@@ -134,9 +136,9 @@ def torch_latency(model: str, batches: list[int], repeats: int) -> dict[str, Any
     with torch.inference_mode():
         for name, module in modules.items():
             module = module.eval().cuda().half()
-            for n in batches:
-                image = torch.rand(n, 3, TILE_PX, TILE_PX, device="cuda", dtype=torch.float16) * 2 - 1
-                side = TILE_PX // factor
+            for n, tile in ((n, tile) for tile in tiles for n in batches):
+                image = torch.rand(n, 3, tile, tile, device="cuda", dtype=torch.float16) * 2 - 1
+                side = tile // factor
                 latent = torch.randn(n, channels, side, side, device="cuda", dtype=torch.float16)
                 inputs = {"encoder": [image], "step": [latent, latent.clone()], "decoder": [latent]}[name]
                 ways: dict[str, Callable[[], Callable[..., Any]]] = {
@@ -149,7 +151,7 @@ def torch_latency(model: str, batches: list[int], repeats: int) -> dict[str, Any
                         timed: dict[str, Any] = time_torch(torch, make(), inputs, repeats)
                     except Exception as error:
                         timed = {"failed": f"{type(error).__name__}: {error}"[:500]}
-                    results[f"{name}, batch {n}, {way}"] = timed
+                    results[f"{name}, tile {tile}, batch {n}, {way}"] = timed
             module.cpu()
     results["peak_mib"] = torch.cuda.max_memory_allocated() >> 20
     return results
@@ -159,7 +161,9 @@ def torch_latency(model: str, batches: list[int], repeats: int) -> dict[str, Any
 # Ours
 
 
-def our_stages(engine_dir: Path, runtime: str, batches: list[int], repeats: int) -> dict[str, Any]:
+def our_stages(
+    engine_dir: Path, runtime: str, batches: list[int], tiles: list[int], repeats: int
+) -> dict[str, Any]:
     """Each engine alone on one stream."""
     from yonos_trt.tiles.plan import plan_tiles
     from yonos_trt.trt.backend import TrtBackend
@@ -167,10 +171,11 @@ def our_stages(engine_dir: Path, runtime: str, batches: list[int], repeats: int)
 
     backend = TrtBackend(engine_dir, runtime=runtime, lanes=1, graphs=False)  # type: ignore[arg-type]
     driver, networks, manifest = backend.driver, backend._networks[0], backend.manifest
+    driver.activate()
     stream = backend._scheduler.lane_stream(0)
     results: dict[str, Any] = {}
-    for n in batches:
-        side = min(TILE_PX, manifest.tiles.largest_px)
+    for n, tile in ((n, tile) for tile in tiles for n in batches):
+        side = min(tile, manifest.tiles.largest_px)
         plan = plan_tiles(
             side,
             side,
@@ -183,7 +188,7 @@ def our_stages(engine_dir: Path, runtime: str, batches: list[int], repeats: int)
         try:
             scratch = networks.set_shapes(BatchShape.of(plan), stream)
         except Exception as error:
-            results[f"batch {n}"] = {"failed": f"{type(error).__name__}: {error}"[:500]}
+            results[f"tile {side}, batch {n}"] = {"failed": f"{type(error).__name__}: {error}"[:500]}
             continue
         memory = backend._buffers.memory
         memory.free_all()
@@ -196,7 +201,7 @@ def our_stages(engine_dir: Path, runtime: str, batches: list[int], repeats: int)
             times = steps.milliseconds(
                 driver, stream, lambda c=context: c.enqueue(stream), warmup=10, repeats=repeats
             )
-            results[f"{name}, batch {n}"] = {
+            results[f"{name}, tile {side}, batch {n}"] = {
                 "median_ms": steps.median(times),
                 "best_ms": min(times),
                 "repeats": repeats,
@@ -206,7 +211,7 @@ def our_stages(engine_dir: Path, runtime: str, batches: list[int], repeats: int)
     return results
 
 
-def our_pictures(engine_dir: Path, runtime: str) -> dict[str, Any]:
+def our_pictures(engine_dir: Path, runtime: str, providers: list[str] | None = None) -> dict[str, Any]:
     """Whole pictures through SR, host to host, after warming up."""
     from yonos_trt.sr import SR
 
@@ -215,7 +220,8 @@ def our_pictures(engine_dir: Path, runtime: str) -> dict[str, Any]:
         image = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
         for lanes in (1, 2, 4):
             for color_fix in ("none", "wavelet"):
-                with SR(engine_dir, runtime=runtime, lanes=lanes, color_fix=color_fix) as sr:
+                wanted: dict[str, Any] = {"lanes": lanes, "color_fix": color_fix, "providers": providers}
+                with SR(engine_dir, runtime=runtime, **wanted) as sr:
                     times = []
                     for index in range(13):
                         start = time.perf_counter()
@@ -229,18 +235,28 @@ def our_pictures(engine_dir: Path, runtime: str) -> dict[str, Any]:
     return results
 
 
+def attempt(way: Callable[[], Any]) -> Any:
+    """Return what `way` measures, or why it does not run."""
+    try:
+        return way()
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}"[:500]}
+
+
 def run(chosen: argparse.Namespace) -> dict[str, Any]:
     """Time PyTorch's ways and ours on this GPU."""
     batches = [int(n) for n in chosen.batches.split(",")]
+    tiles = [int(side) for side in chosen.tiles.split(",")]
+    providers = list(filter(None, chosen.providers.split(",")))
     result: dict[str, Any] = {
         "convention": "stages: device time by CUDA events; pictures: wall time, host to host",
-        "tile_px": TILE_PX,
+        "tiles_px": tiles,
         "torch": {},
         "ours": {},
     }
     for model in filter(None, chosen.models.split(",")):
         try:
-            result["torch"][model] = torch_latency(model, batches, chosen.repeats)
+            result["torch"][model] = torch_latency(model, batches, tiles, chosen.repeats)
         except ImportError as error:
             result["torch"][model] = {"not run": str(error)}
     if chosen.wheels:
@@ -248,10 +264,14 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
 
         install(chosen.wheels)
     for engine_dir in chosen.engine_dir:
-        result["ours"][engine_dir.name] = {
-            "stages": our_stages(engine_dir, chosen.runtime, batches, chosen.repeats),
-            "pictures": our_pictures(engine_dir, chosen.runtime),
+        # On a GPU that TensorRT-RTX refuses (Hopper is not on its list) the others still answer.
+        ways: dict[str, Callable[[], Any]] = {
+            "stages": lambda d=engine_dir: our_stages(d, chosen.runtime, batches, tiles, chosen.repeats),
+            "pictures": lambda d=engine_dir: our_pictures(d, chosen.runtime),
         }
+        if providers:
+            ways["pictures, ONNX Runtime"] = lambda d=engine_dir: our_pictures(d, "onnx", providers)
+        result["ours"][engine_dir.name] = {name: attempt(way) for name, way in ways.items()}
     if not chosen.engine_dir:
         result["ours"] = {"not run": "no --engine-dir was given"}
     return result

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from yonos_export.comparison import command
 from yonos_export.config import DEFAULT_THRESHOLDS, ExportConfig, Thresholds
 from yonos_export.exporter import export
 from yonos_trt.engine.manifest import EngineManifest
@@ -156,6 +157,10 @@ def main(**options: Any) -> None:
         sys.exit(EXIT_INTERRUPTED)
     if manifest is not None and not quiet:
         click.echo(summary(manifest, config.engine_dir))
+        limit = config.limits.stage_psnr_db
+        if again := command(manifest, config.engine_dir, config.precision, limit):
+            click.echo("  the same with TensorRT on a GPU (with POLYGRAPHY_USE_TENSORRT_RTX=1: RTX):")
+            click.echo(f"  {again}")
 
 
 def _configs(options: dict[str, Any]) -> list[ExportConfig]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+from yonos_export.comparison import comparison_files
 from yonos_export.config import DEFAULT_THRESHOLDS, ExportConfig, Precision
 from yonos_export.dial import make_dial, turned_graphs
 from yonos_export.directory import Directory
@@ -206,6 +207,8 @@ def _low(
     if config.verify:
         figures = verify_low(low.graphs, precision, expected, samples, config.limits, work)
         directory.add_parity(precision, figures)
+        for name, raw in comparison_files(expected[0]).items():
+            directory.add_file(name, raw)
     return low.graphs
 
 

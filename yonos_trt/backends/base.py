@@ -37,6 +37,8 @@ class Backend(Protocol):
     """Tile batches that can be worked on at the same time."""
     any_tile: bool
     """Whether every legal tile runs at the same speed per pixel, so that plans may choose the size freely."""
+    best_batch: int
+    """Tiles a batch that run best where the caller names no number."""
 
     def working_bytes(self, plan: TilePlan, lanes: int, *, color_fix: str) -> WorkingBytes:
         """Predict the memory that `plan` takes on this many lanes, beside input and output picture."""

@@ -41,6 +41,7 @@ class HostBackend:
     """
 
     any_tile = True
+    best_batch = 1
 
     def __init__(
         self, manifest: EngineManifest, *, lanes: int = 1, kernels: str = "native", threads: int = 1

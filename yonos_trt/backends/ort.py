@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from yonos_trt.backends.base import Array
+from yonos_trt.backends.base import Array, stage
 from yonos_trt.backends.host import HostBackend
+from yonos_trt.backends.ort_providers import CPU_PROVIDER, Provider, Providers, check
 from yonos_trt.backends.telemetry import import_onnxruntime
 from yonos_trt.choices import PRECISIONS
 from yonos_trt.engine.manifest import Artifact, EngineManifest, Precision, Stage, load_manifest
 from yonos_trt.engine.onnx_graph import LARGEST_MODEL_BYTES, Graph, read_graph
 from yonos_trt.engine.restore import dial_of
 from yonos_trt.errors import (
-    ConfigError,
     EngineDeviceError,
     EngineIntegrityError,
     EngineNotFoundError,
@@ -35,14 +36,11 @@ from yonos_trt.host import usable_cpus
 if TYPE_CHECKING:
     import onnxruntime
 
+    from yonos_trt.tiles.plan import TileBatch, TilePlan
+
 __all__ = ["CPU_PROVIDER", "OrtBackend", "pick_onnx"]
 
 _log = logging.getLogger(__name__)
-
-CPU_PROVIDER = "CPUExecutionProvider"
-GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
-"""Providers whose option ``device_id`` is the number of a CUDA device."""
-Provider = str | tuple[str, Mapping[str, Any]]
 
 # Hands over external data that is too large for one message; older ONNX Runtimes lack it.
 _FILES_IN_MEMORY = "add_external_initializers_from_files_in_memory"
@@ -57,8 +55,9 @@ def pick_onnx(
     precision: Precision | None = None,
     *,
     restore: float | None = None,
+    best: Precision = "fp32",
 ) -> dict[str, Artifact]:
-    """Choose an ONNX artifact for every stage: `precision`, or else fp32 before fp16 before bf16.
+    """Choose an ONNX artifact for every stage: `precision`, or else `best` before fp32, fp16 and bf16.
 
     Of a model with a dial, the graph must have one or be made where `restore` wants it.
 
@@ -67,11 +66,11 @@ def pick_onnx(
     EngineNotFoundError
         A stage has no such artifact; the message names the command that makes it.
     """
-    wanted: tuple[Precision, ...] = (precision,) if precision else PRECISIONS
+    wanted = (precision,) if precision else (best, *(p for p in PRECISIONS if p != best))
     picked: dict[str, Artifact] = {}
-    for name, stage in manifest.stages.items():
+    for name, network in manifest.stages.items():
         for candidate in wanted:
-            found = stage.find("onnx", candidate)
+            found = network.find("onnx", candidate)
             if fitting := [a for a in found if a.dial is not None or (a.restore or 0.0) == (restore or 0.0)]:
                 picked[name] = fitting[0]
                 break
@@ -82,7 +81,7 @@ def pick_onnx(
                     f"{engine_dir} --engine-dir {engine_dir} --{precision} --onnx-only --restore {restore}"
                 )
         else:
-            have = ", ".join(f"{a.runtime} {a.precision}" for a in stage.artifacts) or "nothing"
+            have = ", ".join(f"{a.runtime} {a.precision}" for a in network.artifacts) or "nothing"
             flag = f"--{precision or 'fp32'}"
             raise EngineNotFoundError(
                 f"{engine_dir} has no ONNX {precision or 'graph'} for the stage {name} (it has: {have}); "
@@ -146,22 +145,18 @@ class OrtBackend(HostBackend):
             manifest or load_manifest(root, verify=False), lanes=lanes, kernels=kernels, threads=threads
         )
         ort = import_onnxruntime()
-        known = ort.get_available_providers()
-        if not providers:
-            raise ConfigError(f"providers is empty, expected at least one of {', '.join(known)}")
-        for name in map(_name, providers):
-            if name not in known:
-                raise ConfigError(
-                    f"this ONNX Runtime has no execution provider {name!r}, it has {', '.join(known)}; "
-                    "install the onnxruntime package that brings it, or name another one"
-                )
-        providers = [_on_device(provider, device) for provider in providers]
+        self._providers = Providers(ort, providers, device=device)
+        self.any_tile = self._providers.memory is None  # kernels are chosen for one shape
         self.restore = dial_of(self.manifest, restore)
+        best: Precision = "fp32" if self._providers.memory is None else "fp16"
+        picked = pick_onnx(self.manifest, root, precision, restore=self.restore, best=best)
         sessions: dict[str, _Session] = {}
-        for name, artifact in pick_onnx(self.manifest, root, precision, restore=self.restore).items():
+        for name, artifact in picked.items():
             graph = read_graph(root, artifact, restore=self.restore)
-            stage = getattr(self.manifest.stages, name)
-            sessions[name] = _Session(name, graph, stage, self.manifest, providers, max(1, threads // lanes))
+            network = getattr(self.manifest.stages, name)
+            sessions[name] = _Session(
+                name, graph, network, self.manifest, self._providers, max(1, threads // lanes)
+            )
         self.networks = {**sessions}
         found = [session.providers for session in sessions.values()]
         self.providers = tuple(name for name in found[0] if all(name in names for names in found))
@@ -171,6 +166,33 @@ class OrtBackend(HostBackend):
             self.manifest.model.name, ort.__version__, ", ".join(self.providers), threads, lanes,
             self.kernels.name,
         )  # fmt: skip
+
+    def run(self, source: Any, plan: TilePlan, batch: TileBatch, seed: int, lane: int) -> Any:
+        """See `HostBackend.run`; on a GPU latents stay there between the networks, and only tiles come back.
+
+        There the time of all three counts as "decode". Tiles that are not finite run again, one network after
+        the other on the host, which tells the one that spoilt them.
+        """
+        encoder, step, decoder = (self._session(name) for name in ("encoder", "step", "decoder"))
+        fitting = encoder.gives == step.takes["z_l"] and step.gives == decoder.takes["z_0"]
+        if self._providers.memory is None or not fitting:
+            return super().run(source, plan, batch, seed, lane)
+        with stage("gather"):
+            image = self.gather(source, plan, batch, lane=lane)
+        with stage("noise"):
+            noise = self.noise(plan, batch, seed=seed, lane=lane)
+        with stage("decode"):
+            z_l = encoder.bound(image, keep=True)
+            z_0 = step.bound(noise, z_l, keep=True)
+            tiles = decoder.bound(z_0, keep=False).astype(np.float32, copy=False)
+        if not np.isfinite(tiles[: batch.live]).all():
+            return super().run(source, plan, batch, seed, lane)
+        return tiles
+
+    def _session(self, name: str) -> _Session:
+        session = self._network(name)
+        assert isinstance(session, _Session)
+        return session
 
 
 class _Session:
@@ -182,7 +204,7 @@ class _Session:
         graph: Graph,
         stage: Stage,
         manifest: EngineManifest,
-        providers: Sequence[Provider],
+        providers: Providers,
         threads: int,
     ) -> None:
         ort = import_onnxruntime()
@@ -202,9 +224,9 @@ class _Session:
             else:
                 model = graph.inlined()
         try:
-            self._session: onnxruntime.InferenceSession = ort.InferenceSession(
-                model, sess_options=options, providers=[_plain(p) for p in providers]
-            )
+            self._session: onnxruntime.InferenceSession = providers.open(model, options)
+        except EngineDeviceError:
+            raise
         except Exception as error:
             if any(words in str(error).lower() for words in _MEMORY_WORDS):
                 raise OutOfMemoryError(
@@ -216,7 +238,8 @@ class _Session:
             ) from error
         self._name = name
         self.providers: list[str] = self._session.get_providers()
-        _check_providers(path, list(map(_name, providers)), self.providers)
+        check(path, providers.names, self.providers)
+        self._device = (providers.memory or "cpu", providers.device)
         inputs = [(i.name, i.shape, i.type) for i in self._session.get_inputs()]
         outputs = [(o.name, o.shape, o.type) for o in self._session.get_outputs()]
         for kind, found, wanted in (("inputs", inputs, stage.inputs), ("outputs", outputs, stage.outputs)):
@@ -241,20 +264,49 @@ class _Session:
         types = {n: _DTYPES[t] for n, _, t in inputs}
         self._inputs = [(t.name, types[t.name]) for t in stage.inputs]
         self._outputs = [stage.outputs[0].name]
+        self.takes = dict(self._inputs)
+        self.gives = _DTYPES[outputs[0][2]]
 
     def __call__(self, lane: int, *arrays: Array) -> Array:
         feed = {
             name: np.ascontiguousarray(array, dtype)
             for (name, dtype), array in zip(self._inputs, arrays, strict=True)
         }
-        try:
+        with self._errors(feed):
             result: Array = self._session.run(self._outputs, feed)[0]
+            return result.astype(np.float32, copy=False) if self._name == "decoder" else result
+
+    def bound(self, *values: Any, keep: bool) -> Any:
+        """Run on arrays of the host or values that `keep` left on the device; return the same."""
+        feed = {
+            name: np.ascontiguousarray(value, dtype) if isinstance(value, np.ndarray) else value
+            for (name, dtype), value in zip(self._inputs, values, strict=True)
+        }
+        with self._errors({n: v for n, v in feed.items() if isinstance(v, np.ndarray)}):
+            binding = self._session.io_binding()
+            for name, value in feed.items():
+                if isinstance(value, np.ndarray):
+                    binding.bind_cpu_input(name, value)
+                else:
+                    binding.bind_ortvalue_input(name, value)
+            if keep:
+                binding.bind_output(self._outputs[0], *self._device)
+            else:
+                binding.bind_output(self._outputs[0])
+            self._session.run_with_iobinding(binding)
+            return binding.get_outputs()[0] if keep else binding.copy_outputs_to_cpu()[0]
+
+    @contextmanager
+    def _errors(self, feed: dict[str, Array]) -> Iterator[None]:
+        try:
+            yield
         except Exception as error:
             text = str(error).lower()
             if any(words in text for words in _MEMORY_WORDS):
                 asked = sum(a.nbytes for a in feed.values())
+                shapes = [a.shape for a in feed.values()]
                 raise OutOfMemoryError(
-                    f"the {self._name} ran out of memory on tiles of {next(iter(feed.values())).shape} "
+                    f"the {self._name} ran out of memory on tiles of {shapes[0] if shapes else 'latents'} "
                     f"({asked} bytes in)"
                 ) from error
             raise EngineIntegrityError(
@@ -262,36 +314,6 @@ class _Session:
                 f"{_first_line(error)}; choose a tile size between the manifest's smallest and largest, "
                 "or export the model again"
             ) from error
-        return result.astype(np.float32, copy=False) if self._name == "decoder" else result
-
-
-def _check_providers(path: Path, asked: list[str], got: list[str]) -> None:
-    """ONNX Runtime runs on the CPU, without an error, what a provider that does not load was to run."""
-    missing = [name for name in asked if name not in got]
-    if not missing:
-        return
-    text = (
-        f"ONNX Runtime opened {path} without {', '.join(missing)}, on {', '.join(got)}: the provider's own "
-        "libraries, the driver or a GPU are missing (`yonos doctor` says what loads)"
-    )
-    if CPU_PROVIDER not in asked:
-        raise EngineDeviceError(f"{text}; name {CPU_PROVIDER} as well to run on the CPU where that is so")
-    _log.warning("%s", text)
-
-
-def _name(provider: Provider) -> str:
-    return provider if isinstance(provider, str) else provider[0]
-
-
-def _on_device(provider: Provider, device: int) -> Provider:
-    if _name(provider) not in GPU_PROVIDERS:
-        return provider
-    given = {} if isinstance(provider, str) else provider[1]
-    return _name(provider), {"device_id": str(device), **given}
-
-
-def _plain(provider: Provider) -> str | tuple[str, dict[str, Any]]:
-    return provider if isinstance(provider, str) else (provider[0], dict(provider[1]))
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yonos_trt
 from yonos_trt.backends.choose import shipped_models
-from yonos_trt.backends.ort import CPU_PROVIDER
+from yonos_trt.backends.ort_providers import CPU_PROVIDER
 from yonos_trt.backends.telemetry import import_onnxruntime
 from yonos_trt.choices import TENSORRT_MODULES
 from yonos_trt.cuda.probe import probe_driver
@@ -28,6 +28,10 @@ _IMPORT_TIMEOUT_S = 60.0
 _IDENTITY = (
     "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02080162"
     "0f0a0179120a0a08080112040a02080142040a001011"
+)
+_BOTH_WHEELS = (
+    "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; keep one, for a "
+    "GPU: pip uninstall -y onnxruntime onnxruntime-gpu; pip install 'onnxruntime-gpu[cuda,cudnn]'"
 )
 _OPTIONAL = (("av", "video"), ("pyvips", "images"), ("tifffile", "images"), ("openvino", "openvino"))
 
@@ -65,13 +69,21 @@ def _onnxruntime() -> dict[str, Any]:
         known = onnxruntime.get_available_providers()
     except (ImportError, AttributeError) as error:
         return {"version": None, "providers": [], "not_loading": {}, "problem": str(error)}
+    both = [name for name in ("onnxruntime", "onnxruntime-gpu") if _installed(name)]
     answers = {name: "" if name == CPU_PROVIDER else _provider(name) for name in known}
     return {
         "version": onnxruntime.__version__,
         "providers": [name for name, problem in answers.items() if not problem],
         "not_loading": {name: problem for name, problem in answers.items() if problem},
-        "problem": "",
+        "problem": _BOTH_WHEELS if len(both) == 2 else "",
     }
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        return bool(metadata.version(distribution))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def _training() -> dict[str, Any]:
@@ -139,6 +151,8 @@ def lines(facts: dict[str, Any]) -> Iterator[str]:
     ort = facts["onnxruntime"]
     if ort["version"]:
         yield f"ONNX Runtime   {ort['version']}: {', '.join(ort['providers'])}"
+        if ort["problem"]:
+            yield f"               {ort['problem']}"
         for name, problem in ort["not_loading"].items():
             yield f"               {name} does not load: {problem}"
     else:

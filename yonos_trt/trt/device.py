@@ -118,6 +118,7 @@ class OnDevice:
         self._out: DeviceArray | None = None
         self._written = 0
         self.manifest, self.lanes, self.any_tile = backend.manifest, backend.lanes, backend.any_tile
+        self.best_batch = backend.best_batch
         self.working_bytes, self.use_lanes, self.canvas = (
             backend.working_bytes,
             backend.use_lanes,

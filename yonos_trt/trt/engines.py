@@ -157,6 +157,14 @@ class Engine:
         if self._config is not None and self._cache_file is not None:
             self._cache_file.save(lambda: bytes(self._cache.serialize()))
 
+    @property
+    def best_batch(self) -> int:
+        """The batch that the first profile is tuned for."""
+        names = (self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors))
+        inputs = self._trt.module.TensorIOMode.INPUT
+        name = next(n for n in names if self._engine.get_tensor_mode(n) == inputs)
+        return int(self._engine.get_tensor_profile_shape(name, 0)[1][0])
+
     # --- contexts -----------------------------------------------------------------------------------------
 
     def profile_for(self, shapes: Shapes) -> int:

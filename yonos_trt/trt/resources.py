@@ -104,16 +104,17 @@ class TrtResources:
             with driver.current():
                 self._engines = self._open(precision)
                 self._scheduler = LaneScheduler(driver, lanes, slots=SLOTS_PER_LANE)
+                self._order = self._scheduler.picture()
+                names = [("lane", i) for i in range(lanes)]
+                self._networks = [LaneNetworks(self._engines, self.manifest, name) for name in names]
         except BaseException:
             driver.close()
             raise
-        self._networks = [LaneNetworks(self._engines, self.manifest, ("lane", i)) for i in range(lanes)]
         self._active = lanes
         self._graphs = Graphs(driver, enabled=graphs)
         self._buffers = PlanBuffers(driver, self._scheduler, self.manifest)
         self._pictures = Memory(driver)
         self.results = Results(driver)
-        self._order = self._scheduler.picture()
         self._repair = Repair(
             driver,
             self._kernels,
@@ -189,6 +190,11 @@ class TrtResources:
             self._scheduler.close()
             self._buffers.memory.free_all()
             self._pictures.free_all()
+
+    @property
+    def best_batch(self) -> int:
+        """The batch that the engines' profiles are tuned for."""
+        return min(engine.best_batch for engine in self._engines.values())
 
     @property
     def stream(self) -> Stream:
