@@ -270,6 +270,48 @@ def test_after_the_first_picture_nothing_is_allocated_copied_or_waited_for_witho
     backend.close()
 
 
+def test_a_size_that_comes_again_finds_its_buffers_and_graphs(engines: dict[str, Path]) -> None:
+    driver = SimulatedDriver(random.Random(0).randrange)
+    backend = open_backend(engines["fp16"], driver)
+    images = [picture(40, 60), picture(24, 33), picture(40, 100)]
+    plans = [plan_for(image, batch=batch) for image, batch in zip(images, (2, 1, 3), strict=True)]
+    expected = [reference(i, p, color_fix="wavelet") for i, p in zip(images, plans, strict=True)]
+    for _ in range(4):  # grown, run once, captured
+        for image, plan in zip(images, plans, strict=True):
+            by_hand(backend, image, plan, fix="wavelet")
+    before = driver.calls.copy()
+    for image, plan, right in zip(images, plans, expected, strict=True):
+        assert np.array_equal(upscale(backend, image, plan, color_fix="wavelet"), right)
+    calls = driver.calls - before
+    assert calls["allocate"] == calls["free"] == calls["allocate_pinned"] == calls["free_pinned"] == 0
+    assert calls["capture_begin"] == calls["gather"] == 0  # every batch is a graph that was there
+    assert calls["graph_launch"] == sum(len(list(batches(plan))) for plan in plans)
+    backend.close()
+    assert driver.live == {"allocations": 0, "streams": 0, "events": 0, "graphs": 0}
+
+
+@pytest.mark.parametrize("fix", ["none", "wavelet"])
+def test_rows_that_are_lent_are_not_copied_a_second_time(engines: dict[str, Path], fix: str) -> None:
+    driver = SimulatedDriver(random.Random(0).randrange)
+    backend = open_backend(engines["fp16"], driver)
+    image = picture(50, 60)
+    plan = plan_for(image, batch=2)
+    expected, y, lent = reference(image, plan, color_fix=fix), 0, 0
+    for rows in pipeline.upscale(image, backend, plan=plan, color_fix=fix, lend=True):
+        assert np.array_equal(rows, expected[y : y + len(rows)])
+        y, lent = y + len(rows), lent + (not rows.flags.owndata and pinned_address(driver, rows))
+    assert y == plan.height_px
+    assert lent > 0
+    for rows in pipeline.upscale(image, backend, plan=plan, color_fix=fix):
+        assert not pinned_address(driver, rows)
+    backend.close()
+
+
+def pinned_address(driver: SimulatedDriver, rows: np.ndarray) -> bool:
+    pinned = (a.data for a in driver._allocations.values() if a.pinned)
+    return any(np.shares_memory(rows, data) for data in pinned)
+
+
 def test_nothing_waits_but_download(engines: dict[str, Path]) -> None:
     driver = SimulatedDriver(lambda n: 0, eagerness=0)
     backend = open_backend(engines["fp16"], driver, lanes=2)

@@ -43,6 +43,7 @@ def upscale(
     timings: Timings | None = None,
     on_tiles: Callable[[int, int], None] | None = None,
     cancel: threading.Event | None = None,
+    lend: bool = False,
 ) -> Generator[Any, None, None]:
     """Upscale a picture and yield its finished rows from the top down.
 
@@ -73,10 +74,12 @@ def upscale(
         Called with (tiles done, tiles in all) after every blend, on the caller's thread.
     cancel
         Set it from any thread to stop; closing the iterator does the same.
+    lend
+        Rows are done with when the next are asked for: a GPU's come without a copy, in page-locked memory.
 
     Yields
     ------
-    (rows, s W, 3) arrays of the picture's dtype; the caller owns them.
+    (rows, s W, 3) arrays of the picture's dtype; the caller owns them, unless he lets them be lent.
 
     Raises
     ------
@@ -108,6 +111,7 @@ def upscale(
         finish = backend.finish(
             source, canvas, plan, color_fix=color_fix, threads=threads, first_row_px=begin
         )
+    finish.lend = lend
     todo = list(batches(plan))
     y0, at = begin, finished_rows(color_fix, plan.height_px, begin)
     with closing(_on_lanes(run_batch, todo, lanes, cancel)) as results:
@@ -134,7 +138,7 @@ def upscale_array(image: Array, backend: Backend, *, plan: TilePlan, **options: 
     """Upscale a picture in memory; arguments as `upscale`. Returns (s H, s W, 3) of its dtype."""
     out = np.empty((plan.height_px, plan.width_px, 3), image.dtype)
     y = 0
-    with closing(upscale(image, backend, plan=plan, **options)) as blocks:
+    with closing(upscale(image, backend, plan=plan, lend=True, **options)) as blocks:
         for rows in blocks:
             out[y : y + len(rows)] = rows
             y += len(rows)

@@ -260,7 +260,7 @@ class Session:
                 hint="use upscale_file with rows='always' (--stream always), which writes row by row",
             ) from error
         y = 0
-        with closing(self._rows(rgb, on_tiles, color_fix=color_fix)) as blocks:
+        with closing(self._rows(rgb, on_tiles, color_fix=color_fix, lend=True)) as blocks:
             for rows in blocks:
                 out[y : y + len(rows)] = rows
                 y += len(rows)
@@ -273,6 +273,7 @@ class Session:
         *,
         color_fix: str | None = None,
         backend: Backend | None = None,
+        lend: bool = False,
     ) -> Generator[Any, None, None]:
         """Yield finished rows; when memory runs out, go on from the next row with a smaller plan."""
         backend = backend or self._opened()
@@ -291,6 +292,7 @@ class Session:
                         threads=self.threads,
                         first_row_px=emitted,
                         on_tiles=on_tiles,
+                        lend=lend,
                     )
                 ) as blocks:
                     for rows in blocks:

@@ -48,6 +48,8 @@ class _Adapter(HostBackend):
 
 
 class _AdaptedFinish:
+    lend = False
+
     def __init__(self, old: Any) -> None:
         self._old, self.block_rows = old, old.block_rows
 

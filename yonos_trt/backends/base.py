@@ -79,12 +79,14 @@ class RowFinish(Protocol):
 
     block_rows: int
     """Rows to push at a time, at most."""
+    lend: bool
+    """Set it where rows are done with at the next push: they may lie in memory that is used again."""
 
     def push(self, y0_px: int, y1_px: int) -> Any:
         """Take the canvas rows [y0, y1), which follow the rows pushed before and are final; waits for them.
 
         Returns the rows that this finishes, (n, width_px, 3) with n >= 0, a sequence: a colour fix may hold
-        some back, but none after the last push. The caller owns them.
+        some back, but none after the last push. The caller owns them, unless `lend` is set.
         """
 
 

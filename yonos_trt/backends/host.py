@@ -231,6 +231,8 @@ class HostFinish:
         As in `yonos_trt.pipeline.upscale`.
     """
 
+    lend = False
+
     def __init__(
         self,
         image: Array,

@@ -123,6 +123,8 @@ class Memory:
         self._driver = driver
         self._device: dict[Hashable, tuple[int, int]] = {}
         self._pinned: dict[Hashable, tuple[int, int]] = {}
+        self.moves = 0
+        """How often memory that was handed out has been given back: what kept its addresses looks here."""
 
     @property
     def device_bytes(self) -> int:
@@ -137,8 +139,8 @@ class Memory:
         """Return the address of the page-locked host buffer `name`, at least `nbytes` long."""
         return self._get(self._pinned, self._driver.allocate_pinned, self._driver.free_pinned, name, nbytes)
 
-    @staticmethod
     def _get(
+        self,
         held: dict[Hashable, tuple[int, int]],
         allocate: Callable[[int], int],
         free: Callable[[int], None],
@@ -150,6 +152,7 @@ class Memory:
             return address
         if size:
             del held[name]
+            self.moves += 1
             free(address)
         address = allocate(max(nbytes, 1))
         held[name] = (address, max(nbytes, 1))
@@ -157,6 +160,7 @@ class Memory:
 
     def free_device(self) -> None:
         """Give the device buffers back; the driver waits for work that still uses them. Idempotent."""
+        self.moves += bool(self._device)
         while self._device:
             self._driver.free(self._device.popitem()[1][0])
 

@@ -28,13 +28,16 @@ from yonos_trt.errors import (
 from yonos_trt.tiles.plan import TileBatch, TilePlan
 from yonos_trt.trt.buffers import Canvas, QueuedBatch, Source, batch_index
 from yonos_trt.trt.finish import DeviceFinish
+from yonos_trt.trt.memory import BatchShape
 from yonos_trt.trt.resources import TrtResources, on_device
 
 __all__ = ["TrtBackend"]
 
 _log = logging.getLogger(__name__)
 
-_GRAPHS_PER_LANE = 16
+_GRAPHS_PER_LANE = 32
+_SHAPES = 8
+"""Batch shapes whose contexts are kept."""
 
 
 class TrtBackend(TrtResources):
@@ -85,6 +88,15 @@ class TrtBackend(TrtResources):
             DevicePicture(address, height, width, str(image.dtype), width * 3 * image.itemsize)
         )
 
+    def _take_lanes(self, shape: BatchShape) -> None:
+        """Let the lanes be those of a batch shape: a graph is tied to the contexts it was captured from."""
+        if shape not in self._shaped:
+            while len(self._shaped) >= _SHAPES:
+                self._graphs.clear()
+                del self._shaped[next(iter(self._shaped))]
+            self._shaped[shape] = self._new_lanes() if self._shaped else list(self._networks)
+        self._networks[:] = self._shaped[shape]
+
     def _picture_buffer(self, nbytes: int) -> int:
         if nbytes > self._pictures.device_bytes:
             self._scheduler.drain()  # the old buffer may still be read by a picture that was given up
@@ -107,7 +119,8 @@ class TrtBackend(TrtResources):
     def canvas(self, plan: TilePlan) -> Canvas:
         """Return a zeroed canvas; a canvas handed out before is no longer usable.
 
-        Waits for earlier work if `plan` differs from the one before, and only then.
+        Waits for earlier work if `plan` differs from the one before, and only then. Buffers grow where they
+        have to; lanes are kept by batch shape, so that a size that comes again finds its graphs.
 
         Raises
         ------
@@ -121,9 +134,16 @@ class TrtBackend(TrtResources):
         changed = plan != self._buffers.plan or self._active != self._buffers.lanes
         if changed or len(self._graphs) > _GRAPHS_PER_LANE * self.lanes:
             self._scheduler.drain()
+        if len(self._graphs) > _GRAPHS_PER_LANE * self.lanes:
             self._graphs.clear()
         if changed:
-            self._buffers.prepare(plan, self._networks[: self._active], self._order)
+            self._take_lanes(BatchShape.of(plan))
+            moves = self._buffers.memory.moves
+            try:
+                self._buffers.prepare(plan, self._networks[: self._active], self._order)
+            finally:
+                if moves != self._buffers.memory.moves:  # graphs hold addresses
+                    self._graphs.clear()
             stream = self._scheduler.lane_stream(0)
             if self._graphs.enabled and not self._networks[0].capturable(stream):
                 _log.info("TensorRT says that these engines cannot be captured: running without CUDA graphs")
@@ -151,7 +171,7 @@ class TrtBackend(TrtResources):
             ranges = self._nvtx.of(batch)
             with ranges("batch"):
                 self._graphs.run(
-                    (number, slot.index, picture, seed),
+                    (BatchShape.of(plan), number, slot.index, picture, seed),
                     stream,
                     lambda: networks.enqueue(self._kernels, picture, seed, tiles, flags, stream, ranges),
                 )

@@ -66,6 +66,8 @@ class PlanBuffers:
     def __init__(self, driver: Driver, scheduler: LaneScheduler, manifest: EngineManifest) -> None:
         self._driver, self._scheduler, self._manifest = driver, scheduler, manifest
         self.memory = Memory(driver)
+        """Of lanes and slots, whose addresses graphs hold."""
+        self._tables = Memory(driver)
         self.plan: TilePlan | None = None
         self.lanes = 0
         self._sizes = BufferLayout({}, {}, {})
@@ -73,7 +75,7 @@ class PlanBuffers:
         self._taps_placed = False
 
     def prepare(self, plan: TilePlan, networks: list[LaneNetworks], order: PictureOrder) -> None:
-        """Replace all buffers by those of `plan`. Nothing may be running.
+        """Make the buffers those of `plan`; they only grow. Nothing may be running.
 
         Raises
         ------
@@ -82,29 +84,40 @@ class PlanBuffers:
         """
         self.plan = None
         self._taps_placed = False
-        self.memory.free_all()
         try:
-            shape = BatchShape.of(plan)
-            scratch = max(
-                lane.set_shapes(shape, self._scheduler.lane_stream(index))
-                for index, lane in enumerate(networks)
-            )
-            self._sizes = layout(plan, self._manifest, scratch_bytes=scratch, dtypes=networks[0].dtypes)
-            for lane in networks:
-                lane.allocate(self.memory, self._sizes)
-            for index in range(len(networks)):
-                for slot in self._scheduler.slots(index):
-                    self.slot(slot)
-            self._shared = {
-                name: self.memory.device(name, nbytes)
-                for name, nbytes in self._sizes.shared.items()
-                if name != "picture"
-            }
-            self._fill_tables(plan, order)
+            self._make(plan, networks, order)
         except OutOfMemoryError:
-            self.memory.free_all()
-            raise
+            self.free_all()
+            try:  # without what other plans have left
+                self._make(plan, networks, order)
+            except OutOfMemoryError:
+                self.free_all()
+                raise
         self.plan, self.lanes = plan, len(networks)
+
+    def free_all(self) -> None:
+        """Give everything back. Idempotent."""
+        self.plan = None
+        self.memory.free_all()
+        self._tables.free_all()
+
+    def _make(self, plan: TilePlan, networks: list[LaneNetworks], order: PictureOrder) -> None:
+        shape = BatchShape.of(plan)
+        scratch = max(
+            lane.set_shapes(shape, self._scheduler.lane_stream(index)) for index, lane in enumerate(networks)
+        )
+        self._sizes = layout(plan, self._manifest, scratch_bytes=scratch, dtypes=networks[0].dtypes)
+        for lane in networks:
+            lane.allocate(self.memory, self._sizes)
+        for index in range(len(networks)):
+            for slot in self._scheduler.slots(index):
+                self.slot(slot)
+        self._shared = {
+            name: self._tables.device(name, nbytes)
+            for name, nbytes in self._sizes.shared.items()
+            if name != "picture"
+        }
+        self._fill_tables(plan, order)
 
     def _fill_tables(self, plan: TilePlan, order: PictureOrder) -> None:
         """Put windows and origins of all batches on the device, so that a batch needs no host memory."""
@@ -123,7 +136,7 @@ class PlanBuffers:
         """Queue copies of host tables; their page-locked memory lives as long as the plan's buffers."""
         with self._scheduler.uploading(order) as stream:
             for name, (address, table) in tables.items():
-                pinned = self.memory.pinned(name, table.nbytes)
+                pinned = self._tables.pinned(name, table.nbytes)
                 raw = np.ascontiguousarray(table).reshape(-1).view(np.uint8)
                 self._driver.host_view(pinned, table.nbytes)[:] = raw
                 self._driver.copy_in(address, pinned, table.nbytes, stream)
@@ -140,10 +153,9 @@ class PlanBuffers:
         assert plan is not None
         sizes = finish_layout(plan, scale, color_fix=color_fix, item_bytes=item_bytes)
         try:
-            found = {name: self.memory.device(("finish", name), nbytes) for name, nbytes in sizes.items()}
+            found = {name: self._tables.device(("finish", name), nbytes) for name, nbytes in sizes.items()}
         except OutOfMemoryError:
-            self.plan = None
-            self.memory.free_all()
+            self.free_all()
             raise
         if color_fix == "wavelet" and not self._taps_placed:
             self._taps_placed = True

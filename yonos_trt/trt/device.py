@@ -100,6 +100,8 @@ class OnDevice:
         The back end does not run on a GPU, or on another one; or the picture has another shape or type.
     """
 
+    lend = False
+
     def __init__(
         self, image: Any, backend: Backend, stream: Any = None, *, check: bool = True, out: Any = None
     ) -> None:

@@ -55,6 +55,8 @@ class DeviceFinish:
         Called first by `push`: raises if the canvas is no longer there.
     """
 
+    lend = False
+
     def __init__(
         self,
         driver: Driver,
@@ -98,7 +100,8 @@ class DeviceFinish:
         with stage("download"), self._driver.current():
             self._enter(self._canvas)
             first, last = self.finished(y0_px), self.finished(y1_px)
-            out = np.empty((last - first, self._plan.width_px, 3), self.dtype)
+            lent = self.lend and 0 < last - first <= self.block_rows
+            out = np.empty((0 if lent else last - first, self._plan.width_px, 3), self.dtype)
             y = first
             while True:
                 end = min(y + self.block_rows, last)
@@ -114,8 +117,11 @@ class DeviceFinish:
                 if self._repair.done(self._canvas):
                     continue  # the canvas has changed: once more
                 if nbytes:
-                    rows = self._driver.host_view(pinned, nbytes).view(self.dtype)
-                    out[y - first : end - first] = rows.reshape(end - y, self._plan.width_px, 3)
+                    raw = self._driver.host_view(pinned, nbytes).view(self.dtype)
+                    rows = raw.reshape(end - y, self._plan.width_px, 3)
+                    if lent:
+                        return rows
+                    out[y - first : end - first] = rows
                 y = end
                 if y >= last:
                     return out

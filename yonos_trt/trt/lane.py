@@ -63,16 +63,25 @@ class LaneNetworks:
         self.contexts = {name: engine.context() for name, engine in engines.items()}
         self.buffers: dict[str, int] = {}
         self._shape = BatchShape(0, 0, 0)
+        self._scratch_bytes = 0
 
     def set_shapes(self, shape: BatchShape, stream: int) -> int:
         """Fix the shapes; returns the bytes of scratch memory that the neediest stage asks for."""
+        if shape == self._shape:
+            return self._scratch_bytes
         self._shape = shape
         inputs = stage_inputs(self.manifest, shape)
-        return max(context.set_shapes(inputs[name], stream) for name, context in self.contexts.items())
+        self._scratch_bytes = max(
+            context.set_shapes(inputs[name], stream) for name, context in self.contexts.items()
+        )
+        return self._scratch_bytes
 
     def allocate(self, memory: Memory, sizes: BufferLayout) -> None:
-        """Take this lane's buffers and bind them."""
-        self.buffers = {name: memory.device((self.key, name), nbytes) for name, nbytes in sizes.lane.items()}
+        """Take this lane's buffers and bind them, unless they are the same as before."""
+        buffers = {name: memory.device((self.key, name), nbytes) for name, nbytes in sizes.lane.items()}
+        if buffers == self.buffers:
+            return
+        self.buffers = buffers
         for name, context in self.contexts.items():
             context.set_memory(self.buffers["scratch"], sizes.lane["scratch"])
             for tensor, buffer in _BINDINGS[name].items():

@@ -28,7 +28,7 @@ from yonos_trt.planning import WorkingBytes
 from yonos_trt.tiles.plan import TilePlan
 from yonos_trt.trt.artifacts import pick_engines, read_engine
 from yonos_trt.trt.buffers import PlanBuffers, Source
-from yonos_trt.trt.engines import Context, Engine, check_dtypes
+from yonos_trt.trt.engines import Engine, check_dtypes
 from yonos_trt.trt.kernel_cache import KernelCache
 from yonos_trt.trt.lane import LaneNetworks, buffer_dtypes, stage_inputs
 from yonos_trt.trt.memory import CONTEXT_BYTES, SLOTS_PER_LANE, BatchShape, finish_layout, layout
@@ -86,7 +86,7 @@ class TrtResources:
         self._turn = self._uploads = self._runs = 0
         self._source: Source | None = None
         self._scratch: dict[BatchShape, int] = {}
-        self._planning: dict[str, Context] = {}
+        self._shaped: dict[BatchShape, list[LaneNetworks]] = {}
         self._staging: list[int] = []
         self._fallback: dict[str, Engine] | None = None
         if driver is None:
@@ -105,8 +105,7 @@ class TrtResources:
                 self._engines = self._open(precision)
                 self._scheduler = LaneScheduler(driver, lanes, slots=SLOTS_PER_LANE)
                 self._order = self._scheduler.picture()
-                names = [("lane", i) for i in range(lanes)]
-                self._networks = [LaneNetworks(self._engines, self.manifest, name) for name in names]
+                self._networks = self._new_lanes()
         except BaseException:
             driver.close()
             raise
@@ -153,6 +152,9 @@ class TrtResources:
         check_dtypes(engines)
         return engines
 
+    def _new_lanes(self) -> list[LaneNetworks]:
+        return [LaneNetworks(self._engines, self.manifest, ("lane", i)) for i in range(self.lanes)]
+
     def _open_fp32(self) -> dict[str, Engine] | None:
         if all(engine.artifact.precision == "fp32" for engine in self._engines.values()):
             return None
@@ -181,14 +183,14 @@ class TrtResources:
         for engine in (*self._engines.values(), *(self._fallback or {}).values()):
             engine.save_cache()
         self._networks.clear()
-        self._planning.clear()
+        self._shaped.clear()
         self._engines, self._fallback = {}, None
         with suppress(CudaError):
             self._graphs.clear()
             for event in self._staging:
                 self._driver.event_destroy(event)
             self._scheduler.close()
-            self._buffers.memory.free_all()
+            self._buffers.free_all()
             self._pictures.free_all()
 
     @property
@@ -222,11 +224,9 @@ class TrtResources:
         shape = BatchShape.of(plan)
         if shape not in self._scratch:
             inputs, stream = stage_inputs(self.manifest, shape), self._scheduler.canvas_stream
-            for name, engine in self._engines.items():
-                if name not in self._planning:  # contexts of their own: those of the lanes keep their shapes
-                    self._planning[name] = engine.context()
+            # Contexts for this question alone: those of the lanes keep their shapes.
             self._scratch[shape] = max(
-                context.set_shapes(inputs[name], stream) for name, context in self._planning.items()
+                engine.context().set_shapes(inputs[name], stream) for name, engine in self._engines.items()
             )
         sizes = layout(
             plan,
