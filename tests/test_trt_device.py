@@ -280,6 +280,24 @@ def test_the_planner_takes_the_batch_that_the_engines_are_tuned_for(
         assert np.array_equal(sr.upscale(image), reference(image, plan_for(image, batch=8)))
 
 
+def test_after_a_warm_up_the_first_pictures_find_everything_there(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = SimulatedDriver()
+    sizes = [(20, 48), (40, 60)]
+    with open_sr(engine_dir, driver, monkeypatch) as sr:
+        with pytest.raises(ConfigError, match="0 x 5 px has no pixels"):
+            sr.warm_up([(20, 48), (0, 5)])
+        assert driver.calls["upload"] == driver.calls["copy_in"] == 0
+        sr.warm_up(sizes)
+        before = driver.calls.copy()
+        for height, width in sizes:
+            image = picture(height, width)
+            assert np.array_equal(sr.upscale(image), reference(image, plan_for(image)))
+        calls = driver.calls - before
+        assert calls["allocate"] == calls["allocate_pinned"] == calls["capture_begin"] == calls["gather"] == 0
+
+
 def test_a_back_end_on_the_host_refuses_device_memory() -> None:
     with pytest.raises(InputError, match=r"NumpyBackend reads host memory.*\.cpu\(\)"):
         OnDevice(Interface(), NumpyBackend())

@@ -315,6 +315,31 @@ class SR(Session):
             on_left_out(left_out)
         return target
 
+    def warm_up(self, sizes: Iterable[tuple[int, int]]) -> None:
+        """Make ready what the first picture of a size has to wait for: engines, kernels, buffers and graphs.
+
+        Parameters
+        ----------
+        sizes
+            (height, width) of inputs to come, in LR px, 8 bits a channel. A black picture of each runs until
+            every lane has had a batch of it twice, in each of its two slots (on a GPU the second time is the
+            one that is captured); larger ones first: then no buffer moves.
+
+        Raises
+        ------
+        ConfigError
+            A side is below 1, or nothing fits the limits of memory.
+        """
+        wanted = sorted(set(sizes), key=lambda size: -size[0] * size[1])
+        for height, width in wanted:
+            self.plan(height, width)  # refuses before any work
+        self._opened()
+        for height, width in wanted:
+            planned = self.plan(height, width)
+            batches = planned.tiles.bands * planned.tiles.batches_per_band
+            for _ in range(max(2, -(-4 * planned.lanes // batches))):
+                self._array(np.zeros((height, width, 3), np.uint8), None)
+
     def upscale_batch(self, images: Iterable[Any]) -> list[Any]:
         """Upscale several pictures of any sizes and kinds; results in the same order.
 

@@ -173,9 +173,10 @@ class OrtBackend(HostBackend):
         There the time of all three counts as "decode". Tiles that are not finite run again, one network after
         the other on the host, which tells the one that spoilt them.
         """
+        if self._providers.memory is None:
+            return super().run(source, plan, batch, seed, lane)
         encoder, step, decoder = (self._session(name) for name in ("encoder", "step", "decoder"))
-        fitting = encoder.gives == step.takes["z_l"] and step.gives == decoder.takes["z_0"]
-        if self._providers.memory is None or not fitting:
+        if encoder.gives != step.takes["z_l"] or step.gives != decoder.takes["z_0"]:
             return super().run(source, plan, batch, seed, lane)
         with stage("gather"):
             image = self.gather(source, plan, batch, lane=lane)

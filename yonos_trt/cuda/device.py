@@ -187,8 +187,11 @@ class Results:
         """Return memory that work queued on `stream` from now on may use; keeps the driver open."""
         self._driver.share()
         try:
-            self._let_go(self._free_waiting())
-            return self._driver.allocate_ordered(nbytes, stream)
+            with self._driver.current():
+                freed = self._free_waiting()
+                address = self._driver.allocate_ordered(nbytes, stream)
+            self._let_go(freed)
+            return address
         except BaseException:
             self._driver.close()
             raise

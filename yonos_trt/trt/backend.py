@@ -35,7 +35,7 @@ __all__ = ["TrtBackend"]
 
 _log = logging.getLogger(__name__)
 
-_GRAPHS_PER_LANE = 32
+_GRAPHS_PER_LANE = 16
 _SHAPES = 8
 """Batch shapes whose contexts are kept."""
 
