@@ -166,7 +166,13 @@ class CudaDriver:
 
     def allocate(self, nbytes: int) -> int:
         """See `Driver`. Raises `OutOfMemoryError` with the bytes asked for and free."""
-        return self._allocated(nbytes, "cuMemAlloc", nbytes)
+        try:
+            return self._allocated(nbytes, "cuMemAlloc", nbytes)
+        except OutOfMemoryError:
+            if self._pool is None:
+                raise
+            self._call("cuMemPoolTrimTo", self._pool, 0)  # what results have left
+            return self._allocated(nbytes, "cuMemAlloc", nbytes)
 
     def _allocated(self, nbytes: int, name: str, *arguments: Any) -> int:
         status, address = getattr(self._cuda, name)(*arguments)
