@@ -41,7 +41,8 @@ __all__ = ["TrtResources", "on_device"]
 
 _log = logging.getLogger(__name__)
 
-_P, _T = ParamSpec("_P"), TypeVar("_T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 _Self = TypeVar("_Self", bound="TrtResources")
 
 
@@ -103,6 +104,7 @@ class TrtResources:
             self._trt = TensorRT(runtime, module=module)
             with driver.current():
                 self._engines = self._open(precision)
+                self.best_batch = min(engine.best_batch for engine in self._engines.values())
                 self._scheduler = LaneScheduler(driver, lanes, slots=SLOTS_PER_LANE)
                 self._order = self._scheduler.picture()
                 self._networks = self._new_lanes()
@@ -192,11 +194,6 @@ class TrtResources:
             self._scheduler.close()
             self._buffers.free_all()
             self._pictures.free_all()
-
-    @property
-    def best_batch(self) -> int:
-        """The batch that the engines' profiles are tuned for."""
-        return min(engine.best_batch for engine in self._engines.values())
 
     @property
     def stream(self) -> Stream:
