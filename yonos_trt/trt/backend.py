@@ -24,6 +24,7 @@ from yonos_trt.errors import (
     ClosedError,
     ConfigError,
     InputError,
+    OutOfMemoryError,
 )
 from yonos_trt.tiles.plan import TileBatch, TilePlan
 from yonos_trt.trt.buffers import Canvas, QueuedBatch, Source, batch_index
@@ -100,7 +101,18 @@ class TrtBackend(TrtResources):
     def _picture_buffer(self, nbytes: int) -> int:
         if nbytes > self._pictures.device_bytes:
             self._scheduler.drain()  # the old buffer may still be read by a picture that was given up
-        return self._pictures.device("picture", nbytes)
+        try:
+            return self._pictures.device("picture", nbytes)
+        except OutOfMemoryError:
+            self.give_back()
+            return self._pictures.device("picture", nbytes)
+
+    @on_device
+    def give_back(self) -> None:
+        """Let go of what plans hold, after memory ran out; waits. The next `canvas` makes its own anew."""
+        self._scheduler.drain()
+        self._graphs.clear()
+        self._buffers.free_all()
 
     def _uploaded(self, picture: DevicePicture, owner: Any = None) -> Source:
         self._uploads += 1
@@ -138,12 +150,12 @@ class TrtBackend(TrtResources):
             self._graphs.clear()
         if changed:
             self._take_lanes(BatchShape.of(plan))
-            moves = self._buffers.memory.moves
             try:
                 self._buffers.prepare(plan, self._networks[: self._active], self._order)
             finally:
-                if moves != self._buffers.memory.moves:  # graphs hold addresses
+                if self._moves != self._buffers.memory.moves:  # graphs hold addresses
                     self._graphs.clear()
+                self._moves = self._buffers.memory.moves
             stream = self._scheduler.lane_stream(0)
             if self._graphs.enabled and not self._networks[0].capturable(stream):
                 _log.info("TensorRT says that these engines cannot be captured: running without CUDA graphs")

@@ -14,7 +14,7 @@ from yonos_trt import pipeline
 from yonos_trt.backends.base import Backend
 from yonos_trt.cuda.arrays import LEGACY_STREAM, DeviceArray, DeviceView, stream_handle
 from yonos_trt.cuda.device import Results
-from yonos_trt.errors import ConfigError, InputError
+from yonos_trt.errors import ConfigError, InputError, OutOfMemoryError
 from yonos_trt.tiles.plan import TilePlan
 from yonos_trt.trt.backend import TrtBackend
 from yonos_trt.trt.buffers import Canvas, Source
@@ -148,7 +148,11 @@ class OnDevice:
         self._canvas, self.block_rows = canvas, plan.height_px
         self._finish = self._backend.finish(source, canvas, plan, color_fix=color_fix)
         if self._out is None:
-            self._out = self._allocate((plan.height_px, plan.width_px, 3))
+            try:
+                self._out = self._allocate((plan.height_px, plan.width_px, 3))
+            except OutOfMemoryError:
+                self._backend.give_back()  # for the smaller plan that comes next
+                raise
         return self
 
     def push(self, y0_px: int, y1_px: int) -> range:

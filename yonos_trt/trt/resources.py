@@ -115,6 +115,7 @@ class TrtResources:
         self._graphs = Graphs(driver, enabled=graphs)
         self._buffers = PlanBuffers(driver, self._scheduler, self.manifest)
         self._pictures = Memory(driver)
+        self._moves = 0
         self.results = Results(driver)
         self._repair = Repair(
             driver,
