@@ -7,6 +7,7 @@
 PYTHON ?= python3
 VENV   := .venv
 DEMO   := .venv-demo
+WEB    := .venv-web
 JOBS   ?= 2
 EXTRAS := images,video,export,train,bench,dev,rtx
 PIP    := install --quiet --disable-pip-version-check -c constraints.txt
@@ -41,13 +42,22 @@ $(DEMO)/.ready: $(NATIVE) $(shell find yonos_trt -type f -not -name '*.pyc' -not
 	PIP_CONSTRAINT=constraints.txt $(DEMO)/bin/pip $(PIP) .
 	touch $@
 
+# Gradio takes no Pillow from 13 on. Its environment holds what it needs besides, and sees the rest in $(VENV).
+$(WEB)/.ready: $(VENV)/.ready constraints-web.txt
+	$(PYTHON) -m venv $(WEB)
+	$(PYTHON) -c '$(REQUIREMENTS)' web > $(WEB)/requirements.txt
+	for here in $(WEB)/lib/python*/site-packages; do \
+	    echo "import site; site.addsitedir('$(CURDIR)/$(VENV)/$${here#$(WEB)/}')" > $$here/project.pth; done
+	$(WEB)/bin/pip install --quiet --disable-pip-version-check -c constraints-web.txt -r $(WEB)/requirements.txt
+	touch $@
+
 demo: $(DEMO)/.ready
 	mkdir -p demo
 	$(DEMO)/bin/yonos upscale -i examples/chelsea.png -o demo/chelsea_x4.png --overwrite
 	$(DEMO)/bin/python examples/compare.py examples/chelsea.png demo/chelsea_x4.png demo/chelsea_compare.png
 
-test: $(VENV)/.ready
-	YONOS_REQUIRE_NATIVE=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
+test: $(VENV)/.ready $(WEB)/.ready
+	YONOS_REQUIRE_NATIVE=1 YONOS_REQUIRE_WEB=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
@@ -68,4 +78,4 @@ native:
 	cmake --build build/native
 
 clean:
-	rm -rf $(VENV) $(DEMO) build demo yonos_trt/_native*.so
+	rm -rf $(VENV) $(DEMO) $(WEB) build demo yonos_trt/_native*.so

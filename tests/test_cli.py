@@ -238,7 +238,7 @@ def test_two_sources_of_one_target_are_refused(engine_dir: Path, photos: Path) -
         ((), 2, "no input"),
         (("-i", "{empty}"), 2, "no pictures in"),
         (("-i", "{a}", "-o", "x.xyz"), 1, "cannot write suffix '.xyz'"),
-        (("-i", "{a}", "-s", "3"), 2, "enlarges by 4"),
+        (("-i", "{a}", "-s", "5"), 2, "expected 1 to 4"),
         (("-i", "{a}", "-t", "7"), 2, "tile_px is 7"),
         (("-i", "{a}", "--suffix", "{name}"), 2, "only {scale} is replaced"),
         (("-i", "{a}", "--seed", "-1"), 2, "seed is -1"),

@@ -100,14 +100,14 @@ def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
 FLOORS = """
     errors choices atomic host console _moved
     engine tiles images cuda
-    planning prefetch
+    planning prefetch sizing
     backends
     pipeline
     trt
     session
     video
     sr
-    bench
+    bench web
     cli
 """
 

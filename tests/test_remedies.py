@@ -29,6 +29,7 @@ FOREIGN = {  # options of other programs
     "--no-deps", "--force-reinstall",  # pip
     "--query-gpu",  # nvidia-smi
     "--cpus",  # docker
+    "--at", "--ratio",  # CSS of the page
 }  # fmt: skip
 
 

@@ -59,7 +59,8 @@ def install_command(extra: str | None = None, *, settings: str = "") -> str:
     settings
         Further options of the build, for example ``"-C cmake.define.YONOS_CUDA=ON"``.
     """
-    words = ["pip install -c constraints.txt", settings, f"'.[{extra}]'" if extra else "."]
+    constraints = "constraints-web.txt" if extra == "web" else "constraints.txt"
+    words = [f"pip install -c {constraints}", settings, f"'.[{extra}]'" if extra else "."]
     return f"{' '.join(filter(None, words))} (in the checkout of yonos-trt: the package index has none)"
 
 

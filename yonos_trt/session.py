@@ -24,6 +24,7 @@ from yonos_trt.engine.restore import dial_of
 from yonos_trt.errors import ClosedError, ConfigError, OutOfMemoryError, memory_that_runs_out
 from yonos_trt.host import available_bytes, usable_cpus
 from yonos_trt.images.reading import MAX_PIXELS
+from yonos_trt.images.reduction import reduce_rows
 from yonos_trt.planning import PicturePlan, plan_picture, smaller
 from yonos_trt.tiles.color import MODES
 from yonos_trt.tiles.noise import LARGEST_SEED
@@ -51,7 +52,7 @@ class Session:
         self,
         engine_dir: str | os.PathLike[str] | None = None,
         *,
-        scale: int | None = None,
+        scale: float | None = None,
         runtime: str = "auto",
         device: int = 0,
         lanes: int | None = None,
@@ -102,12 +103,15 @@ class Session:
         self.engine_dir = (
             shipped_model(scale or _DEFAULT_SCALE) if engine_dir is None else find_model(Path(engine_dir))
         )
+        self._any_model = engine_dir is None and scale is None  # a size may take another one
+        self._others: dict[str, Session] = {}  # those, by name; opened at first use
         self.manifest: EngineManifest = load_manifest(self.engine_dir, verify=False)
-        if scale not in (None, self.scale):
+        if scale is not None and not 1 <= scale <= self.scale:
             raise ConfigError(
-                f"scale is {scale}, but the model in {self.engine_dir} enlarges by {self.scale}; leave the "
-                "scale out, or name the engine directory of another model"
+                f"scale is {scale}, expected 1 to {self.scale}, by which the model in {self.engine_dir} "
+                "enlarges; leave the scale out, or name the engine directory of another model"
             )
+        self.factor = self.scale if scale is None or scale == self.scale else scale
         self.restore = dial_of(self.manifest, restore)
         self._backend: Backend | None = None
         self._at_most: tuple[int, int] | None = None
@@ -119,7 +123,7 @@ class Session:
 
     @property
     def scale(self) -> int:
-        """Enlargement in both directions."""
+        """Enlargement by the model, in both directions; `factor` is that of the results."""
         return self.manifest.model.scale
 
     @property
@@ -139,6 +143,9 @@ class Session:
             if self._backend is not None:
                 self._backend.close()
                 self._backend = None
+            others, self._others = self._others, {}
+        for other in others.values():
+            other.close()
 
     def __enter__(self) -> Self:
         with self._lock:
@@ -248,8 +255,15 @@ class Session:
 
     # -- Arrays -------------------------------------------------------------------------------------------
 
-    def _array(self, rgb: Array, on_tiles: OnTiles | None, *, color_fix: str | None = None) -> Array:
-        shape = (rgb.shape[0] * self.scale, rgb.shape[1] * self.scale, 3)
+    def _array(
+        self,
+        rgb: Array,
+        on_tiles: OnTiles | None,
+        *,
+        size_px: tuple[int, int],
+        color_fix: str | None = None,
+    ) -> Array:
+        shape = (*size_px, 3)
         try:
             out = np.empty(shape, rgb.dtype)
         except MemoryError as error:
@@ -260,11 +274,28 @@ class Session:
                 hint="use upscale_file with rows='always' (--stream always), which writes row by row",
             ) from error
         y = 0
-        with closing(self._rows(rgb, on_tiles, color_fix=color_fix, lend=True)) as blocks:
+        with closing(
+            self._sized_rows(rgb, on_tiles, size_px=size_px, color_fix=color_fix, lend=True)
+        ) as blocks:
             for rows in blocks:
                 out[y : y + len(rows)] = rows
                 y += len(rows)
         return out
+
+    def _sized_rows(
+        self,
+        rgb: Array,
+        on_tiles: OnTiles | None,
+        *,
+        size_px: tuple[int, int],
+        color_fix: str | None = None,
+        lend: bool = False,
+    ) -> Generator[Array, None, None]:
+        """Yield finished rows of the result, reduced to `size_px` where that is not the model's own size."""
+        full_px = (rgb.shape[0] * self.scale, rgb.shape[1] * self.scale)
+        reduced = size_px != full_px
+        with closing(self._rows(rgb, on_tiles, color_fix=color_fix, lend=lend or reduced)) as blocks:
+            yield from reduce_rows(blocks, full_px, size_px) if reduced else blocks
 
     def _rows(
         self,

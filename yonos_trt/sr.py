@@ -16,10 +16,10 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ from yonos_trt.images.dlpack import from_dlpack
 from yonos_trt.images.picture import Picture, from_array, luma, to_array
 from yonos_trt.images.upscaled import UpscaledImage
 from yonos_trt.session import OnTiles, Session
+from yonos_trt.sizing import Sizing, as_sizing
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["SR", "AlphaMode", "UpscaledImage"]
 
 Pixel = TypeVar("Pixel", np.uint8, np.uint16, np.float32)
+_ALPHA_ROWS = 64
 
 
 class SR(Session):
@@ -53,8 +55,9 @@ class SR(Session):
         Engine directory, as `yonos-export` writes it, or the name of a model of the wheel, such as
         ``"lite-x2"`` (a path of that name goes first); None takes a model of the wheel by its scale.
     scale
-        Without `engine_dir`: which shipped model, ``lite-x<scale>`` (default 4). With it: refused if the
-        engine directory has another scale.
+        Enlargement of the results, 1 or more, 2.5 too (default: the model's own, 4 without `engine_dir`).
+        Without `engine_dir` it picks the next larger shipped model; what is below the model's own factor is
+        made by one antialiased reduction, and what is above it is refused.
     runtime
         "auto", "onnx", "openvino", "tensorrt" or "tensorrt-rtx".
     device
@@ -111,16 +114,27 @@ class SR(Session):
         *,
         alpha: str = ...,
         on_tiles: OnTiles | None = ...,
+        size: Sizing | tuple[int, int] | None = ...,
     ) -> UpscaledImage: ...
 
     @overload
     def upscale(
-        self, image: NDArray[Pixel], *, alpha: str = ..., on_tiles: OnTiles | None = ...
+        self,
+        image: NDArray[Pixel],
+        *,
+        alpha: str = ...,
+        on_tiles: OnTiles | None = ...,
+        size: Sizing | tuple[int, int] | None = ...,
     ) -> NDArray[Pixel]: ...
 
     @overload
     def upscale(
-        self, image: Image.Image, *, alpha: str = ..., on_tiles: OnTiles | None = ...
+        self,
+        image: Image.Image,
+        *,
+        alpha: str = ...,
+        on_tiles: OnTiles | None = ...,
+        size: Sizing | tuple[int, int] | None = ...,
     ) -> Image.Image: ...
 
     @overload
@@ -132,6 +146,7 @@ class SR(Session):
         on_tiles: OnTiles | None = ...,
         stream: Any = ...,
         out: Any = ...,
+        size: Sizing | tuple[int, int] | None = ...,
     ) -> Any: ...
 
     def upscale(
@@ -142,6 +157,7 @@ class SR(Session):
         on_tiles: OnTiles | None = None,
         stream: Any = None,
         out: Any = None,
+        size: Sizing | tuple[int, int] | None = None,
     ) -> Any:
         """Upscale one picture, or a batch of arrays, and return the same kind.
 
@@ -162,11 +178,15 @@ class SR(Session):
         out
             For arrays in device memory: an array there to write the result into, (s H, s W, 3) of the input's
             dtype with packed rows, which is returned; nothing is allocated then.
+        size
+            (height, width) in px of the result, or a `yonos_trt.sizing.Sizing`; None: `scale` times the
+            input's. Without an engine directory and a scale, the shipped model is the smallest that makes it.
+            Not for arrays in device memory.
 
         Returns
         -------
         UpscaledImage for a path, bytes, a file object or a `Picture`, else the type that came in;
-        (s H, s W), same mode and depth.
+        (s H, s W) or `size`, same mode and depth.
 
         Raises
         ------
@@ -183,9 +203,10 @@ class SR(Session):
             Memory ran out, with the smallest tiles as well.
         """
         _check_alpha(alpha)
+        sizing = as_sizing(size)
         with memory_that_runs_out("upscaling a picture"):
             if not isinstance(image, (str, bytes, np.ndarray)) and is_on_device(image):
-                return self._on_device(image, alpha, on_tiles, stream, out)
+                return self._on_device(image, alpha, on_tiles, stream, out, sizing)
             if stream is not None:
                 raise ConfigError(
                     f"stream was given with a {type(image).__name__}, but only arrays in device memory are "
@@ -196,27 +217,27 @@ class SR(Session):
                     f"out was given with a {type(image).__name__}, but only arrays in device memory have "
                     "their result written into the caller's memory; leave it out"
                 )
-            return self._on_host(image, alpha, on_tiles)
+            return self._on_host(image, alpha, on_tiles, sizing)
 
-    def _on_host(self, image: Any, alpha: str, on_tiles: OnTiles | None) -> Any:
+    def _on_host(self, image: Any, alpha: str, on_tiles: OnTiles | None, sizing: Sizing | None) -> Any:
         if isinstance(image, np.ndarray):
-            return self._pixels(image, alpha, on_tiles)
+            return self._pixels(image, alpha, on_tiles, sizing)
         if isinstance(image, Picture):
-            return UpscaledImage(self._picture(image, alpha, on_tiles))
+            return UpscaledImage(self._picture(image, alpha, on_tiles, sizing))
         if _is_pil(image):
             from yonos_trt.images import from_pil, to_pil
 
-            return to_pil(self._picture(from_pil(image), alpha, on_tiles))
+            return to_pil(self._picture(from_pil(image), alpha, on_tiles, sizing))
         if hasattr(image, "__dlpack__"):
             array, back = from_dlpack(image)
-            return back(self._pixels(array, alpha, on_tiles))
+            return back(self._pixels(array, alpha, on_tiles, sizing))
         self._opened()
-        return UpscaledImage(self._picture(_read(image, self.max_pixels), alpha, on_tiles))
+        return UpscaledImage(self._picture(_read(image, self.max_pixels), alpha, on_tiles, sizing))
 
-    def _pixels(self, array: Array, alpha: str, on_tiles: OnTiles | None) -> Array:
+    def _pixels(self, array: Array, alpha: str, on_tiles: OnTiles | None, sizing: Sizing | None) -> Array:
         """Upscale an array, or each of a batch; every result is checked to fit before the first runs."""
         if array.ndim != 4:
-            return to_array(self._picture(from_array(array), alpha, on_tiles))
+            return to_array(self._picture(from_array(array), alpha, on_tiles, sizing))
         if array.shape[3] not in (1, 2, 3, 4) or 0 in array.shape[1:]:
             raise InputError(
                 f"the batch has the shape {array.shape}, expected (N, height, width, channels) with 1 to 4 "
@@ -225,13 +246,27 @@ class SR(Session):
         pictures = [from_array(one) for one in array]  # refuses what cannot be used before any work
         count, height, width, channels = array.shape
         channels -= alpha == "drop" and channels in (2, 4)
-        out = np.empty((count, height * self.scale, width * self.scale, channels), array.dtype)
+        out = np.empty((count, *self.size_of(height, width, sizing), channels), array.dtype)
         for result, picture in zip(out, pictures, strict=True):
-            result[...] = to_array(self._picture(picture, alpha, on_tiles))
+            result[...] = to_array(self._picture(picture, alpha, on_tiles, sizing))
         return out
 
-    def _on_device(self, image: Any, alpha: str, on_tiles: OnTiles | None, stream: Any, out: Any) -> Any:
+    def _on_device(
+        self,
+        image: Any,
+        alpha: str,
+        on_tiles: OnTiles | None,
+        stream: Any,
+        out: Any,
+        sizing: Sizing | None,
+    ) -> Any:
         from yonos_trt.trt.device import OnDevice, same_kind
+
+        if sizing is not None or self.factor != self.scale:
+            raise ConfigError(
+                f"an array in device memory grows by the model's own factor, {self.scale}; leave size and "
+                "scale out, or copy it to the host first"
+            )
 
         if alpha != "bicubic":
             raise ConfigError(
@@ -257,6 +292,7 @@ class SR(Session):
         on_tiles: OnTiles | None = None,
         on_left_out: Callable[[tuple[str, ...]], object] | None = None,
         stream: Literal["auto", "always", "never"] | None = None,
+        size: Sizing | tuple[int, int] | None = None,
     ) -> Path:
         """Upscale a file into a file; what is at `target` is replaced when the new one is complete.
 
@@ -274,7 +310,7 @@ class SR(Session):
             Format of the target; None: as its suffix says.
         options
             Quality, and what may be lost in the target's format.
-        alpha, on_tiles
+        alpha, on_tiles, size
             As `upscale`.
         on_left_out
             Called once the file is there, with what of the source it does not carry, in a few words each (an
@@ -293,6 +329,7 @@ class SR(Session):
         from yonos_trt.images import check_output, write_image
 
         _check_alpha(alpha)
+        sizing = as_sizing(size)
         if stream is not None:
             warnings.warn("upscale_file(stream=...) is now rows=...", DeprecationWarning, stacklevel=2)
             rows = stream
@@ -304,12 +341,15 @@ class SR(Session):
             picture = source if isinstance(source, Picture) else _read(source, self.max_pixels)
             if alpha == "drop":
                 picture = picture.without_alpha()
-            height, width = picture.height_px * self.scale, picture.width_px * self.scale
+            height, width = self.size_of(picture.height_px, picture.width_px, sizing)
             check_output(picture.kind, height, width, target, format=format, options=options)
-            if rows == "always" or (rows == "auto" and not self._result_fits(picture, target, format)):
-                left_out = self._in_rows(picture, target, alpha, format, options, on_tiles)
+            fits = rows == "never" or (
+                rows == "auto" and self._result_fits(picture, target, format, (height, width))
+            )
+            if not fits:
+                left_out = self._in_rows(picture, target, alpha, format, options, on_tiles, sizing)
             else:
-                result = self._picture(picture, alpha, on_tiles)
+                result = self._picture(picture, alpha, on_tiles, sizing)
                 left_out = write_image(result, target, format=format, options=options)
         if on_left_out is not None:
             on_left_out(left_out)
@@ -386,26 +426,70 @@ class SR(Session):
 
     # -- Inside -------------------------------------------------------------------------------------------
 
-    def _picture(self, picture: Picture, alpha: str, on_tiles: OnTiles | None) -> Picture:
+    def size_of(
+        self, height_px: int, width_px: int, size: Sizing | tuple[int, int] | None = None
+    ) -> tuple[int, int]:
+        """Return (height, width) of the result for an input of this size; see `upscale`."""
+        sizing = as_sizing(size)
+        if sizing is not None:
+            return sizing.of(height_px, width_px)
+        if self.factor == self.scale:
+            return height_px * self.scale, width_px * self.scale
+        return Sizing(factor=self.factor).of(height_px, width_px)
+
+    def _model_for(self, picture: Picture, sizing: Sizing | None) -> SR:
+        """Return what makes this picture that large: this object, or one with another shipped model."""
+        if sizing is None:
+            return self
+        height, width = picture.height_px, picture.width_px
+        needed = sizing.factor_of(height, width)
+        if self._any_model:
+            from yonos_trt.backends.choose import shipped_model
+            from yonos_trt.errors import EngineNotFoundError
+
+            try:
+                other = shipped_model(needed)
+            except EngineNotFoundError as error:
+                raise InputError(f"{picture.name}: {width} x {height} px to {sizing}: {error}") from error
+            if other != self.engine_dir:
+                with self._lock:
+                    if self._closed:
+                        self._opened()  # which refuses
+                    if other.name not in self._others:
+                        self._others[other.name] = SR(**self._options | {"engine_dir": other})
+                    return cast("SR", self._others[other.name])
+        if needed > self.scale:
+            raise InputError(
+                f"{picture.name}: {width} x {height} px to {sizing} is {needed:.3g} times as large, but the "
+                f"model in {self.engine_dir} enlarges by {self.scale}; ask for less, or take a model that "
+                "enlarges more"
+            )
+        return self
+
+    def _picture(
+        self, picture: Picture, alpha: str, on_tiles: OnTiles | None, sizing: Sizing | None = None
+    ) -> Picture:
         """Upscale in memory; the result carries the metadata of the input."""
         if alpha == "drop":
             picture = picture.without_alpha()
-        with self._lock:
-            rgb = self._array(picture.rgb, on_tiles)
+        model = self._model_for(picture, sizing)
+        size_px = self.size_of(picture.height_px, picture.width_px, sizing)
+        with model._lock:
+            rgb = model._array(picture.rgb, on_tiles, size_px=size_px)
             if picture.alpha is None:
                 return picture.with_pixels(rgb)
             if alpha == "model":
-                grown = luma(self._array(_as_rgb(picture.alpha), None, color_fix="none"))
+                grown = luma(model._array(_as_rgb(picture.alpha), None, size_px=size_px, color_fix="none"))
             else:
-                from yonos_trt.images import upscale_alpha
-
-                grown = upscale_alpha(picture.alpha, self.scale)
+                grown = np.concatenate(list(_alpha_rows(picture.alpha, model.scale, size_px)))
         return picture.with_pixels(rgb, grown)
 
-    def _result_fits(self, picture: Picture, target: Path, format: str | None) -> bool:
+    def _result_fits(
+        self, picture: Picture, target: Path, format: str | None, size_px: tuple[int, int]
+    ) -> bool:
         from yonos_trt.images import estimate_output
 
-        height, width = picture.height_px * self.scale, picture.width_px * self.scale
+        height, width = size_px
         needed = estimate_output(picture.kind, height, width, target, format=format).peak_bytes
         needed += self.plan(picture.height_px, picture.width_px).host_bytes
         return needed <= self.free_bytes()
@@ -418,8 +502,9 @@ class SR(Session):
         format: str | None,
         options: SaveOptions | None,
         on_tiles: OnTiles | None,
+        sizing: Sizing | None,
     ) -> tuple[str, ...]:
-        from yonos_trt.images import open_row_writer, upscale_alpha
+        from yonos_trt.images import open_row_writer
 
         for name, value, other in (("color_fix", self._color_fix, "wavelet"), ("alpha", alpha, "bicubic")):
             if value == "adain" or (value == "model" and picture.alpha is not None):
@@ -427,21 +512,47 @@ class SR(Session):
                     f"{name}={value!r} needs the whole picture in memory, but the result is written in rows "
                     f"(it would not fit, or rows='always' / --stream always was given); use {name}={other!r}"
                 )
-        height, width = picture.height_px * self.scale, picture.width_px * self.scale
+        model = self._model_for(picture, sizing)
+        size_px = self.size_of(picture.height_px, picture.width_px, sizing)
         with (
-            self._lock,
-            open_row_writer(target, picture, height, width, format=format, options=options) as writer,
-            closing(self._rows(picture.rgb, on_tiles)) as blocks,
+            model._lock,
+            open_row_writer(target, picture, *size_px, format=format, options=options) as writer,
+            closing(model._sized_rows(picture.rgb, on_tiles, size_px=size_px)) as blocks,
         ):
-            y = 0
-            for rows in blocks:
-                end = y + len(rows)
-                if picture.alpha is None:
+            if picture.alpha is None:
+                for rows in blocks:
                     writer.write_rows(rows)
-                else:
-                    writer.write_rows(rows, upscale_alpha(picture.alpha, self.scale, y0_px=y, y1_px=end))
-                y = end
+            else:
+                with closing(_alpha_rows(picture.alpha, model.scale, size_px)) as alphas:
+                    for rows, grown in _side_by_side(blocks, alphas):
+                        writer.write_rows(rows, grown)
         return writer.left_out
+
+
+def _alpha_rows(alpha: Array, scale: int, size_px: tuple[int, int]) -> Generator[Array, None, None]:
+    """Yield rows of the grown alpha channel, a block at a time."""
+    from yonos_trt.images import upscale_alpha
+    from yonos_trt.images.reduction import reduce_rows
+
+    full_px = (alpha.shape[0] * scale, alpha.shape[1] * scale)
+    blocks = (
+        upscale_alpha(alpha, scale, y0_px=y, y1_px=min(full_px[0], y + _ALPHA_ROWS))
+        for y in range(0, full_px[0], _ALPHA_ROWS)
+    )
+    yield from blocks if size_px == full_px else reduce_rows(blocks, full_px, size_px)
+
+
+def _side_by_side(left: Iterable[Array], right: Iterable[Array]) -> Iterator[tuple[Array, Array]]:
+    """Yield the rows of both, cut where either of them ends a block."""
+    rights = iter(right)
+    there = next(rights)
+    for rows in left:
+        while len(rows):
+            if not len(there):
+                there = next(rights)
+            count = min(len(rows), len(there))
+            yield rows[:count], there[:count]
+            rows, there = rows[count:], there[count:]
 
 
 def _read(source: Any, max_pixels: int | None) -> Picture:

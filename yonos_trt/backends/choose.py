@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -290,13 +291,14 @@ def find_model(named: Path) -> Path:
     return named if named.exists() else shipped_models().get(str(named), named)
 
 
-def shipped_model(scale: int) -> Path:
-    """Return the engine directory of the model of the wheel that enlarges by ``scale``, or refuse."""
-    path = models_dir() / f"lite-x{scale}"
-    if not (path / "manifest.json").is_file():
-        have = ", ".join(shipped_models()) or "none"
-        raise EngineNotFoundError(
-            f"no shipped model enlarges by {scale} (expected {path}; shipped: {have}); name an engine "
-            "directory: SR(engine_dir), or -m on the command line"
-        )
-    return path
+def shipped_model(scale: float) -> Path:
+    """Return the engine directory of the wheel's smallest model that enlarges by ``scale`` or more."""
+    models = shipped_models()
+    scales = sorted(int(name.removeprefix("lite-x")) for name in models if re.fullmatch(r"lite-x\d+", name))
+    for larger in scales:
+        if larger >= scale:
+            return models[f"lite-x{larger}"]
+    raise EngineNotFoundError(
+        f"no shipped model enlarges by {scale:g} (in {models_dir()}: {', '.join(models) or 'none'}); name an "
+        "engine directory: SR(engine_dir), or -m on the command line"
+    )

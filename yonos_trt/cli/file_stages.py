@@ -10,6 +10,7 @@ from yonos_trt.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from yonos_trt.images import Picture, SaveOptions
+    from yonos_trt.sizing import Sizing
     from yonos_trt.sr import SR
 
 __all__ = ["FileStages"]
@@ -22,8 +23,8 @@ class FileStages:
     ----------
     sr
         Opened; only `upscale` uses it for more than planning.
-    rows, alpha, format, options
-        As `SR.upscale_file`.
+    rows, alpha, format, options, sizing
+        As `SR.upscale_file`, whose `size` is `sizing`.
     """
 
     def __init__(
@@ -34,9 +35,11 @@ class FileStages:
         alpha: str = "bicubic",
         format: str | None = None,
         options: SaveOptions | None = None,
+        sizing: Sizing | None = None,
     ) -> None:
         self._sr, self._rows, self._alpha = sr, rows, alpha
         self._format, self._options = format, options
+        self._sizing = sizing
 
     def read(self, job: Job) -> Picture:
         """Decode the source; refuse what cannot be written to the target."""
@@ -45,7 +48,7 @@ class FileStages:
         picture = read_image(job.source, max_pixels=self._sr.max_pixels)
         if self._alpha == "drop":
             picture = picture.without_alpha()
-        height, width = picture.height_px * self._sr.scale, picture.width_px * self._sr.scale
+        height, width = self._sr.size_of(picture.height_px, picture.width_px, self._sizing)
         check_output(picture.kind, height, width, job.target, format=self._format, options=self._options)
         return picture
 
@@ -53,7 +56,7 @@ class FileStages:
         """Return the host bytes of the result, its encoder and the networks; the picture itself is there."""
         from yonos_trt.images import estimate_output
 
-        height, width = picture.height_px * self._sr.scale, picture.width_px * self._sr.scale
+        height, width = self._sr.size_of(picture.height_px, picture.width_px, self._sizing)
         needed = estimate_output(picture.kind, height, width, job.target, format=self._format).peak_bytes
         try:
             return needed + self._sr.plan(picture.height_px, picture.width_px).host_bytes
@@ -69,7 +72,7 @@ class FileStages:
     ) -> Picture | tuple[str, ...]:
         """Return the result; or write it row by row and return what could not be carried."""
         if self._rows == "never" or (self._rows == "auto" and fits):
-            return self._sr.upscale(picture, alpha=self._alpha, on_tiles=on_tiles).picture
+            return self._sr.upscale(picture, alpha=self._alpha, on_tiles=on_tiles, size=self._sizing).picture
         left_out: list[str] = []
         try:
             self._sr.upscale_file(
@@ -81,6 +84,7 @@ class FileStages:
                 options=self._options,
                 on_tiles=on_tiles,
                 on_left_out=left_out.extend,
+                size=self._sizing,
             )
         except ConfigError as error:
             if self._rows == "always":

@@ -11,7 +11,7 @@ from pathlib import Path
 from yonos_trt.errors import ConfigError
 from yonos_trt.images import READABLE_SUFFIXES, SUPPORTED_SUFFIXES
 
-__all__ = ["Job", "PassedOver", "Plan", "plan_jobs"]
+__all__ = ["DEFAULT_SUFFIX", "Job", "PassedOver", "Plan", "plan_jobs"]
 
 DEFAULT_SUFFIX = "_x{scale}"
 # Suffixes that are read but not written -> what is written instead; anything else becomes PNG.
@@ -61,7 +61,7 @@ def plan_jobs(
     inputs: Sequence[Path],
     output: str | None,
     *,
-    scale: int,
+    scale: int | str,
     suffix: str = DEFAULT_SUFFIX,
     format: str | None = None,
     recursive: bool = False,

@@ -31,7 +31,7 @@ from yonos_trt.cli import options
 __all__ = ["cli", "exit_code"]
 
 # Commands that live in modules of their own and are imported when they are called.
-LAZY_COMMANDS = {"bench": "yonos_trt.cli.bench", "video": "yonos_trt.cli.video"}
+LAZY_COMMANDS = {"bench": "yonos_trt.cli.bench", "video": "yonos_trt.cli.video", "web": "yonos_trt.cli.web"}
 
 _INTERRUPTED = 130
 
@@ -139,6 +139,7 @@ def cli() -> None:
 @click.option("-o", "--output", metavar="OUT", help="File or folder; default: beside each input.")
 @options.model
 @options.scale
+@options.sizing
 @options.tiling
 @options.machine
 @click.option(
@@ -187,6 +188,9 @@ def upscale(
     drop_depth: bool,
     alpha: str,
     stream: Any,
+    long_edge: int | None,
+    size: tuple[int, int] | None,
+    fit: str,
     progress: str,
     dry_run: bool,
     verbose: int,
@@ -197,13 +201,14 @@ def upscale(
 
     \b
     yonos upscale -i photo.jpg                        writes photo_x4.jpg
-    yonos upscale -i photo.jpg -o big.png -s 2
+    yonos upscale -i photo.jpg -o big.png -s 2.5
+    yonos upscale -i photo.jpg --long-edge 3840       writes photo_3840px.jpg
     yonos upscale -i photos/ -o big/ --recursive --skip-existing
     """
     from yonos_trt.atomic import remove_leftovers
     from yonos_trt.cli.file_stages import FileStages
     from yonos_trt.cli.job_run import run_jobs
-    from yonos_trt.cli.jobs import plan_jobs
+    from yonos_trt.cli.jobs import DEFAULT_SUFFIX, plan_jobs
     from yonos_trt.cli.progress import META_KEY, make_progress, set_up_logging
     from yonos_trt.console import quiet_libraries
     from yonos_trt.images import SaveOptions
@@ -215,12 +220,16 @@ def upscale(
     click.get_current_context().meta[META_KEY] = progress
     set_up_logging(verbose, quiet=quiet, mode=progress)
     chosen = options.on_cpu(chosen)
+    sizing = options.sizing_of(chosen["scale"], long_edge, size, fit)
     sr = SR(chosen.pop("engine_dir"), **chosen)
     to_stdout = output == "-"
     if to_stdout:
         _check_stdout(paths)
         output = None
-    plan = plan_jobs(paths, output, scale=sr.scale, suffix=suffix, format=format, recursive=recursive)
+    if sizing is not None and suffix == DEFAULT_SUFFIX:
+        suffix = "_{scale}"
+    label = str(sizing or f"{sr.factor:g}")
+    plan = plan_jobs(paths, output, scale=label, suffix=suffix, format=format, recursive=recursive)
     jobs = plan.jobs
     save = SaveOptions(
         quality=quality,
@@ -231,9 +240,8 @@ def upscale(
     if dry_run:
         if to_stdout:
             jobs = [dataclasses.replace(job, target=Path("-")) for job in jobs]
-        _print_dry_run(
-            sr, jobs, chosen | {"alpha": alpha, "stream": stream, "save": dataclasses.asdict(save)}
-        )
+        asked = chosen | {"alpha": alpha, "stream": stream, "save": dataclasses.asdict(save)}
+        _print_dry_run(sr, jobs, asked | ({} if sizing is None else {"size": str(sizing)}))
         return
     reporter = make_progress(progress, quiet=quiet)
     for folder in {job.target.parent for job in jobs}:
@@ -243,7 +251,9 @@ def upscale(
         if to_stdout:
             jobs = [stack.enter_context(_before_stdout(jobs[0]))]
         stack.enter_context(quiet_libraries())
-        stages = FileStages(stack.enter_context(sr), rows=stream, alpha=alpha, format=format, options=save)
+        stages = FileStages(
+            stack.enter_context(sr), rows=stream, alpha=alpha, format=format, options=save, sizing=sizing
+        )
         outcome = run_jobs(
             jobs,
             stages,
@@ -305,7 +315,7 @@ def _before_stdout(job: Any) -> Iterator[Any]:
 def _print_dry_run(sr: Any, jobs: Any, options: dict[str, Any]) -> None:
     document = {
         "engine_dir": str(sr.engine_dir),
-        "scale": sr.scale,
+        "scale": sr.factor,
         "options": options,
         "jobs": [{"source": str(j.source), "target": str(j.target)} for j in jobs],
     }

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from yonos_trt.choices import ALPHA_MODES, COLOR_FIXES, LARGEST_LANES, PRECISIONS, RUNTIMES
 
+if TYPE_CHECKING:
+    from yonos_trt.sizing import Sizing
+
 __all__ = [
+    "Factor",
     "Finite",
     "LocalPath",
+    "Size",
     "alpha",
     "batch",
     "color_fix",
@@ -31,6 +37,8 @@ __all__ = [
     "restore",
     "scale",
     "seed",
+    "sizing",
+    "sizing_of",
     "threads",
     "tiling",
 ]
@@ -75,6 +83,32 @@ class Finite(click.FloatRange):
         return number
 
 
+class Factor(Finite):
+    """An enlargement: a whole number stays one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Make it a number."""
+        number = super().convert(value, param, ctx)
+        return int(number) if number == int(number) else number
+
+
+class Size(click.ParamType[tuple[int, int]]):
+    """WIDTHxHEIGHT, as people write it; (height, width) as the project has it."""
+
+    name = "size"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Make it (height, width)."""
+        if isinstance(value, tuple):
+            return value
+        found = re.fullmatch(r"([1-9]\d{0,6})[xX]([1-9]\d{0,6})", str(value).strip())
+        if not found:
+            self.fail(f"{value!r} is no size; expected WIDTHxHEIGHT in px, for example 3840x2160", param, ctx)
+        return int(found[2]), int(found[1])
+
+
 model = click.option(
     "-m",
     "--model",
@@ -84,7 +118,30 @@ model = click.option(
     help="Engine directory, or a shipped model's name, such as lite-x2; default: the shipped lite model.",
 )
 scale = click.option(
-    "-s", "--scale", type=click.IntRange(1, 64), help="Enlargement; picks the shipped model.  [default: 4]"
+    "-s",
+    "--scale",
+    "--outscale",
+    "scale",
+    type=Factor(1, 64),
+    metavar="N",
+    help="Enlargement, 2.5 too; picks the next larger shipped model.  [default: 4]",
+)
+#: what `sizing_of` understands
+sizing = compose(
+    click.option(
+        "--long-edge",
+        type=click.IntRange(1, 1 << 20),
+        metavar="PX",
+        help="Make the longer side this long, in place of -s.",
+    ),
+    click.option("--size", type=Size(), metavar="WxH", help="Make it this large, in place of -s; see --fit."),
+    click.option(
+        "--fit",
+        type=click.Choice(["inside", "outside", "exact"]),
+        default="inside",
+        show_default=True,
+        help="Of --size: nowhere larger, nowhere smaller (proportions kept), or both sides as they are.",
+    ),
 )
 
 batch = click.option("--batch", type=click.IntRange(1, 1024), metavar="N", help="Tiles per batch.")
@@ -192,6 +249,26 @@ reporting = compose(
     click.option("-v", "--verbose", count=True, help="Log more; twice for everything."),
     click.option("-q", "--quiet", is_flag=True, help="Log and print errors only."),
 )
+
+
+def sizing_of(
+    scale: float | None, long_edge: int | None, size: tuple[int, int] | None, fit: str
+) -> Sizing | None:
+    """Return the size that was asked for in place of a factor.
+
+    Raises
+    ------
+    click.UsageError
+        More than one of the three was named.
+    """
+    from yonos_trt.sizing import Sizing
+
+    named = [n for n, v in (("-s", scale), ("--long-edge", long_edge), ("--size", size)) if v is not None]
+    if len(named) > 1:
+        raise click.UsageError(f"{' and '.join(named)} name different sizes; leave all but one of them out")
+    if long_edge is None and size is None:
+        return None
+    return Sizing(long_edge=long_edge, size=size, fit=fit)  # type: ignore[arg-type]  # a click.Choice
 
 
 def on_cpu(options: dict[str, Any]) -> dict[str, Any]:

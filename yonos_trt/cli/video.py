@@ -73,6 +73,7 @@ def _pairs(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 )
 @options.model
 @options.scale
+@options.sizing
 @click.option("-c", "--vcodec", default="libx264", show_default=True, help="FFmpeg's name of the encoder.")
 @click.option(
     "--crf",
@@ -138,6 +139,9 @@ def video(
     preset: str | None,
     pix_fmt: str | None,
     pairs: tuple[str, ...],
+    long_edge: int | None,
+    size: tuple[int, int] | None,
+    fit: str,
     progress: str,
     dry_run: bool,
     verbose: int,
@@ -152,6 +156,7 @@ def video(
     ffmpeg -i clip.mp4 -f yuv4mpegpipe - | yonos video -i - -o - | ffmpeg -i - big.mkv
     """
     from yonos_trt.cli.progress import META_KEY, make_progress, set_up_logging
+    from yonos_trt.sizing import Sizing
     from yonos_trt.sr import SR
     from yonos_trt.video import VideoOptions, upscale_video
     from yonos_trt.video.format import EncoderSettings
@@ -161,14 +166,18 @@ def video(
     names = {f.name for f in dataclasses.fields(VideoOptions)}
     encoder = EncoderSettings(vcodec, crf, preset, pix_fmt, _pairs(pairs))
     job = VideoOptions(encoder=encoder, **{k: v for k, v in rest.items() if k in names})
-    job = dataclasses.replace(job, hwaccel_device=max(0, rest["device"]))
+    sizing = options.sizing_of(rest["scale"], long_edge, size, fit)
     model = {k: v for k, v in rest.items() if k not in names}
     model = options.on_cpu(model)
     sr = SR(engine_dir, **model)
+    if sizing is None and sr.factor != sr.scale:
+        sizing = Sizing(factor=sr.factor)
+    job = dataclasses.replace(job, hwaccel_device=max(0, rest["device"]), sizing=sizing)
     if target is None:
-        target = "-" if source == "-" else str(Path(source).with_name(f"{Path(source).stem}_x{sr.scale}.mkv"))
+        name = f"{Path(source).stem}_{sizing or f'x{sr.scale}'}.mkv"
+        target = "-" if source == "-" else str(Path(source).with_name(name))
     if dry_run:
-        document = {"engine_dir": str(sr.engine_dir), "scale": sr.scale, "source": source, "target": target}
+        document = {"engine_dir": str(sr.engine_dir), "scale": sr.factor, "source": source, "target": target}
         click.echo(json.dumps(document | {"options": dataclasses.asdict(job), "model": model}, indent=2))
         return
     if target == "-" and console.stdout_closed:

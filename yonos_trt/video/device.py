@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from yonos_trt.errors import ConfigError, EngineDeviceError, MissingExtraError
+from yonos_trt.sizing import Sizing
 from yonos_trt.video.encode import FrameEncoder
 from yonos_trt.video.format import EncoderSettings, OutputFormat, output_format
 from yonos_trt.video.nvidia.nvcodec import ENCODERS, Nvidia, input_obstacle, open_nvidia, output_obstacle
@@ -33,6 +34,8 @@ class HardwareOptions(Protocol):
     def hwaccel(self) -> str: ...
     @property
     def hwaccel_device(self) -> int: ...
+    @property
+    def sizing(self) -> Sizing | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +83,17 @@ def device_path(options: HardwareOptions, reader: VideoReader, scale: int) -> De
     info = reader.info
 
     def on_host() -> DevicePath:
-        return DevicePath(output_format(options.encoder, info, scale=scale, force=options.force))
+        return DevicePath(
+            output_format(options.encoder, info, scale=scale, force=options.force, sizing=options.sizing)
+        )
 
     if options.hwaccel == "none":
         return on_host()
     obstacle = "the input is a pipe" if reader.piped else input_obstacle(info)
     if obstacle is None and options.stabilize:
         obstacle = "--stabilize looks at pictures in host memory"
+    if obstacle is None and options.sizing is not None:
+        obstacle = "a size other than the model's own is made in host memory"
     try:
         nvidia = None if obstacle else open_nvidia(options.hwaccel_device)
     except (MissingExtraError, EngineDeviceError) as error:

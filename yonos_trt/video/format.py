@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from yonos_trt.errors import ConfigError, InputError
+from yonos_trt.sizing import Sizing
 from yonos_trt.video.color import Coding
 from yonos_trt.video.info import (
     FULL,
@@ -128,7 +129,12 @@ def _hdr_options(vcodec: str, hdr: HdrMetadata | None, *, force: bool) -> dict[s
 
 
 def output_format(
-    settings: EncoderSettings, info: VideoInfo, *, scale: int, force: bool = False
+    settings: EncoderSettings,
+    info: VideoInfo,
+    *,
+    scale: int,
+    force: bool = False,
+    sizing: Sizing | None = None,
 ) -> OutputFormat:
     """Decide the output's format from the input's.
 
@@ -142,6 +148,8 @@ def output_format(
         Upscaling factor.
     force
         Go on where something of the input would be lost.
+    sizing
+        The size of the output, rounded down to what the pixel format can hold; None: `scale` times the input.
 
     Raises
     ------
@@ -179,6 +187,10 @@ def output_format(
     elif matrix in (UNSPECIFIED, MATRIX_RGB, 3):
         matrix = coding.matrix  # say what was assumed: a player would guess by the new, larger size
     height_px, width_px = info.height_px * scale, info.width_px * scale
+    if sizing is not None:
+        height_px, width_px = sizing.of(info.height_px, info.width_px)
+        height_px -= height_px % layout.sub_h if height_px > 1 else 0
+        width_px -= width_px % layout.sub_w if width_px > 1 else 0
     if height_px % layout.sub_h or width_px % layout.sub_w:
         raise ConfigError(
             f"{pix_fmt} needs an even size, the output is {height_px} x {width_px}; choose --pix-fmt yuv444p"

@@ -147,7 +147,9 @@ class Muxing:
 
     def _side_wanted(self) -> StreamSideData:
         """Return the source's side data as it is true of the larger picture."""
-        side = self._info.side.scaled(self._form.height_px // self._info.height_px)
+        form, info = self._form, self._info
+        high, wide = Fraction(form.height_px, info.height_px), Fraction(form.width_px, info.width_px)
+        side = info.side.scaled(high, wide)
         return replace(side, siting=self._form.coding.siting if side.siting else None)
 
     def _fill(self, out: Any, source: Any, covers: dict[int, bytes], template: Any, extradata: bytes) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from yonos_trt.choices import HWACCELS
 from yonos_trt.errors import ConfigError
+from yonos_trt.sizing import Sizing
 from yonos_trt.video.format import EncoderSettings
 from yonos_trt.video.info import check_interval
 from yonos_trt.video.mux import MuxReport
@@ -32,11 +33,16 @@ class VideoOptions:
     max_in_flight: int = 4  # frames in memory between decoder and encoder
     hwaccel: str = "none"  # "cuda": decode, and encode with *_nvenc, in device memory; "auto": where possible
     hwaccel_device: int = 0  # number of the GPU
+    sizing: Sizing | None = None  # size of the output, made even where the pixel format needs it; None: scale
 
     def __post_init__(self) -> None:
         if self.hwaccel not in HWACCELS:
             raise ConfigError(f"hwaccel is {self.hwaccel!r}, expected one of {', '.join(HWACCELS)}")
         check_interval(self.start_s, self.end_s)
+        if self.stabilize and self.sizing is not None:
+            raise ConfigError(
+                "--stabilize needs the model's own factor; leave --size, --long-edge and other factors out"
+            )
         if self.segment_frames < 1:
             raise ConfigError(f"segment_frames must be at least 1, got {self.segment_frames}")
 

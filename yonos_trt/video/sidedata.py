@@ -13,6 +13,7 @@ import gc
 import io
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, BinaryIO
 
 __all__ = [
@@ -73,9 +74,13 @@ class StreamSideData:
     stereo_mode: int = 0  # Matroska's StereoMode; 0: one picture
     crop_px: tuple[tuple[str, int], ...] = ()  # rows or columns that the container hides, by side
 
-    def scaled(self, scale: int) -> StreamSideData:
-        """Return the same for a picture ``scale`` times as large."""
-        return replace(self, crop_px=tuple((side, scale * count) for side, count in self.crop_px))
+    def scaled(self, high: Fraction, wide: Fraction) -> StreamSideData:
+        """Return the same for a picture ``high`` times as high and ``wide`` times as wide."""
+        crop_px = tuple(
+            (side, round(count * (high if side in ("top", "bottom") else wide)))
+            for side, count in self.crop_px
+        )
+        return replace(self, crop_px=crop_px)
 
     def lost(self, other: StreamSideData) -> list[str]:
         """Return what of this ``other`` does not have."""

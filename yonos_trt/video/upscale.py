@@ -46,7 +46,7 @@ __all__ = ["OnFrames", "Upscale", "VideoOptions", "VideoReport", "upscale_video"
 
 log = logging.getLogger(__name__)
 
-Upscale = Callable[[NDArray[Any]], NDArray[Any]]
+Upscale = Callable[..., NDArray[Any]]
 #: called with frames done so far and frames in all (None: not known)
 OnFrames = Callable[[int, "int | None"], None]
 
@@ -120,6 +120,7 @@ def _upscaled(
 ) -> Any:
     """Return a stream of upscaled frames; the first ``skip`` come without a picture (or are not wanted)."""
     stabilizer: Stabilizer | None = None
+    size = None if options.sizing is None else (path.form.height_px, path.form.width_px)
     if options.stabilize:
         stabilizer = Stabilizer(scale)
         skip = max(0, skip - 1)  # the frame before the first one wanted is its state
@@ -128,7 +129,7 @@ def _upscaled(
         if frame.rgb is None:
             return frame
         begin = time.perf_counter()
-        result = upscale(frame.rgb)
+        result = upscale(frame.rgb) if size is None else upscale(frame.rgb, size=size)
         if stabilizer is not None:
             result = stabilizer(frame.rgb, result)
         result = path.for_encoder(result)
@@ -159,7 +160,8 @@ def upscale_video(
         Path (``.mkv``, ``.mp4``, ``.mov``, ``.webm``), or a binary stream for y4m. A file appears under its
         name only when it is complete and was read back.
     upscale
-        RGB (H, W, 3) uint8 or uint16 -> (scale H, scale W, 3) of the same type; called from one thread.
+        RGB (H, W, 3) uint8 or uint16 -> (scale H, scale W, 3) of the same type; called from one thread. With
+        ``options.sizing`` it takes ``size=(height, width)`` as well, and returns that size.
     scale
         Upscaling factor of ``upscale``.
     upscaler_id
