@@ -56,7 +56,7 @@ def open_torch(setting: Setting, *, compiled: bool, bf16: bool) -> Upscaler:
         )
 
         def upscale(lr: Picture) -> Picture:
-            plan = plan_picture(setting.manifest, *lr.shape[:2], tile_px=setting.tile_px, level=True).tiles
+            plan = plan_picture(setting.manifest, *lr.shape[:2], tile_px=setting.tile_px, shrink=True).tiles
             return upscale_array(lr, backend, plan=plan, seed=setting.seed, threads=setting.threads)
 
         return upscale

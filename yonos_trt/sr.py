@@ -378,7 +378,8 @@ class SR(Session):
             planned = self.plan(height, width)
             batches = planned.tiles.bands * planned.tiles.batches_per_band
             for _ in range(max(2, -(-4 * planned.lanes // batches))):
-                self._array(np.zeros((height, width, 3), np.uint8), None)
+                full_px = (height * self.scale, width * self.scale)
+                self._array(np.zeros((height, width, 3), np.uint8), None, size_px=full_px)
 
     def upscale_batch(self, images: Iterable[Any]) -> list[Any]:
         """Upscale several pictures of any sizes and kinds; results in the same order.
