@@ -152,7 +152,7 @@ def test_sd_step_has_no_time_mlp_and_no_projection_of_the_prompt(sd: Exported) -
 
 def test_sd_stages_equal_the_plain_diffusers_computation() -> None:
     pytest.importorskip("diffusers")
-    from yonos_export.diffusers_stages import stages_from_diffusers
+    from yonos_export.families.sd import stages_from_diffusers
 
     unet, vae, scheduler, context = small_sd_parts()
     stages = functions_from_torch(stages_from_diffusers(*small_sd_parts(), SD_FACTS))
@@ -261,7 +261,7 @@ def test_folder_that_is_no_model_is_refused(empty: Path) -> None:
 
 def test_diffusers_folder_says_what_is_missing_or_does_not_fit(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
-    from yonos_export.diffusers_stages import stages_from_diffusers
+    from yonos_export.families.sd import stages_from_diffusers
 
     folder = small_sd_folder(tmp_path / "sd")
     (folder / "context.safetensors").rename(folder / "away")

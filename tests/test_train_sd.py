@@ -158,7 +158,7 @@ def test_stages_train_it_and_the_exporter_reads_it(folder: Path, tmp_path: Path)
         torch.testing.assert_close(ddim(again.unet, again.schedule, z_l, noise), ours)
     assert again.config.base_prediction == "v_prediction"
 
-    exporter = pytest.importorskip("yonos_export.diffusers_stages")
+    exporter = pytest.importorskip("yonos_export.families.sd")
     stages = exporter.load_diffusers_stages(saved)
     with torch.no_grad():
         torch.testing.assert_close(stages.step(noise, z_l), ours, rtol=1e-3, atol=1e-4)

@@ -166,7 +166,7 @@ def test_variants_of_an_sd_run_store_the_same_weights_once(run_folder: Path) -> 
 
 
 def test_the_exporter_takes_the_small_networks(run_folder: Path) -> None:
-    exporter = pytest.importorskip("yonos_export.diffusers_stages")
+    exporter = pytest.importorskip("yonos_export.families.sd")
     folder = run_folder / "bundles" / "tiny-x4-lr-small"
     bundle, stages = load_sd(folder, 4), exporter.load_diffusers_stages(folder)
     assert stages.info.encoder_input == "lr"

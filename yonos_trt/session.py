@@ -59,7 +59,7 @@ class Session:
         tile_px: int | None = None,
         overlap_px: int | None = None,
         batch: int | None = None,
-        color_fix: str = "wavelet",
+        color_fix: str | None = None,
         seed: int = 0,
         memory_limit_mb: int | None = None,
         device_memory_limit_mb: int | None = None,
@@ -69,7 +69,7 @@ class Session:
         restore: float | None = None,
         max_pixels: int | None = MAX_PIXELS,
     ) -> None:
-        if color_fix not in MODES:
+        if color_fix is not None and color_fix not in MODES:
             raise ConfigError(f"color_fix is {color_fix!r}, expected one of {', '.join(MODES)}")
         if not 0 <= seed <= LARGEST_SEED:
             raise ConfigError(f"seed is {seed}, expected 0 to 2^64 - 1")
@@ -98,7 +98,6 @@ class Session:
         )
         self.threads = self._request.threads or usable_cpus()
         self._wanted = {"tile_px": tile_px, "overlap_px": overlap_px, "batch": batch}
-        self._color_fix = color_fix
         self._seed = seed
         self.engine_dir = (
             shipped_model(scale or _DEFAULT_SCALE) if engine_dir is None else find_model(Path(engine_dir))
@@ -112,6 +111,7 @@ class Session:
                 "enlarges; leave the scale out, or name the engine directory of another model"
             )
         self.factor = self.scale if scale is None or scale == self.scale else scale
+        self._color_fix: str = color_fix or self.manifest.model.color_fix or "wavelet"
         self.restore = dial_of(self.manifest, restore)
         self._backend: Backend | None = None
         self._at_most: tuple[int, int] | None = None
@@ -229,8 +229,12 @@ class Session:
             "engine_dir": str(self.engine_dir),
             "model": model.name,
             "scale": model.scale,
-            "latent": {"channels": model.latent_channels, "factor": model.latent_factor},
+            "latent": {"channels": model.latent_channels, "factor": model.latent_factor,
+                       "output_channels": model.channels("z_0")},
+            "start": model.start,
             "timestep": model.timestep,
+            "origin": None if (origin := model.origin) is None else {
+                name: getattr(origin, name) for name in origin.__struct_fields__},
             "weights_sha256": model.weights_sha256,
             "training": model.training,
             "licences": [{"part": x.part, "licence": x.licence, "source": x.source} for x in model.licences],

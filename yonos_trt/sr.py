@@ -71,7 +71,7 @@ class SR(Session):
         Tiles per batch, 1 to 1024; None: 1, or what the planner chooses.
     color_fix
         "wavelet" keeps the colours of the input, "adain" matches mean and deviation of the whole picture,
-        "none".
+        "none"; None: what the model was made for, "wavelet" where it does not say.
     seed
         Names the noise field, 0 to 2^64 - 1. Same seed, same result.
     memory_limit_mb

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import click
 from yonos_export.comparison import command
 from yonos_export.config import DEFAULT_THRESHOLDS, ExportConfig, Thresholds
 from yonos_export.exporter import export
+from yonos_export.families import FAMILIES, FILES, restrictive
 from yonos_trt.engine.manifest import EngineManifest
 from yonos_trt.errors import ConfigError, InputError, YonosError, install_command
 
@@ -39,10 +42,29 @@ class Shape(click.ParamType):  # type: ignore[type-arg]
 
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
+_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.argument("source", type=_FOLDER, required=False)
+@click.argument("source", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--from",
+    "family",
+    type=click.Choice(list(FAMILIES)),
+    help="Kind of model that SOURCE is (docs/models.md); without: a folder, whose kind is seen.",
+)
+@click.option("--base", type=_FOLDER, metavar="DIR", help="Diffusers folder of the base model, on this disk.")
+@click.option("--checkpoint", "--config", "file", type=_FILE, help="The same as SOURCE, for --from.")
+@click.option("--half-decoder", type=_FILE, metavar="FILE", help="adcsr: halfDecoder.ckpt.")
+@click.option("--prompt", help="osediff: the one prompt, folded in; default: the empty one.")
+@click.option("--prompt-embeds", type=_FILE, metavar="FILE", help="Instead: its embedding, safetensors.")
+@click.option("--encoder", type=_FILE, metavar="ONNX", help="onnx: image -> z_l.")
+@click.option("--step", type=_FILE, metavar="ONNX", help="onnx: noise, z_l (or z_l alone) -> z_0.")
+@click.option("--decoder", type=_FILE, metavar="ONNX", help="onnx: z_0 -> image.")
+@click.option("--scale", type=int, help="Enlargement, where the family works at any.")
+@click.option(
+    "--licence", multiple=True, metavar="PART=TERMS", help="Terms for the manifest; may be repeated."
+)
 @click.option(
     "-o", "--engine-dir", type=_FOLDER, help="Engine directory to write; needed where SOURCE is given."
 )
@@ -132,7 +154,8 @@ def main(**options: Any) -> None:
 
     SOURCE is a checkpoint folder of yonos-train, a local diffusers folder (unet/ and vae/), or an engine
     directory whose FP32 graphs are converted and built: its path, or the name of a model that ships with
-    the package, such as lite-x4. The same directory as --engine-dir: what it holds is kept. Without SOURCE:
+    the package, such as lite-x4. Published models: --from, and SOURCE is their file (--checkpoint or
+    --config also name it). The same directory as --engine-dir: what it holds is kept. Without SOURCE:
     the shipped x4 model, into engines/lite-x4.
     """
     progress, verbose, quiet = options.pop("progress"), options.pop("verbose"), options.pop("quiet")
@@ -165,6 +188,17 @@ def main(**options: Any) -> None:
 
 def _configs(options: dict[str, Any]) -> list[ExportConfig]:
     """Return one config a runtime: the first starts from the source, the others add to what it wrote."""
+    file = options.pop("file")
+    if file is not None and options["source"] is not None:
+        raise click.UsageError(
+            f"SOURCE is {options['source']} and --checkpoint (or --config) is {file}; give one."
+        )
+    options["source"] = options["source"] or file
+    if options["family"] is not None and options["source"] is None:
+        raise click.UsageError(
+            f"--from {options['family']} needs SOURCE: {FAMILIES[options['family']].source}."
+        )
+    options["command"] = _command_line()
     if options["source"] is None:
         from yonos_trt.backends.choose import shipped_model
 
@@ -187,7 +221,19 @@ def _configs(options: dict[str, Any]) -> list[ExportConfig]:
         )
         return [_config({**options, "runtime": "onnx"})]
     first, *others = (_config({**options, "runtime": runtime}) for runtime in runtimes)
-    return [first, *(dataclasses.replace(c, source=c.engine_dir, restored=None) for c in others)]
+    return [first, *(_on_top(c) for c in others)]
+
+
+def _on_top(config: ExportConfig) -> ExportConfig:
+    """Return the config that adds to what the first export wrote."""
+    alone = dict.fromkeys(("restored", "family", *FILES))
+    return dataclasses.replace(config, source=config.engine_dir, licence=(), **alone)  # type: ignore[arg-type]
+
+
+def _command_line() -> str:
+    """Return what was typed, without the folders of this machine."""
+    words = [re.sub(r"^(--[a-z-]+=)?/.*/(?=[^/])", r"\1", word) for word in sys.argv[1:]]
+    return shlex.join(["yonos-export", *words])
 
 
 def _share(report: Any, index: int, count: int) -> Any:
@@ -205,7 +251,8 @@ def _config(options: dict[str, Any]) -> ExportConfig:
         options["runtime"] = "onnx"
     from yonos_trt.backends.choose import find_model
 
-    options["source"] = find_model(options["source"])
+    if options["family"] is None:
+        options["source"] = find_model(options["source"])
     psnr, cosine = options.pop("min_psnr"), options.pop("min_cosine")
     if psnr is not None or cosine is not None:
         default = DEFAULT_THRESHOLDS[options["precision"]]
@@ -246,6 +293,11 @@ def summary(manifest: EngineManifest, engine_dir: Path) -> str:
             lines.append(line)
     for precision, psnr_db in manifest.parity.end_to_end_psnr_db.items():
         lines.append(f"  end to end {precision}: {'equal' if psnr_db is None else f'{psnr_db:.1f} dB'}")
+    lines += [
+        f"  licence of the {link.part}: {link.licence}"
+        for link in manifest.model.licences
+        if restrictive(link.licence)
+    ]
     return "\n".join(lines)
 
 

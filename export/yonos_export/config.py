@@ -68,7 +68,8 @@ class ExportConfig:
     ----------
     source
         A checkpoint folder of ``yonos-train``, a local diffusers folder (``unet/`` and ``vae/``), or an
-        engine directory whose FP32 graphs are taken as they are (then torch is not needed).
+        engine directory whose FP32 graphs are taken as they are (then torch is not needed). With `family`:
+        what that family starts from, such as ``osediff.pkl`` or ``model.json``.
     engine_dir
         The engine directory to write. May be `source` itself: what it holds is kept, the rest is added.
     restored
@@ -77,6 +78,25 @@ class ExportConfig:
     restore
         Where the dial stands in FP16 and BF16 graphs and in engines, 0 to 1; with `restored` also the
         model's default. None: the model's default, and 1 for a new dial.
+    family
+        Name of a row in `yonos_export.families.FAMILIES`; None: a folder, and which kind is seen.
+    base
+        Diffusers folder of the base model that the family's weights belong to; nothing is downloaded.
+    half_decoder
+        ``adcsr``: the file with its half-width decoder.
+    prompt
+        The one prompt, folded into the graphs; needs the base folder's tokenizer and text encoder, and the
+        package transformers. None: the empty prompt, where the family takes one.
+    prompt_embeds
+        Instead of `prompt`: a safetensors file with its embedding, the tensor ``context`` (1, L, D).
+    encoder, step, decoder
+        ``onnx``: the three graphs.
+    scale
+        Enlargement, where the family works at any; None: the family's own.
+    licence
+        Terms as ``PART=TERMS``, beside those that are known of the family or in place of them.
+    command
+        What was typed, for the manifest.
     precision
         ``fp32``, ``fp16`` or ``bf16``: the precision of the graph itself, with FP32 islands.
     runtime
@@ -136,6 +156,17 @@ class ExportConfig:
     engine_dir: Path
     restored: Path | None = None
     restore: float | None = None
+    family: str | None = None
+    base: Path | None = None
+    half_decoder: Path | None = None
+    prompt: str | None = None
+    prompt_embeds: Path | None = None
+    encoder: Path | None = None
+    step: Path | None = None
+    decoder: Path | None = None
+    scale: int | None = None
+    licence: tuple[str, ...] = ()
+    command: str = ""
     precision: Precision = "fp32"
     runtime: Runtime = "onnx"
     onnx_dir: Path | None = None
@@ -175,8 +206,10 @@ class ExportConfig:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}, expected one of {', '.join(get_args(kind))}"
                 )
-        if self.restored is not None:
-            object.__setattr__(self, "restored", Path(self.restored))
+        for name in ("restored", "base", "half_decoder", "prompt_embeds", "encoder", "step", "decoder"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, Path(getattr(self, name)))
+        self._check_family()
         if self.restore is not None:
             check_restore(self.restore)
         if not 18 <= self.opset <= 23:
@@ -216,6 +249,27 @@ class ExportConfig:
                 "compute_capabilities exists for runtime tensorrt-rtx only; a tensorrt engine is built "
                 "for the GPU of this machine (see hardware_compatibility)"
             )
+
+    def _check_family(self) -> None:
+        """Refuse a family that is not in the table, and options that no family was named for."""
+        from yonos_export.families import FAMILIES, FILES
+
+        if self.family is not None and self.family not in FAMILIES:
+            raise ConfigError(f"family is {self.family!r}, expected one of {', '.join(FAMILIES)}")
+        given = [name for name in FILES if getattr(self, name) is not None]
+        if self.family is None and given:
+            known = ", ".join(FAMILIES)
+            raise ConfigError(f"{', '.join(given)}: only for a family that is named with --from ({known})")
+        if self.prompt is not None and self.prompt_embeds is not None:
+            raise ConfigError("prompt and prompt_embeds both say what is folded in; leave one out")
+        if self.scale is not None and not 1 <= self.scale <= 16:
+            raise ConfigError(f"scale is {self.scale}, expected 1 to 16")
+        for text in self.licence:
+            part, _, terms = text.partition("=")
+            if not part.strip() or not terms.strip():
+                raise ConfigError(
+                    f"licence is {text!r}, expected PART=TERMS, such as 'weights=research only'"
+                )
 
     @property
     def batches(self) -> tuple[int, int, int]:

@@ -8,7 +8,6 @@ from pathlib import Path
 from yonos_export.config import ExportConfig, Hardware
 from yonos_export.model_info import ModelInfo
 from yonos_export.tensorrt_module import EngineRuntime
-from yonos_trt.engine.manifest import STAGE_TENSORS
 from yonos_trt.errors import ConfigError
 
 Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
@@ -70,5 +69,5 @@ def profile_shapes(info: ModelInfo, config: ExportConfig) -> dict[str, Shapes]:
             )
             for name in inputs
         }
-        for stage, (inputs, _) in STAGE_TENSORS.items()
+        for stage, (inputs, _) in info.stage_tensors.items()
     }

@@ -13,6 +13,7 @@ from yonos_export.comparison import comparison_files
 from yonos_export.config import DEFAULT_THRESHOLDS, ExportConfig, Precision
 from yonos_export.dial import make_dial, turned_graphs
 from yonos_export.directory import Directory
+from yonos_export.families import open_family, restrictive
 from yonos_export.graph_file import GraphFile
 from yonos_export.lock import only_builder
 from yonos_export.model_info import ModelInfo
@@ -73,12 +74,27 @@ def export(config: ExportConfig, *, progress: OnStage | None = None) -> EngineMa
         _check_engines(config)
     with _disk_errors(config):
         if config.dry_run:
-            open_source(config.source)
+            _open(config)
             return None
         config.engine_dir.parent.mkdir(parents=True, exist_ok=True)
         with scratch_directory(config.engine_dir.parent) as work, only_builder(config.engine_dir):
             report("open", 0.0)
-            return _export(config, open_source(config.source), work, report)
+            return _export(config, _open(config), work, report)
+
+
+def _open(config: ExportConfig) -> Source:
+    """Open the source; its licences are said where they restrict, and those of ``--licence`` are added."""
+    source = open_source(config.source) if config.family is None else open_family(config)
+    if config.licence:
+        said = dict(text.split("=", 1) for text in config.licence)
+        terms = {part.strip(): term.strip() for part, term in said.items()}
+        source = replace(source, info=replace(source.info, licence={**source.info.licence, **terms}))
+    for link in source.info.model("").licences:
+        if config.family is not None and restrictive(link.licence):
+            log.warning(
+                "licence of the %s: %s%s", link.part, link.licence, f", {link.source}" if link.source else ""
+            )
+    return source
 
 
 @contextmanager
@@ -112,11 +128,11 @@ def _export(config: ExportConfig, source: Source, work: Path, report: OnStage) -
         samples = make_samples(source.info, config.verify_images, tile_px=config.verify_tile_px)
     reference = source.reference(graphs) if samples else {}
     expected = [run_chain(reference, sample) for sample in samples]
-    if source.stages is not None:
+    if source.manifest is None:
         if config.keep_fp32 or config.precision == "fp32":
             for stage, graph in graphs.items():
                 directory.add_graph(stage, graph, "fp32")
-        if config.verify:
+        if config.verify and source.stages is not None:
             report("parity fp32", 0.2)
             limits = config.limits if config.precision == "fp32" else DEFAULT_THRESHOLDS["fp32"]
             candidate = functions_from_onnx({s: g.path for s, g in graphs.items()})

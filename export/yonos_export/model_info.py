@@ -8,7 +8,16 @@ from typing import Any, Literal
 
 import msgspec
 
-from yonos_trt.engine.manifest import STAGE_TENSORS, EngineManifest, Licence, Model, Stage, Tensor, Tiles
+from yonos_trt.engine.manifest import (
+    EngineManifest,
+    Licence,
+    Model,
+    Origin,
+    Stage,
+    Tensor,
+    Tiles,
+    stage_tensors,
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,14 @@ class ModelInfo:
         Model card, Markdown; empty: none.
     restore
         Default of the model's dial; None: it has none.
+    start
+        ``"noise"``, or ``"latent"``: the step begins at z_l itself and takes no noise.
+    output_channels
+        Channels of z_0 where they are not those of z_l.
+    color_fix
+        What the model was made for; None: the run time's default.
+    origin
+        Where a model of others comes from.
     """
 
     name: str
@@ -50,22 +67,35 @@ class ModelInfo:
     licence: dict[str, Any] = field(default_factory=dict)
     card: str = ""
     restore: float | None = None
+    start: Literal["noise", "latent"] = "noise"
+    output_channels: int | None = None
+    color_fix: Literal["wavelet", "adain", "none"] | None = None
+    origin: Origin | None = None
+
+    @property
+    def stage_tensors(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+        """Stage -> names of its (inputs, outputs)."""
+        return stage_tensors(self.start)
+
+    def channels(self, tensor: str) -> int:
+        """Return the channels of ``image``, ``noise``, ``z_l`` or ``z_0``."""
+        return self.model("").channels(tensor)
 
     def shape(
         self, stage: str, tensor: str, *, batch: int, tile_px: tuple[int, int]
     ) -> tuple[int, int, int, int]:
         """Return the shape ``(N, channels, height, width)`` of a stage's tensor for a tile in output px."""
         if tensor != "image":
-            divisor, channels = self.latent_factor, self.latent_channels
+            divisor = self.latent_factor
         else:
             lr = stage == "encoder" and self.encoder_input == "lr"
-            divisor, channels = (self.scale if lr else 1), 3
-        return batch, channels, tile_px[0] // divisor, tile_px[1] // divisor
+            divisor = self.scale if lr else 1
+        return batch, self.channels(tensor), tile_px[0] // divisor, tile_px[1] // divisor
 
     def letters(self, stage: str, tensor: str) -> tuple[int | str, ...]:
         """Return the same shape in letters: H, W are output px, h, w latent cells, lr the LR picture's."""
         if tensor != "image":
-            return ("N", self.latent_channels, "h", "w")
+            return ("N", self.channels(tensor), "h", "w")
         if stage == "encoder" and self.encoder_input == "lr":
             return ("N", 3, "h_lr", "w_lr")
         return ("N", 3, "H", "W")
@@ -87,7 +117,7 @@ class ModelInfo:
 
     def stage(self, name: str) -> Stage:
         """Return the manifest's stage without artifacts; its tensors are always float32."""
-        inputs, outputs = STAGE_TENSORS[name]
+        inputs, outputs = self.stage_tensors[name]
         return Stage(
             inputs=tuple(Tensor(name=n, shape=self.letters(name, n)) for n in inputs),
             outputs=tuple(Tensor(name=n, shape=self.letters(name, n)) for n in outputs),

@@ -78,7 +78,8 @@ def graph_from_stage(stages: StageSet, stage: str, *, opset: int = 20) -> ir.Mod
         ) from error
 
     log.debug("onnxscript %s", onnxscript.__version__)
-    info, (inputs, outputs) = stages.info, STAGE_TENSORS[stage]
+    info = stages.info
+    inputs, outputs = info.stage_tensors[stage]
     unit = (info.multiple_px, info.multiple_px)
     # A trace of size 1 would be taken for a constant, so each dimension is at least two units.
     sample = {
@@ -201,5 +202,5 @@ def export_graphs(stages: StageSet, folder: Path, *, opset: int = 20) -> dict[st
 
 def tensor_letters(info: ModelInfo, stage: str) -> dict[str, tuple[int | str, ...]]:
     """Return name -> shape in letters of a stage's inputs and outputs."""
-    inputs, outputs = STAGE_TENSORS[stage]
+    inputs, outputs = info.stage_tensors[stage]
     return {name: info.letters(stage, name) for name in (*inputs, *outputs)}

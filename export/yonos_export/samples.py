@@ -22,11 +22,14 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Sample:
-    """One tile: what the encoder reads, ``(1, 3, h, w)``, and the noise of the step, ``(1, C, h/f, w/f)``."""
+    """One tile: what the encoder reads, ``(1, 3, h, w)``, and the noise of the step, ``(1, C, h/f, w/f)``.
+
+    A model that starts without noise has none.
+    """
 
     name: str
     image: NDArray[np.float32]
-    noise: NDArray[np.float32]
+    noise: NDArray[np.float32] | None
 
 
 def extremes(side: int = 128) -> Picture:
@@ -70,8 +73,12 @@ def make_samples(info: ModelInfo, paths: Sequence[Path] = (), *, tile_px: int | 
         )
         gather = kernels.gather_lr if info.encoder_input == "lr" else kernels.gather
         image = gather(picture, y, x, tile_h_px=side, tile_w_px=side, scale=info.scale)
-        field = noise.tiles(
-            SEED, y // f, x // f, channels=info.latent_channels, h_lat=side // f, w_lat=side // f
+        field = (
+            None
+            if info.start == "latent"
+            else noise.tiles(
+                SEED, y // f, x // f, channels=info.latent_channels, h_lat=side // f, w_lat=side // f
+            )
         )
         samples.append(Sample(name, image, field))
     return samples

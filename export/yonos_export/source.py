@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,9 @@ class Source:
         The torch stages; None when the source is an engine directory.
     manifest
         The source's manifest; None when the source is a checkpoint.
+    graphs
+        Writes the FP32 graphs that were given as files into a folder, checked; None: they are
+        made from `stages`, or lie in the directory.
     root
         Its path.
     """
@@ -58,6 +62,12 @@ class Source:
     root: Path
     stages: StageSet | None = None
     manifest: EngineManifest | None = None
+    graphs: Callable[[Path], dict[str, GraphFile]] | None = None
+
+    @classmethod
+    def of(cls, stages: StageSet, root: Path) -> Source:
+        """Make the source of torch stages."""
+        return cls(info=stages.info, weights_sha256=stages.weights_sha256, root=root, stages=stages)
 
     def reference(self, graphs: dict[str, GraphFile]) -> dict[str, StageFunction]:
         """Return the FP32 reference: torch where there is a checkpoint, else the FP32 graphs."""
@@ -95,41 +105,41 @@ def open_source(path: Path) -> Source:
             manifest=manifest,
         )
     try:
-        importlib.import_module("yonos_export.stages")
+        return _open_folder(path)
     except ImportError as error:
         raise MissingExtraError(
             f"exporting the checkpoint {path}", package=str(error.name), extra="export", reason=str(error)
         ) from error
-    stages = load_stages(path)
-    return Source(info=stages.info, weights_sha256=stages.weights_sha256, root=path, stages=stages)
 
 
-def load_stages(source: Path) -> StageSet:
-    """Load a checkpoint folder of ``yonos-train`` or a local diffusers folder.
+def _open_folder(path: Path) -> Source:
+    """Tell the two kinds of folders apart: a diffusers folder, a checkpoint folder of ``yonos-train``."""
+    if (path / "unet").is_dir() and (path / "vae").is_dir():
+        kind = "sd"
+    elif (path / "config.json").is_file():
+        kind = "lite"
+    else:
+        raise ConfigError(
+            f"{path} is not something to export: expected a checkpoint folder of yonos-train "
+            "(config.json), a diffusers folder (unet/ and vae/) or an engine directory (manifest.json); the "
+            "files of published models need --from"
+        )
+    source: Source = importlib.import_module(f"yonos_export.families.{kind}").open_folder(path)
+    return source
+
+
+def load_stages(path: Path) -> StageSet:
+    """Load the torch stages of a checkpoint folder of ``yonos-train`` or a local diffusers folder.
 
     Raises
     ------
     ConfigError
-        `source` is neither, or its files do not fit together.
+        `path` is neither, or its files do not fit together.
     """
-    if (source / "unet").is_dir() and (source / "vae").is_dir():
-        from yonos_export.diffusers_stages import load_diffusers_stages
-
-        return load_diffusers_stages(source)
-    if not (source / "config.json").is_file():
-        raise ConfigError(
-            f"{source} is not something to export: expected a checkpoint folder of yonos-train "
-            "(config.json), a diffusers folder (unet/ and vae/) or an engine directory (manifest.json)"
-        )
-    from yonos_train.model import load_bundle
-
-    from yonos_export.stages import stages_from_bundle
-
-    try:
-        bundle = load_bundle(source)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{source} cannot be loaded as a checkpoint: {error}") from error
-    return stages_from_bundle(bundle)
+    stages = open_source(path).stages
+    if stages is None:
+        raise ConfigError(f"{path} is an engine directory, which has no torch stages; expected a checkpoint")
+    return stages
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -148,6 +158,8 @@ def fp32_graphs(source: Source, work: Path, *, opset: int, onnx_dir: Path | None
     """
     if source.manifest is not None:
         return _graphs_of_directory(source, work / "source")
+    if source.graphs is not None:
+        return source.graphs(work)
     assert source.stages is not None
     from yonos_export.onnx_from_torch import export_graphs
 
@@ -200,7 +212,8 @@ def _files(graph: GraphFile) -> tuple[Path, ...]:
     return (graph.path, *graph.external)
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -216,7 +229,7 @@ def _keep(graphs: dict[str, GraphFile], folder: Path, key: dict[str, object]) ->
         for path in _files(graph):
             with atomic_file(folder / path.name) as part:
                 shutil.copyfile(path, part)
-            files[stage][path.name] = _digest(path)
+            files[stage][path.name] = digest_of(path)
     write_file(index, json.dumps({"key": key, "files": files}, indent=2) + "\n")
 
 
@@ -232,7 +245,7 @@ def _kept(folder: Path, key: dict[str, object]) -> dict[str, GraphFile] | None:
         graphs = {}
         for stage, files in document["files"].items():
             paths = [folder / name for name in files]
-            if any(_digest(path) != files[path.name] for path in paths):
+            if any(digest_of(path) != files[path.name] for path in paths):
                 return None
             main = [path for path in paths if path.suffix == ".onnx"]
             graphs[stage] = GraphFile(main[0], tuple(path for path in paths if path not in main))

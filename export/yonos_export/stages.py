@@ -6,6 +6,7 @@
     step      noise, z_l (N, C, h, w)            -> z_0 (N, C, h, w),     one DDIM step from t = 1 to 0
     decoder   z_0 (N, C, h, w), scaled           -> image (N, 3, H, W),   about [-1, 1], not clamped
 
+A step that starts from the latent takes no noise: ``z_l -> z_0``, where the two may differ in channels.
 An encoder with ``encoder_input = "lr"`` reads the LR tile ``(N, 3, H/s, W/s)`` instead. Time step, schedule
 and prompt are constants: whatever depends on them alone is folded away when the graph is optimised.
 """
@@ -65,6 +66,21 @@ class StepStage(nn.Module):
         z_0 = v * -self.sigma_1
         # The lite schedule ends in pure noise: alpha_1 = 0, and the noise enters through the network alone.
         return z_0 if self.alpha_1 == 0.0 else z_0 + self.alpha_1 * noise
+
+
+class LatentStepStage(nn.Module):
+    """``z_l -> z_0 = (z_l - sigma_1 eps(z_l, t)) / alpha_1``: the picture's own latent stands for z_t."""
+
+    def __init__(self, unet: nn.Module, *, alpha_1: float, sigma_1: float, timestep: float) -> None:
+        super().__init__()
+        self.unet = unet
+        self.signal, self.noise = 1 / alpha_1, sigma_1 / alpha_1
+        self.t: Tensor
+        self.register_buffer("t", torch.tensor([timestep], dtype=torch.float32), persistent=False)
+
+    def forward(self, z_l: Tensor) -> Tensor:
+        eps: Tensor = self.unet(z_l, self.t)
+        return z_l * self.signal - eps * self.noise
 
 
 class DecoderStage(nn.Module):
@@ -145,10 +161,21 @@ def make_stages(
     *,
     weights_sha256: str | None = None,
 ) -> StageSet:
-    """Wrap three networks; `unet` is called with ``(concat(z_t, z_l), t)``."""
+    """Wrap three networks; `unet` is called with ``(concat(z_t, z_l), t)``, or with ``(z_l, t)``.
+
+    The latter where the step starts from the latent (``info.start``); it then predicts the noise.
+    """
     digest = weights_sha256 or hash_tensors({"encoder": encoder, "unet": unet, "decoder": decoder})
-    step = StepStage(unet, alpha_1=info.alpha_1, sigma_1=info.sigma_1, timestep=info.timestep)
-    stages = StageSet(EncoderStage(encoder), step, DecoderStage(decoder), info, digest)
+    kind = StepStage if info.start == "noise" else LatentStepStage
+    step = kind(unet, alpha_1=info.alpha_1, sigma_1=info.sigma_1, timestep=info.timestep)
+    return wrap_stages(EncoderStage(encoder), step, DecoderStage(decoder), info, digest)
+
+
+def wrap_stages(
+    encoder: nn.Module, step: nn.Module, decoder: nn.Module, info: ModelInfo, weights_sha256: str
+) -> StageSet:
+    """Put three finished stages together, in evaluation mode and FP32."""
+    stages = StageSet(encoder, step, decoder, info, weights_sha256)
     for name in STAGES:
         stages.module(name).eval().float().requires_grad_(False)
     return stages

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,9 @@ from yonos_export.samples import Sample
 from yonos_trt.backends.telemetry import import_onnxruntime
 from yonos_trt.engine.manifest import STAGE_TENSORS, StageParity
 from yonos_trt.errors import BuildError
+
+if TYPE_CHECKING:
+    from yonos_export.stages import StageSet
 
 log = logging.getLogger(__name__)
 
@@ -112,11 +116,12 @@ class ParityReport:
 def run_chain(stages: Mapping[str, StageFunction], sample: Sample) -> Chain:
     """Run the three stages on one sample; return stage -> (its inputs, its output)."""
     z_l = stages["encoder"]({"image": sample.image})
-    z_0 = stages["step"]({"noise": sample.noise, "z_l": z_l})
+    taken = {"z_l": z_l} if sample.noise is None else {"noise": sample.noise, "z_l": z_l}
+    z_0 = stages["step"](taken)
     image = stages["decoder"]({"z_0": z_0})
     return {
         "encoder": ({"image": sample.image}, z_l),
-        "step": ({"noise": sample.noise, "z_l": z_l}, z_0),
+        "step": (taken, z_0),
         "decoder": ({"z_0": z_0}, image),
     }
 
@@ -162,7 +167,7 @@ def gate(report: ParityReport, limits: Thresholds, *, what: str) -> None:
         )
 
 
-def functions_from_torch(stages: object) -> dict[str, StageFunction]:
+def functions_from_torch(stages: StageSet) -> dict[str, StageFunction]:
     """Wrap the torch stages as functions of arrays."""
     import torch
 
@@ -174,7 +179,8 @@ def functions_from_torch(stages: object) -> dict[str, StageFunction]:
 
         return run
 
-    return {stage: wrap(getattr(stages, stage), names) for stage, (names, _) in STAGE_TENSORS.items()}
+    tensors = stages.info.stage_tensors
+    return {stage: wrap(stages.module(stage), names) for stage, (names, _) in tensors.items()}
 
 
 def functions_from_onnx(files: Mapping[str, Path], *, optimise: bool = True) -> dict[str, StageFunction]:

@@ -100,8 +100,10 @@ class HostBackend:
         return self._network("encoder")(lane, tiles)
 
     def noise(self, plan: TilePlan, batch: TileBatch, *, seed: int, lane: int) -> NDArray[np.float32]:
-        """Return (N, C, h / f, w / f) of the global field."""
+        """Return (N, C, h / f, w / f) of the global field; C = 0 for a model that starts without noise."""
         f = self.manifest.model.latent_factor
+        if self.manifest.model.start == "latent":
+            return np.empty((len(batch.ys), 0, plan.tile_h_px // f, plan.tile_w_px // f), np.float32)
         return self.kernels.noise_tiles(
             seed,
             batch.ys // f,
@@ -112,8 +114,9 @@ class HostBackend:
         )
 
     def step(self, noise: Array, z_l: Array, *, lane: int) -> Array:
-        """Noise, z_l -> z_0: the one step, with the timestep and the schedule folded in."""
-        return self._network("step")(lane, noise, z_l)
+        """Noise, z_l (or z_l alone) -> z_0: the one step, with the timestep and the schedule folded in."""
+        taken = (z_l,) if self.manifest.model.start == "latent" else (noise, z_l)
+        return self._network("step")(lane, *taken)
 
     def decode(self, z_0: Array, *, lane: int) -> Array:
         """z_0 -> tiles (N, 3, h, w) in [-1, 1]."""

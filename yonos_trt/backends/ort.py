@@ -251,7 +251,7 @@ class _Session:
                 )
             for tensor in wanted:
                 shape, dtype = next((s, t) for n, s, t in found if n == tensor.name)
-                channels = 3 if tensor.name == "image" else manifest.model.latent_channels
+                channels = manifest.model.channels(tensor.name)
                 if len(shape) != 4 or (isinstance(shape[1], int) and shape[1] != channels):
                     raise ManifestError(
                         f"{path}: {tensor.name} has the shape {shape}, expected (N, {channels}, h, w); "

@@ -73,7 +73,7 @@ class BenchConfig:
         Seconds at least; both have to be reached, as in trtexec.
     percentiles : tuple of float
         Which percentiles of the latencies to report.
-    color_fix : str
+    color_fix : str or None
         As in `SR`.
     seed : int
         Of the picture and of the noise field.
@@ -94,7 +94,7 @@ class BenchConfig:
     iterations: int = 5
     duration_s: float = 3.0
     percentiles: tuple[float, ...] = (50.0, 90.0, 99.0)
-    color_fix: str = "wavelet"
+    color_fix: str | None = None
     seed: int = 0
     gflop: bool = True
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from yonos_trt.bench.flops import count_flop
 from yonos_trt.bench.peaks import Peaks
-from yonos_trt.engine.manifest import EngineManifest
+from yonos_trt.engine.manifest import EngineManifest, stage_tensors
 from yonos_trt.pipeline import STAGES, Timings
 from yonos_trt.tiles.plan import TilePlan
 
@@ -114,16 +114,13 @@ def _flop(engine_dir: Path, manifest: EngineManifest, plan: TilePlan) -> dict[st
     model, n = manifest.model, plan.batch
     cut = model.scale if manifest.tiles.encoder_input == "lr" else 1
     image = (n, 3, plan.tile_h_px // cut, plan.tile_w_px // cut)
-    latent = (
-        n,
-        model.latent_channels,
-        plan.tile_h_px // model.latent_factor,
-        plan.tile_w_px // model.latent_factor,
-    )
+    h_lat, w_lat = plan.tile_h_px // model.latent_factor, plan.tile_w_px // model.latent_factor
     shapes = {
         "encode": {"image": image},
-        "step": {"noise": latent, "z_l": latent},
-        "decode": {"z_0": latent},
+        "step": {
+            name: (n, model.channels(name), h_lat, w_lat) for name in stage_tensors(model.start)["step"][0]
+        },
+        "decode": {"z_0": (n, model.channels("z_0"), h_lat, w_lat)},
     }
     counted = {}
     for stage, name in NETWORKS.items():
@@ -140,9 +137,10 @@ def _moved_bytes(manifest: EngineManifest, plan: TilePlan) -> dict[str, int]:
     model = manifest.model
     tile = 12 * plan.batch * plan.tile_h_px * plan.tile_w_px
     cut = model.scale**2 if manifest.tiles.encoder_input == "lr" else 1
+    noise_channels = model.latent_channels if model.start == "noise" else 0
     return {
         "gather": tile // cut + tile // 4 // model.scale**2,
-        "noise": tile // 3 * model.latent_channels // model.latent_factor**2,
+        "noise": tile // 3 * noise_channels // model.latent_factor**2,
         "blend": 3 * tile,
     }
 

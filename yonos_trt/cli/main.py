@@ -348,9 +348,15 @@ def info(engine_dir: Path | None, as_json: bool, verify: bool) -> None:
     tiles = facts["tiles"]
     click.echo(f"model       {facts['model']}, x{facts['scale']}, in {facts['engine_dir']}")
     click.echo(f"weights     {facts['weights_sha256']}")
+    latent, origin = facts["latent"], facts["origin"]
+    out = "" if latent["output_channels"] == latent["channels"] else f" in, {latent['output_channels']} out"
     click.echo(
-        f"latent      {facts['latent']['channels']} channels, 1/{facts['latent']['factor']} of the output"
+        f"latent      {latent['channels']}{out} channels, 1/{latent['factor']} of the output; "
+        f"the step starts from {'noise' if facts['start'] == 'noise' else 'the picture, without noise'}"
     )
+    for name, value in (origin or {}).items():
+        click.echo(f"{name:<11} {value}")
+    click.echo(f"color fix   {facts['color_fix']}")
     click.echo(
         f"tiles       {tiles['smallest_px']} to {tiles['largest_px']} px, default {tiles['default_px']}, "
         f"multiple of {tiles['multiple_px']}, overlap {tiles['overlap_px']}, input {tiles['encoder_input']}"

@@ -221,7 +221,9 @@ alpha = click.option(
 def color_fix(text: str | None = "Keep the colours of the input.") -> Callable[[Any], Any]:
     """Return ``--color-fix`` with this help."""
     return click.option(
-        "--color-fix", type=click.Choice(COLOR_FIXES), default="wavelet", show_default=True, help=text
+        "--color-fix",
+        type=click.Choice(COLOR_FIXES),
+        help=f"{text or ''} Default: the model's own, mostly wavelet.".lstrip(),
     )
 
 

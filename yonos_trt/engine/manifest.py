@@ -32,6 +32,7 @@ from yonos_trt.engine.schema import (
     FileRecord,
     Licence,
     Model,
+    Origin,
     Parity,
     Profile,
     Runtime,
@@ -44,6 +45,7 @@ from yonos_trt.engine.schema import (
     check,
     check_relative,
     identity_manifest,
+    stage_tensors,
 )
 from yonos_trt.errors import (
     ConfigError,
@@ -62,6 +64,7 @@ __all__ = [
     "FileRecord",
     "Licence",
     "Model",
+    "Origin",
     "Parity",
     "Precision",
     "Profile",
@@ -78,6 +81,7 @@ __all__ = [
     "load_manifest",
     "read_file",
     "save_manifest",
+    "stage_tensors",
     "write_engine_dir",
 ]
 

@@ -25,6 +25,7 @@ REBUILD = "export the model again (yonos-export writes a complete directory) or 
 Runtime = ArtifactRuntime
 StageName = Literal["encoder", "step", "decoder"]
 Dtype = Literal["float32", "float16", "bfloat16"]
+Start = Literal["noise", "latent"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -34,6 +35,13 @@ STAGE_TENSORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "step": (("noise", "z_l"), ("z_0",)),
     "decoder": (("z_0",), ("image",)),
 }
+
+
+def stage_tensors(start: Start) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Return `STAGE_TENSORS` of a model; a step that starts from the latent takes no noise."""
+    if start == "noise":
+        return STAGE_TENSORS
+    return STAGE_TENSORS | {"step": (("z_l",), ("z_0",))}
 
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -56,6 +64,16 @@ class Licence(_Strict, frozen=True):
     source: str = ""
 
 
+class Origin(_Strict, frozen=True):
+    """Where a model that was not trained here comes from: what `yonos-export` was given."""
+
+    family: str  # as in ``--from``
+    base: str = ""  # name of the base model's folder
+    adapter: str = ""  # names of the files with the model's own weights, with their SHA-256
+    prompt: str = ""  # the one prompt that is folded in
+    command: str = ""  # what was typed, without the folders of that machine
+
+
 class Model(_Strict, frozen=True):
     """What the network is. ``alpha_1`` and ``sigma_1`` are the schedule's values at the one step."""
 
@@ -71,6 +89,17 @@ class Model(_Strict, frozen=True):
     licences: tuple[Licence, ...] = ()
     card: FileRecord | None = None
     restore: float | None = None  # default of the dial, 0 to 1; None: no dial (yonos_trt.engine.restore)
+    start: Start = "noise"  # what the step begins with: noise beside z_l, or z_l itself
+    output_channels: int | None = None  # channels of z_0 where they are not those of z_l
+    color_fix: Literal["wavelet", "adain", "none"] | None = None  # what the model was made for; None: wavelet
+    origin: Origin | None = None
+
+    def channels(self, tensor: str) -> int:
+        """Return the channels of ``image``, ``noise``, ``z_l`` or ``z_0``."""
+        if tensor == "image":
+            return 3
+        own = self.output_channels if tensor == "z_0" else None
+        return own or self.latent_channels
 
 
 class Tiles(_Strict, frozen=True):
@@ -208,6 +237,10 @@ def check(manifest: EngineManifest, path: Path) -> None:
         f"model.latent_channels is {model.latent_channels}, expected at most {LARGEST_LATENT_CHANNELS}",
     )
     require(
+        model.output_channels is None or 1 <= model.output_channels <= LARGEST_LATENT_CHANNELS,
+        f"model.output_channels is {model.output_channels}, expected 1 to {LARGEST_LATENT_CHANNELS}",
+    )
+    require(
         tiles.largest_px <= LARGEST_TILE_PX,
         f"tiles.largest_px is {tiles.largest_px}, expected at most {LARGEST_TILE_PX}",
     )
@@ -235,16 +268,17 @@ def check(manifest: EngineManifest, path: Path) -> None:
         f"tiles.overlap_px is {tiles.overlap_px}, expected 0 to {tiles.default_px // 2}",
     )
     for name, stage in manifest.stages.items():
+        wanted = stage_tensors(model.start)[name]
         for kind, tensors, names in (
-            ("inputs", stage.inputs, STAGE_TENSORS[name][0]),
-            ("outputs", stage.outputs, STAGE_TENSORS[name][1]),
+            ("inputs", stage.inputs, wanted[0]),
+            ("outputs", stage.outputs, wanted[1]),
         ):
             found = tuple(t.name for t in tensors)
             require(found == names, f"stages.{name}.{kind} are {found}, expected {names}")
             for tensor in tensors:
                 where = f"stages.{name}.{tensor.name}"
                 require(len(tensor.shape) == 4, f"{where} has {len(tensor.shape)} dimensions, expected 4")
-                channels = 3 if tensor.name == "image" else model.latent_channels
+                channels = model.channels(tensor.name)
                 require(
                     isinstance(tensor.shape[1], str) or tensor.shape[1] == channels,
                     f"{where} has {tensor.shape[1]} channels, expected {channels}",

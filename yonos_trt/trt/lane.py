@@ -7,7 +7,7 @@ from collections.abc import Hashable
 from yonos_trt.cuda.device import Memory
 from yonos_trt.cuda.kernels import TileKernels
 from yonos_trt.cuda.launches import Check, DevicePicture, Gather, Noise
-from yonos_trt.engine.manifest import EngineManifest
+from yonos_trt.engine.manifest import EngineManifest, stage_tensors
 from yonos_trt.trt.engines import Engine
 from yonos_trt.trt.memory import BatchShape, BufferLayout, tensor_shapes
 from yonos_trt.trt.ranges import Ranges, no_ranges
@@ -27,7 +27,7 @@ def buffer_dtypes(engines: dict[str, Engine]) -> dict[str, str]:
     return {
         "image": engines["encoder"].dtypes["image"],
         "z_l": engines["encoder"].dtypes["z_l"],
-        "noise": engines["step"].dtypes["noise"],
+        "noise": engines["step"].dtypes.get("noise", "float32"),
         "z_0": engines["step"].dtypes["z_0"],
         "tiles": engines["decoder"].dtypes["image"],
     }
@@ -40,7 +40,7 @@ def stage_inputs(
     shapes = tensor_shapes(manifest, shape)
     return {
         "encoder": {"image": shapes["image"]},
-        "step": {"noise": shapes["noise"], "z_l": shapes["z_l"]},
+        "step": {name: shapes[name] for name in stage_tensors(manifest.model.start)["step"][0]},
         "decoder": {"z_0": shapes["z_0"]},
     }
 
@@ -85,7 +85,8 @@ class LaneNetworks:
         for name, context in self.contexts.items():
             context.set_memory(self.buffers["scratch"], sizes.lane["scratch"])
             for tensor, buffer in _BINDINGS[name].items():
-                context.bind(tensor, self.buffers[buffer])
+                if tensor != "noise" or self.manifest.model.start == "noise":
+                    context.bind(tensor, self.buffers[buffer])
 
     def capturable(self, stream: int) -> bool:
         """Whether all three stages may be captured into a graph."""
@@ -137,8 +138,9 @@ class LaneNetworks:
             kernels.launch(gather, stream=stream)
         with ranges("encode"):
             self.contexts["encoder"].enqueue(stream)
-        with ranges("noise"):
-            kernels.launch(noise, stream=stream)
+        if model.start == "noise":
+            with ranges("noise"):
+                kernels.launch(noise, stream=stream)
         with ranges("step"):
             self.contexts["step"].enqueue(stream)
         with ranges("decode"):

@@ -58,20 +58,18 @@ class BatchShape:
 
 
 def tensor_shapes(manifest: EngineManifest, shape: BatchShape) -> dict[str, tuple[int, int, int, int]]:
-    """Shapes of the tensors between the stages: image (encoder's input), z_l, noise, z_0, tiles."""
+    """Shapes of the tensors between the stages: image (encoder's input), z_l, noise, z_0, tiles.
+
+    The noise of a model that starts without it has no channels.
+    """
     model, n = manifest.model, shape.count
     s = model.scale if manifest.tiles.encoder_input == "lr" else 1
-    latent = (
-        n,
-        model.latent_channels,
-        shape.tile_h_px // model.latent_factor,
-        shape.tile_w_px // model.latent_factor,
-    )
+    h_lat, w_lat = shape.tile_h_px // model.latent_factor, shape.tile_w_px // model.latent_factor
     return {
         "image": (n, 3, shape.tile_h_px // s, shape.tile_w_px // s),
-        "z_l": latent,
-        "noise": latent,
-        "z_0": latent,
+        "z_l": (n, model.channels("z_l"), h_lat, w_lat),
+        "noise": (n, model.channels("noise") if model.start == "noise" else 0, h_lat, w_lat),
+        "z_0": (n, model.channels("z_0"), h_lat, w_lat),
         "tiles": (n, 3, shape.tile_h_px, shape.tile_w_px),
     }
 

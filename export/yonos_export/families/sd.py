@@ -9,7 +9,8 @@
     FOLDER/context.safetensors   the prompt embedding of its training, tensor "context" (1, L, D)
     FOLDER/yonos.json            name, scale, timestep, tiles, training, licence, card (all optional)
 
-The networks themselves, with their constants folded in, are :mod:`yonos_export.diffusers_networks`.
+The networks themselves, with their constants folded in, are :mod:`yonos_export.diffusers_networks`. The
+other families that start from a diffusers folder read its parts with `load_part`.
 """
 
 from __future__ import annotations
@@ -17,20 +18,35 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from yonos_export.diffusers_networks import ConstantUNet, KLDecoder, KLEncoder
+from yonos_export.diffusers_networks import Constant, ConstantUNet, KLDecoder, KLEncoder
 from yonos_export.model_info import ModelInfo
+from yonos_export.source import Source
 from yonos_export.stages import StageSet, hash_tensors, make_stages
 from yonos_trt.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from yonos_export.config import ExportConfig
+    from yonos_export.families import Family
 
 FACTS_NAME = "yonos.json"
 CONTEXT_NAME = "context.safetensors"
 _FACTS = {"name", "scale", "timestep", "tile_px", "overlap_px", "smallest_tile_px", "largest_tile_px"}
 _FREE = {"training", "licence", "card"}
+
+
+def open_family(family: Family, config: ExportConfig) -> Source:
+    """Load the folder."""
+    return open_folder(config.source)
+
+
+def open_folder(folder: Path) -> Source:
+    """Load a diffusers folder."""
+    return Source.of(load_diffusers_stages(folder), folder)
 
 
 def load_diffusers_stages(folder: Path) -> StageSet:
@@ -52,8 +68,8 @@ def load_diffusers_stages(folder: Path) -> StageSet:
     facts = _read_facts(folder)
     library: Any = diffusers
     try:
-        unet = _load_part(library.UNet2DConditionModel, folder, "unet")
-        vae = _load_part(library.AutoencoderKL, folder, "vae")
+        unet = load_part(library.UNet2DConditionModel, folder, "unet")
+        vae = load_part(library.AutoencoderKL, folder, "vae")
         scheduler = library.DDIMScheduler.from_pretrained(
             folder, subfolder="scheduler", local_files_only=True
         )
@@ -94,7 +110,7 @@ def stages_from_diffusers(
         raise ConfigError(
             f"context: width {context.shape[-1]}, expected the U-Net's {unet.config.cross_attention_dim}"
         )
-    digest = hash_tensors({"unet": unet, "vae": vae, **small})
+    digest = hash_tensors({"unet": unet, "vae": vae, "context": Constant(context), **small})
     timestep = float(facts.get("timestep", scheduler.config.num_train_timesteps - 1))
     alpha2 = float(scheduler.alphas_cumprod[round(timestep)])
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -136,7 +152,7 @@ def _read_small(folder: Path, vae: Any, scale: int) -> dict[str, nn.Module]:
         raise ConfigError(str(error)) from error
 
 
-def _load_part(kind: Any, folder: Path, part: str) -> Any:
+def load_part(kind: Any, folder: Path, part: str) -> Any:
     """Load from safetensors in FP32; half-precision files are taken where there are no others."""
     full = any((folder / part).glob("*model.safetensors")) or any((folder / part).glob("*.index.json"))
     half = not full and any((folder / part).glob("*.fp16.safetensors"))

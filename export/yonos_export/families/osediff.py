@@ -1,0 +1,175 @@
+"""OSEDiff: Stable Diffusion 2.1-base with LoRA weights in the VAE's encoder and in the U-Net.
+
+The picture's own latent takes the place of the noised one: one U-Net call at t = 999 predicts what is taken
+away from it. The file ``osediff.pkl`` is what the authors' code saves: ranks, lists of adapted layers, and
+two state dictionaries with the LoRA weights of PEFT adapters and the U-Net's first convolution.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from yonos_export.diffusers_networks import Constant, ConstantUNet, KLDecoder, KLEncoder
+from yonos_export.families.files import read_weights, require_keys, tensors_of
+from yonos_export.families.lora import ALPHA, check_layers, merge, split
+from yonos_export.families.prompt import read_prompt
+from yonos_export.families.sd import load_part
+from yonos_export.model_info import ModelInfo
+from yonos_export.source import Source, digest_of
+from yonos_export.stages import hash_tensors, make_stages
+from yonos_trt.engine.manifest import Origin
+from yonos_trt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from yonos_export.config import ExportConfig
+    from yonos_export.families import Family
+
+_WHAT = "osediff.pkl as OSEDiff's code saves it"
+_KEYS = (
+    "rank_unet", "rank_vae", "unet_lora_encoder_modules", "unet_lora_decoder_modules",
+    "unet_lora_others_modules", "vae_lora_encoder_modules", "state_dict_unet", "state_dict_vae",
+)  # fmt: skip
+OVERLAP_PX = 128
+
+
+def open_family(family: Family, config: ExportConfig) -> Source:
+    """Merge the adapters into the base and fold time step and prompt.
+
+    Raises
+    ------
+    ConfigError
+        The base is another one, or the file is not what the authors' code saves.
+    """
+    assert config.base is not None
+    assert family.timestep is not None
+    unet, vae, scheduler = read_base(config.base)
+    document = read_weights(config.source, _WHAT)
+    require_keys(document, _KEYS, str(config.source), _WHAT)
+    apply(document, unet, vae, str(config.source))
+    context = read_prompt(config.base, config.prompt, config.prompt_embeds)
+    prompt = (
+        f"embedding of {config.prompt_embeds.name}" if config.prompt_embeds else config.prompt or "(empty)"
+    )
+    info = latent_info(
+        family,
+        unet,
+        vae,
+        alpha2=float(scheduler.alphas_cumprod[round(family.timestep)]),
+        scale=config.scale or family.scale or 4,
+        origin=Origin(
+            family=family.name,
+            base=config.base.resolve().name,
+            adapter=f"{config.source.name}, SHA-256 {digest_of(config.source)}",
+            prompt=prompt,
+            command=config.command,
+        ),
+    )
+    check_context(context, unet, config.base)
+    digest = hash_tensors({"unet": unet, "vae": vae, "context": Constant(context)})
+    stages = make_stages(
+        KLEncoder(vae),
+        ConstantUNet(unet, context, info.timestep),
+        KLDecoder(vae),
+        info,
+        weights_sha256=digest,
+    )
+    return Source.of(stages, config.source)
+
+
+def read_base(folder: Path) -> tuple[Any, Any, Any]:
+    """Load U-Net, VAE and scheduler of a Stable Diffusion folder whose U-Net predicts noise.
+
+    Raises
+    ------
+    ConfigError
+        A part is missing, or the folder is another kind of model.
+    """
+    import diffusers
+
+    library: Any = diffusers
+    try:
+        unet = load_part(library.UNet2DConditionModel, folder, "unet")
+        vae = load_part(library.AutoencoderKL, folder, "vae")
+        scheduler = library.DDPMScheduler.from_pretrained(
+            folder, subfolder="scheduler", local_files_only=True
+        )
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(
+            f"{folder} cannot be loaded as a diffusers folder with unet/, vae/ and scheduler/: {error}"
+        ) from error
+    kind, channels = scheduler.config.prediction_type, vae.config.latent_channels
+    if kind != "epsilon":
+        raise ConfigError(
+            f"{folder}: its scheduler says prediction_type {kind!r}, expected 'epsilon': the base is Stable "
+            "Diffusion 2.1-base (512 px), not 2.1 (768 px)"
+        )
+    if (unet.config.in_channels, unet.config.out_channels) != (channels, channels):
+        raise ConfigError(
+            f"{folder}: the U-Net has {unet.config.in_channels} -> {unet.config.out_channels} channels, "
+            f"expected {channels} -> {channels}, those of the VAE's latent"
+        )
+    return unet, vae, scheduler
+
+
+def apply(document: dict[str, Any], unet: Any, vae: Any, where: str) -> None:
+    """Merge the file's weights into the base networks."""
+    for part, network, adapters in (
+        ("unet", unet, ("encoder", "decoder", "others")),
+        ("vae", vae, ("encoder",)),
+    ):
+        rank, here = document[f"rank_{part}"], f"{where}: state_dict_{part}"
+        if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= 4096:
+            raise ConfigError(f"{where}: rank_{part} is {rank!r}, expected a whole number from 1 to 4096")
+        loras, others = split(tensors_of(document[f"state_dict_{part}"], here), here)
+        require_keys(loras, [f"default_{name}" for name in adapters], here, "the adapters of OSEDiff's code")
+        for name in adapters:
+            found = loras[f"default_{name}"]
+            check_layers(found, document[f"{part}_lora_{name}_modules"], network, f"{here} ({name})")
+            for layer, lora in found.items():
+                if lora.a.shape[0] != rank:
+                    raise ConfigError(f"{here}: {layer} has rank {lora.a.shape[0]}, the file says {rank}")
+        expected = ("conv_in.weight", "conv_in.bias") if part == "unet" else ()
+        require_keys(others, expected, here, "LoRA weights and the U-Net's conv_in")
+        merge(network, [(found, ALPHA / rank) for found in loras.values()], others, here)
+
+
+def check_context(context: Tensor, unet: Any, base: Path) -> None:
+    """Refuse an embedding of another width than the U-Net's."""
+    if context.shape[-1] != unet.config.cross_attention_dim:
+        raise ConfigError(
+            f"the prompt's embedding is {context.shape[-1]} wide, the U-Net of {base} expects "
+            f"{unet.config.cross_attention_dim}: it comes from another text encoder"
+        )
+
+
+def latent_info(
+    family: Family, unet: Any, vae: Any, *, alpha2: float, scale: int, origin: Origin
+) -> ModelInfo:
+    """Return the facts of a model whose step starts from the latent of the canvas."""
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    multiple = math.lcm(factor * 2 ** (len(unet.config.block_out_channels) - 1), scale)
+    default = -(-512 // multiple) * multiple
+    return ModelInfo(
+        name=f"{family.name}-x{scale}",
+        scale=scale,
+        latent_channels=int(vae.config.latent_channels),
+        latent_factor=factor,
+        timestep=family.timestep or 0.0,
+        alpha_1=math.sqrt(alpha2),
+        sigma_1=math.sqrt(1 - alpha2),
+        smallest_px=-(-256 // multiple) * multiple,
+        default_px=default,
+        largest_px=-(-1024 // multiple) * multiple,
+        multiple_px=multiple,
+        overlap_px=min(OVERLAP_PX, default // 2),
+        encoder_input=family.encoder_input or "upsampled",
+        licence={part: dict(terms) for part, terms in family.licences.items()},
+        start="latent",
+        color_fix=family.color_fix,
+        origin=origin,
+    )
