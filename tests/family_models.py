@@ -179,18 +179,17 @@ def adcsr_states(
 
     first, last = widths
     conv("conv_in", 12, first)
-    for i in range(2):
-        resnet(f"down_blocks.0.resnets.{i}", first, first)
-        attention(f"down_blocks.0.attentions.{i}", first)
-        resnet(f"down_blocks.1.resnets.{i}", (first, last)[i], last)
+    resnet("down_blocks.0.resnets.0", first, first)
+    attention("down_blocks.0.attentions.0", first)
+    resnet("down_blocks.1.resnets.0", first, last)
     conv("down_blocks.0.downsamplers.0.conv", first, first)
     resnet("mid_block.resnets.0", last, last)
     attention("mid_block.attentions.0", last)
     resnet("mid_block.resnets.1", last, last)
-    for i, skip in enumerate((last, last, first)):
+    for i, skip in enumerate((last, first)):
         resnet(f"up_blocks.0.resnets.{i}", last + skip, last)
     conv("up_blocks.0.upsamplers.0.conv", last, last)
-    for i, into in enumerate((last + first, 2 * first, 2 * first)):
+    for i, into in enumerate((last + first, 2 * first)):
         resnet(f"up_blocks.1.resnets.{i}", into, first)
         attention(f"up_blocks.1.attentions.{i}", first)
     norm("conv_norm_out", first)
