@@ -32,6 +32,7 @@ COMMITS = {
 }
 SIZES_PX = ((256, 256), (256, 384))
 LOWEST_DB = 60.0
+PROMPT = "a small cat"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -87,6 +88,7 @@ def their_osediff(code: Path, folder: Path) -> None:
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
     from models.autoencoder_kl import AutoencoderKL
     from models.unet_2d_condition import UNet2DConditionModel
+    from safetensors.torch import save_file
 
     DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mode()
     base = folder / "base"
@@ -120,6 +122,8 @@ def their_osediff(code: Path, folder: Path) -> None:
         trained.unet.conv_in.weight.add_(0.01)
     trained.save_model(str(folder / "osediff.pkl"))
     model = osediff.OSEDiff_test(options).eval()
+    with torch.no_grad():
+        save_file({"context": model.encode_prompt([PROMPT]).contiguous()}, folder / "prompt.safetensors")
     seen: dict[str, Any] = {}
     step, unet = model.noise_scheduler.step, model.unet.forward
 
@@ -133,7 +137,7 @@ def their_osediff(code: Path, folder: Path) -> None:
         return result
 
     model.unet.forward, model.noise_scheduler.step = called, stepped
-    _save(folder, {"image": (3, 1)}, lambda image: (seen, model(image, "a small cat")), torch)
+    _save(folder, {"image": (3, 1)}, lambda image: (seen, model(image, PROMPT)), torch)
 
 
 def their_adcsr(code: Path, folder: Path) -> None:
@@ -210,7 +214,7 @@ def ours(family: str, folder: Path) -> Any:
         files: dict[str, Any] = {
             "source": folder / "osediff.pkl",
             "base": folder / "base",
-            "prompt": "a small cat",
+            "prompt_embeds": folder / "prompt.safetensors",
         }
     else:
         files = {

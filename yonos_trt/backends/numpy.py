@@ -18,8 +18,8 @@ def _pass(value: Array) -> Array:
     return value
 
 
-def _pass_z_l(noise: Array, z_l: Array) -> Array:
-    return z_l
+def _pass_z_l(*taken: Array) -> Array:
+    return taken[-1]
 
 
 class NumpyBackend(HostBackend):
@@ -33,7 +33,8 @@ class NumpyBackend(HostBackend):
     manifest
         Scale, latent factor and channels, and the encoder's input kind; by default `identity_manifest`.
     encode, step, decode
-        ``tiles -> z_l``, ``(noise, z_l) -> z_0``, ``z_0 -> tiles (N, 3, h, w)``; called from all lanes.
+        ``tiles -> z_l``, ``(noise, z_l) -> z_0`` (``z_l -> z_0`` for a model without noise),
+        ``z_0 -> tiles (N, 3, h, w)``; called from all lanes.
     lanes, kernels, threads
         As in `HostBackend`; the twins by default.
     """
@@ -43,7 +44,7 @@ class NumpyBackend(HostBackend):
         manifest: EngineManifest | None = None,
         *,
         encode: Callable[[Array], Array] = _pass,
-        step: Callable[[Array, Array], Array] = _pass_z_l,
+        step: Callable[..., Array] = _pass_z_l,
         decode: Callable[[Array], Array] = _pass,
         lanes: int = 1,
         kernels: str = "numpy",
@@ -54,7 +55,7 @@ class NumpyBackend(HostBackend):
         super().__init__(manifest or identity_manifest(), lanes=lanes, kernels=kernels, threads=threads)
         self.networks = {
             "encoder": lambda lane, tiles: encode(tiles),
-            "step": lambda lane, noise, z_l: step(noise, z_l),
+            "step": lambda lane, *taken: step(*taken),
             "decoder": lambda lane, z_0: decode(z_0),
         }
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from yonos_export.families.files import read_weights
-from yonos_trt.errors import ConfigError, MissingExtraError
+from yonos_trt.errors import ConfigError
 
 
 def read_prompt(base: Path, prompt: str | None, embeds: Path | None) -> Tensor:
@@ -18,9 +18,8 @@ def read_prompt(base: Path, prompt: str | None, embeds: Path | None) -> Tensor:
     Raises
     ------
     ConfigError
-        The file has no tensor ``context`` of that shape, or the base folder has no text encoder.
-    MissingExtraError
-        The package transformers is not installed, and there is no file.
+        The file has no tensor ``context`` of that shape; or there is no file, and the base folder has no text
+        encoder or the package transformers is not installed.
     """
     if embeds is not None:
         if embeds.suffix != ".safetensors":
@@ -42,11 +41,10 @@ def read_prompt(base: Path, prompt: str | None, embeds: Path | None) -> Tensor:
     try:
         import transformers
     except ImportError as error:
-        raise MissingExtraError(
-            "computing a prompt's embedding (--prompt-embeds FILE.safetensors needs no package)",
-            package="transformers",
-            extra="prompt",
-            reason=str(error),
+        raise ConfigError(
+            "computing a prompt's embedding needs the package transformers, which is not part of this project "
+            f"({error}); install it with: pip install transformers; or name a file with the embedding: "
+            "--prompt-embeds FILE.safetensors (docs/models.md)"
         ) from error
     library: Any = transformers
     try:
