@@ -42,7 +42,7 @@ def read_prompt(base: Path, prompt: str | None, embeds: Path | None) -> Tensor:
         import transformers
     except ImportError as error:
         raise ConfigError(
-            "computing a prompt's embedding needs the package transformers, which is not part of this project "
+            "computing a prompt's embedding needs the package transformers, which is no part of this project "
             f"({error}); install it with: pip install transformers; or name a file with the embedding: "
             "--prompt-embeds FILE.safetensors (docs/models.md)"
         ) from error
