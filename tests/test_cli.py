@@ -397,6 +397,15 @@ def test_info_describes_the_directory(engine_dir: Path) -> None:
     assert json.loads(run("info", engine_dir, "--json").output)["scale"] == 4
 
 
+def test_info_warms_up(engine_dir: Path) -> None:
+    """What it keeps on disk has a test of its own: here it runs, and says on what."""
+    arguments = ("info", engine_dir, "--warm-up", "24x16", "--warm-up", "8x8")
+    assert re.search(r"warm-up     2 sizes in [\d.]+ s on \w+Backend", run(*arguments).output)
+    assert json.loads(run(*arguments, "--json").output)["warm_up_s"] > 0
+    assert "warm_up_s" not in json.loads(run("info", engine_dir, "--json").output)
+    assert run("info", engine_dir, "--warm-up", "24").exit_code == 2
+
+
 def test_info_finds_an_altered_file(engine_dir: Path, tmp_path: Path) -> None:
     directory = Path(shutil.copytree(engine_dir, tmp_path / "engine"))
     raw = bytearray((directory / "step.onnx").read_bytes())

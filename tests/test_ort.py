@@ -146,7 +146,7 @@ def test_a_provider_that_the_session_did_not_get_is_refused(
 def test_with_the_cpu_named_as_well_it_is_a_warning_and_the_log_says_what_runs(
     engine_dir: Path, no_cuda_after_all: _Recorded, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="yonos_trt.backends"):
         backend = OrtBackend(engine_dir, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
     warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert len(warned) == 3

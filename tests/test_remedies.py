@@ -30,6 +30,7 @@ FOREIGN = {  # options of other programs
     "--query-gpu",  # nvidia-smi
     "--cpus",  # docker
     "--at", "--ratio",  # CSS of the page
+    "--trt", "--strongly-typed", "--load-inputs", "--load-outputs", "--compare", "--psnr-threshold",  # polygraphy run
 }  # fmt: skip
 
 

@@ -111,7 +111,7 @@ class Session:
                 "enlarges; leave the scale out, or name the engine directory of another model"
             )
         self.factor = self.scale if scale is None or scale == self.scale else scale
-        self._color_fix: str = color_fix or self.manifest.model.color_fix or "wavelet"
+        self._color_fix: str = self.manifest.model.color_fix_or(color_fix)
         self.restore = dial_of(self.manifest, restore)
         self._backend: Backend | None = None
         self._at_most: tuple[int, int] | None = None

@@ -225,7 +225,7 @@ def _picture(
             backend,
             plan=plan,
             seed=config.seed,
-            color_fix=config.color_fix,
+            color_fix=backend.manifest.model.color_fix_or(config.color_fix),
             threads=config.threads or usable_cpus(),
             timings=samples,
         )

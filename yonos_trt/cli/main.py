@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -330,7 +331,16 @@ def _print_dry_run(sr: Any, jobs: Any, options: dict[str, Any]) -> None:
 @click.argument("engine_dir", required=False, type=options.LocalPath())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--verify/--no-verify", default=True, help="Hash every file.")
-def info(engine_dir: Path | None, as_json: bool, verify: bool) -> None:
+@click.option(
+    "--warm-up",
+    "warm_up",
+    type=options.Size(),
+    metavar="WxH",
+    multiple=True,
+    help="Compile and keep what inputs of this size need (TensorRT-RTX: on disk, for later runs too), and say how "
+    "long it took; may be given several times.",
+)
+def info(engine_dir: Path | None, as_json: bool, verify: bool, warm_up: tuple[tuple[int, int], ...]) -> None:
     """Describe an engine directory and check its files.
 
     ENGINE_DIR may be the name of a shipped model, such as lite-x2. The default is the shipped x4 model.
@@ -338,10 +348,16 @@ def info(engine_dir: Path | None, as_json: bool, verify: bool) -> None:
     from yonos_trt.engine.manifest import load_manifest
     from yonos_trt.sr import SR
 
-    sr = SR(engine_dir)
-    if verify:
-        load_manifest(sr.engine_dir, verify=True)
-    facts = sr.info()
+    with SR(engine_dir) as sr:
+        if verify:
+            load_manifest(sr.engine_dir, verify=True)
+        began = time.perf_counter()
+        if warm_up:
+            sr.warm_up(warm_up)
+        seconds = time.perf_counter() - began
+        facts = sr.info()
+    if warm_up:
+        facts["warm_up_s"] = round(seconds, 3)
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
@@ -373,6 +389,8 @@ def info(engine_dir: Path | None, as_json: bool, verify: bool) -> None:
         )
     for x in facts["licences"]:
         click.echo(f"licence     {x['part']}: {x['licence']}{'  ' + x['source'] if x['source'] else ''}")
+    if warm_up:
+        click.echo(f"warm-up     {len(warm_up)} sizes in {seconds:.1f} s on {facts['backend']}")
     click.echo(f"files       {'complete, all hashes right' if verify else 'sizes right, hashes not checked'}")
 
 

@@ -101,6 +101,10 @@ class Model(_Strict, frozen=True):
         own = self.output_channels if tensor == "z_0" else None
         return own or self.latent_channels
 
+    def color_fix_or(self, chosen: str | None) -> str:
+        """Return the colour fix that was chosen; without one the model's own, and wavelet where it has none."""
+        return chosen or self.color_fix or "wavelet"
+
 
 class Tiles(_Strict, frozen=True):
     """Legal tile sizes, all in output px. Tile origins and sizes are multiples of ``multiple_px``."""
