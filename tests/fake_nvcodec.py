@@ -26,6 +26,7 @@ import pytest
 from av.codec.context import CodecContext, Flags
 
 from yonos_trt.cuda.probe import Device, DriverFacts
+from yonos_trt.video.encode import opening
 from yonos_trt.video.nvidia import nvcodec
 
 # ---------------------------------------------------------------------------------------------------------
@@ -296,7 +297,8 @@ class PyNvEncoder:
             assert self._options["use_ivf_container"] == "0", "packets would begin with IVF headers"
             options = {"preset": "10", "qp": str(max(1, int(qp) // 4)), "svtav1-params": "enable-overlays=0"}
         context.options = options
-        context.open()
+        with opening():
+            context.open()
         return context
 
     def GetSequenceParams(self) -> bytes:

@@ -145,8 +145,8 @@ def test_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
     assert found == sorted(
         [
             "--auto-islands", "--batch", "--bf16", "--builder-optimization-level", "--compute-capability",
-            "--base", "--checkpoint", "--config", "--decoder", "--device", "--encoder", "--from", "--half-decoder",
-            "--licence", "--prompt", "--prompt-embeds", "--scale", "--step",
+            "--base", "--checkpoint", "--config", "--decoder", "--device", "--encoder", "--from",
+            "--half-decoder", "--licence", "--prompt", "--prompt-embeds", "--scale", "--step",
             "--dry-run", "--engine-dir", "--force", "--fp16", "--fp32", "--fp32-islands",
             "--hardware-compatibility", "--help", "--keep-fp32", "--max-shape", "--min-cosine", "--min-psnr",
             "--min-shape", "--no-auto-islands", "--no-keep-fp32", "--no-verify", "--onnx-dir", "--onnx-only",

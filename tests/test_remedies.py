@@ -30,7 +30,8 @@ FOREIGN = {  # options of other programs
     "--query-gpu",  # nvidia-smi
     "--cpus",  # docker
     "--at", "--ratio",  # CSS of the page
-    "--trt", "--strongly-typed", "--load-inputs", "--load-outputs", "--compare", "--psnr-threshold",  # polygraphy run
+    "--trt", "--strongly-typed", "--load-inputs", "--load-outputs",  # polygraphy run
+    "--compare", "--psnr-threshold",
 }  # fmt: skip
 
 

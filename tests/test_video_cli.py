@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 import time
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -262,3 +264,37 @@ def test_the_command_works_between_two_pipes(engine_dir: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.startswith(b"YUV4MPEG2 W256 H192 ")
     assert len(done.stdout) == done.stdout.index(b"\n") + 1 + 2 * (6 + 256 * 192 * 3 // 2)
+
+
+ENCODERS = ("libx264", "libx265", "libsvtav1", "libvpx-vp9", "ffv1")
+
+
+@pytest.mark.parametrize("codec", ENCODERS)
+def test_an_encoder_leaves_stderr_and_our_threads_alone(
+    tmp_path: Path, codec: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """SVT-AV1 prints its settings and, as root, makes the process a real-time one."""
+    if codec not in av.codecs_available:
+        pytest.skip(f"{codec} is not in this build of FFmpeg")
+    source = write_clip(tmp_path / "in.mkv", frames=3, size=(48, 64))
+    before = os.sched_getscheduler(0), os.sched_getparam(0).sched_priority
+    while_open = set()
+
+    def enlarge_and_look(rgb: Any) -> Any:
+        while_open.update(_policies())
+        return enlarge(2)(rgb)
+
+    options = VideoOptions(encoder=EncoderSettings(codec))
+    upscale_video(source, tmp_path / "out.mkv", enlarge_and_look, scale=2, options=options)
+    assert len(shown(tmp_path / "out.mkv")) == 3
+    assert (os.sched_getscheduler(0), os.sched_getparam(0).sched_priority) == before
+    assert while_open == {before[0]}
+    assert capfd.readouterr() == ("", "")
+
+
+def _policies() -> set[int]:
+    found = set()
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):
+            found.add(os.sched_getscheduler(int(thread)))
+    return found

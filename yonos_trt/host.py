@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ __all__ = [
     "physical_bytes",
     "python_command",
     "require_bytes",
+    "scheduling_kept",
     "startable_threads",
     "usable_cpus",
 ]
@@ -40,6 +42,37 @@ def usable_cpus(root: Path = Path("/")) -> int:
     # macOS and Windows have neither affinity nor control groups
     present = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([present, *(math.ceil(quota) for quota in _quotas(root))]))
+
+
+@contextmanager
+def scheduling_kept() -> Iterator[None]:
+    """Undo what a library does to the scheduling of this process's threads; new ones run as the caller.
+
+    SVT-AV1, started as root (in most containers), puts the calling thread and its own at real-time priority
+    99: everything else on the machine would wait for them. Linux alone.
+    """
+    if not sys.platform.startswith("linux") or not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    before = _scheduling()
+    own = before.get(threading.get_native_id())
+    try:
+        yield
+    finally:
+        for thread, now in _scheduling().items():
+            policy, priority = before.get(thread) or own or now
+            if now != (policy, priority):
+                with suppress(OSError):  # the thread has ended, or the process gave up its rights
+                    os.sched_setscheduler(thread, policy, os.sched_param(priority))
+
+
+def _scheduling() -> dict[int, tuple[int, int]]:
+    """Return policy and priority of every thread of this process."""
+    found = {}
+    for name in os.listdir("/proc/self/task"):
+        with suppress(OSError):
+            found[int(name)] = os.sched_getscheduler(int(name)), os.sched_getparam(int(name)).sched_priority
+    return found
 
 
 def startable_threads(count: int) -> int:

@@ -337,8 +337,8 @@ def _print_dry_run(sr: Any, jobs: Any, options: dict[str, Any]) -> None:
     type=options.Size(),
     metavar="WxH",
     multiple=True,
-    help="Compile and keep what inputs of this size need (TensorRT-RTX: on disk, for later runs too), and say how "
-    "long it took; may be given several times.",
+    help="Compile and keep what inputs of this size need (TensorRT-RTX: on disk, for later runs too), and "
+    "say how long it took; may be given several times.",
 )
 def info(engine_dir: Path | None, as_json: bool, verify: bool, warm_up: tuple[tuple[int, int], ...]) -> None:
     """Describe an engine directory and check its files.

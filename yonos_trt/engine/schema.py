@@ -102,7 +102,7 @@ class Model(_Strict, frozen=True):
         return own or self.latent_channels
 
     def color_fix_or(self, chosen: str | None) -> str:
-        """Return the colour fix that was chosen; without one the model's own, and wavelet where it has none."""
+        """Return the colour fix that was chosen, else the model's own, else wavelet."""
         return chosen or self.color_fix or "wavelet"
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
 from yonos_trt.errors import ConfigError
+from yonos_trt.host import scheduling_kept
 from yonos_trt.video.color import rgb_to_planes
 from yonos_trt.video.format import OutputFormat, new_context
 from yonos_trt.video.info import frame_planes, require_av
@@ -27,7 +30,16 @@ __all__ = [
     "described_with",
     "make_frame",
     "open_encoder",
+    "opening",
 ]
+
+
+@contextmanager
+def opening() -> Iterator[None]:
+    """Keep an encoder's library to itself while it opens: our threads' scheduling and stderr stay ours."""
+    os.environ.setdefault("SVT_LOG", "1")  # SVT-AV1 prints its settings otherwise; 1: errors alone
+    with scheduling_kept():
+        yield
 
 
 def configure(context: Any, form: OutputFormat, *, global_header: bool) -> None:
@@ -59,7 +71,8 @@ def open_encoder(form: OutputFormat, *, global_header: bool = True) -> VideoCode
     context: VideoCodecContext = new_context(form.vcodec)
     configure(context, form, global_header=global_header)
     try:
-        context.open()
+        with opening():
+            context.open()
     except (av.error.FFmpegError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
@@ -133,7 +146,8 @@ def described_with(
     file = io.BytesIO()
     with av.open(file, "w", format="matroska", container_options={"avoid_negative_ts": "disabled"}) as out:
         video = add_video_stream(out, form, template)
-        out.start_encoding()
+        with opening():
+            out.start_encoding()
         extradata = bytes(video.codec_context.extradata or b"")
         for packet in packets:
             packet.stream = video

@@ -23,7 +23,7 @@ from yonos_trt.video.copies import (
     plan_copies,
     read_covers,
 )
-from yonos_trt.video.encode import add_video_stream, described_with
+from yonos_trt.video.encode import add_video_stream, described_with, opening
 from yonos_trt.video.format import OutputFormat
 from yonos_trt.video.info import VideoInfo, exact_seconds, open_input, require_av
 from yonos_trt.video.layers import alpha_streams
@@ -179,7 +179,8 @@ class Muxing:
             out.set_chapters(chapters(source, self.shift, self._window))
             copies = copied_packets(source, self.plan, self._window, self._survey)
             self._streams = {main.index: video.index}
-        out.start_encoding()
+        with opening():
+            out.start_encoding()
         # FFmpeg's muxer has a device's header in its own form, but all segments must have begun alike
         wanted = b""
         if segments:
