@@ -23,6 +23,7 @@ from PIL import Image, PngImagePlugin
 
 from yonos_trt import errors
 from yonos_trt.cli.main import LAZY_COMMANDS, cli, exit_code
+from yonos_trt.cli.upscale import upscale as upscale_command
 from yonos_trt.images import MAX_PIXELS, read_image
 from yonos_trt.sr import SR
 
@@ -83,7 +84,7 @@ def test_help_is_what_was_agreed(command: str) -> None:
 def test_the_commands_are_these() -> None:
     result = run("--help")
     names = [line.split()[0] for line in result.output.split("Commands:")[1].splitlines() if line.strip()]
-    assert set(names) - set(LAZY_COMMANDS) == {"upscale", "info", "doctor"}
+    assert set(names) - set(LAZY_COMMANDS) == {"info", "doctor"}
 
 
 def test_a_lazy_command_that_is_not_there_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +96,7 @@ def test_a_lazy_command_that_is_not_there_is_a_usage_error(monkeypatch: pytest.M
 def test_upscale_options_are_fields_of_sr() -> None:
     import inspect
 
-    options = {p.name for p in cli.commands["upscale"].params}
+    options = {p.name for p in upscale_command.params}
     assert {"engine_dir", *inspect.signature(SR).parameters} <= options
 
 
@@ -220,7 +221,7 @@ def test_a_file_that_is_named_twice_is_done_once(engine_dir: Path, photos: Path,
 
 def test_two_names_of_one_folder_are_one_target(engine_dir: Path, photos: Path) -> None:
     Image.fromarray(picture(8, 8)).save(photos / "a.jpg")
-    result = upscale(engine_dir, photos / "a.png", photos / "sub" / ".." / "a.jpg", "-f", "png")
+    result = upscale(engine_dir, "-i", photos / "a.png", photos / "sub" / ".." / "a.jpg", "-f", "png")
     assert result.exit_code == 2
     assert "would both be written" in result.stderr
 
@@ -239,7 +240,6 @@ def test_two_sources_of_one_target_are_refused(engine_dir: Path, photos: Path) -
         (("-i", "{empty}"), 2, "no pictures in"),
         (("-i", "{a}", "-o", "x.xyz"), 1, "cannot write suffix '.xyz'"),
         (("-i", "{a}", "-s", "5"), 2, "expected 1 to 4"),
-        (("-i", "{a}", "-t", "7"), 2, "tile_px is 7"),
         (("-i", "{a}", "--suffix", "{name}"), 2, "only {scale} is replaced"),
         (("-i", "{a}", "--seed", "-1"), 2, "seed is -1"),
         (("-i", "{a}", "--runtime", "tensorrt"), 3, "yonos-export"),
@@ -558,7 +558,7 @@ def test_limit_of_pixels_can_be_raised_as_its_message_says(engine_dir: Path, tmp
     assert result.exit_code == 1
     assert "raise max_pixels (--max-pixels)" in result.stderr
     assert run("upscale", "-i", path, "-m", engine_dir, "--max-pixels", 600).exit_code == 0
-    (option,) = (p for p in cli.commands["upscale"].params if p.name == "max_pixels")
+    (option,) = (p for p in upscale_command.params if p.name == "max_pixels")
     assert option.default == MAX_PIXELS
 
 

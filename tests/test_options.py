@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from yonos_trt.cli import options
 from yonos_trt.cli.bench import bench
-from yonos_trt.cli.main import cli, upscale
+from yonos_trt.cli.main import cli
+from yonos_trt.cli.upscale import upscale
 from yonos_trt.cli.video import video
 
 

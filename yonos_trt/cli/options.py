@@ -6,6 +6,7 @@ common, the single options are also used by `bench`. A command lists them where 
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -21,16 +22,22 @@ if TYPE_CHECKING:
     from yonos_trt.sizing import Sizing
 
 __all__ = [
+    "Devices",
     "Factor",
     "Finite",
+    "Format",
+    "Lanes",
     "LocalPath",
     "Size",
     "alpha",
     "batch",
     "color_fix",
     "compose",
+    "legal_tile",
     "machine",
     "model",
+    "model_of",
+    "named_model",
     "on_cpu",
     "precision",
     "reporting",
@@ -43,6 +50,9 @@ __all__ = [
     "tiling",
 ]
 
+_log = logging.getLogger(__name__)
+
+LARGEST_TILE_PX = 1 << 16
 LARGEST_THREADS = 1024  # more are a slip of the finger, not a machine
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -109,6 +119,62 @@ class Size(click.ParamType[tuple[int, int]]):
         return int(found[2]), int(found[1])
 
 
+class Devices(click.ParamType["int | tuple[int, ...]"]):
+    """A CUDA device number, -1 for the CPU, "auto" for the first GPU if there is one; or a list of these."""
+
+    name = "N"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | tuple[int, ...]:
+        """Make it a number, or a tuple of two or more."""
+        if isinstance(value, (int, tuple)):
+            return value
+        if value.strip().lower() == "auto":
+            return 0
+        try:
+            numbers = tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no device; expected a number, auto, or a list such as 0,1", param, ctx)
+        for number in numbers:
+            if number < -1:
+                self.fail(f"{number} is not in the range x>=-1.", param, ctx)
+        if len(numbers) > LARGEST_LANES:
+            self.fail(f"{len(numbers)} devices, expected at most {LARGEST_LANES}", param, ctx)
+        return numbers if len(numbers) > 1 else numbers[0]
+
+
+class Lanes(click.IntRange):
+    """A number of lanes; or LOAD:PROC:SAVE of the ncnn tools, of which PROC is that number."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Make it a number."""
+        parts: list[Any] = value.split(":") if isinstance(value, str) else [value]
+        if len(parts) not in (1, 3):
+            self.fail(f"{value!r} is no number of lanes; expected N, or LOAD:PROC:SAVE such as 1:2:2", param)
+        first = [part.split(",")[0] if len(parts) == 3 else part for part in parts]  # PROC: one for each GPU
+        numbers = [int(super(Lanes, self).convert(part, param, ctx)) for part in first]
+        return numbers[len(numbers) // 2]
+
+
+class Format(click.Choice[str]):
+    """A format of pictures; jpeg and tif are other names of jpg and tiff."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Make it a name of ours."""
+        value = value.lower()
+        return super().convert({"jpeg": "jpg", "tif": "tiff"}.get(value, value), param, ctx)
+
+
+def _no_averaging(context: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        raise click.UsageError(
+            "-x, averaging the results of eight turned copies, is not there: it would take eight times as "
+            "long and blur the detail that a diffusion model adds; leave it out. Calmer or sharper results: "
+            "another --seed, --restore 0 to 1 where the model has that dial, or another model (yonos models)"
+        )
+
+
 model = click.option(
     "-m",
     "--model",
@@ -116,6 +182,17 @@ model = click.option(
     type=LocalPath(),
     metavar="ENGINE_DIR",
     help="Engine directory, or a shipped model's name, such as lite-x2; default: the shipped lite model.",
+)
+#: the same and what the ncnn tools call it; `model_of` understands both
+named_model = compose(
+    model,
+    click.option(
+        "-n",
+        "--model-name",
+        metavar="NAME",
+        help="Shipped model by name, see `yonos models`; with -m the engine directory NAME in that folder.",
+    ),
+    click.option("-x", is_flag=True, hidden=True, expose_value=False, callback=_no_averaging),
 )
 scale = click.option(
     "-s",
@@ -146,7 +223,15 @@ sizing = compose(
 
 batch = click.option("--batch", type=click.IntRange(1, 1024), metavar="N", help="Tiles per batch.")
 tiling = compose(
-    click.option("-t", "--tile", "tile_px", type=int, metavar="PX", help="Tile side in output pixels."),
+    click.option(
+        "-t",
+        "--tile",
+        "tile_px",
+        type=click.IntRange(0, LARGEST_TILE_PX),
+        metavar="PX",
+        help="Tile side in output pixels (input pixels times the model's factor), taken to the next legal "
+        "one; 0: the model's own.",
+    ),
     click.option("--overlap", "overlap_px", type=int, metavar="PX", help="Overlap of neighbouring tiles."),
     batch,
 )
@@ -164,18 +249,18 @@ machine = compose(
         "-g",
         "--gpu",
         "device",
-        type=click.IntRange(min=-1),
+        type=Devices(),
         metavar="N",
         default=0,
         show_default=True,
-        help="CUDA device number; -1 runs on the CPU.",
+        help="CUDA device number, or auto; -1 runs on the CPU. Pictures: 0,1 starts a worker for each.",
     ),
     click.option(
         "-j",
         "--lanes",
-        type=click.IntRange(1, LARGEST_LANES),
+        type=Lanes(1, LARGEST_LANES),
         metavar="N",
-        help="Tile batches worked on at the same time.",
+        help="Tile batches worked on at the same time; of LOAD:PROC:SAVE the middle one.",
     ),
     threads,
     click.option(
@@ -273,14 +358,65 @@ def sizing_of(
     return Sizing(long_edge=long_edge, size=size, fit=fit)  # type: ignore[arg-type]  # a click.Choice
 
 
+def model_of(engine_dir: Path | None, name: str | None) -> Path | None:
+    """Return what ``-m`` and ``-n`` name together.
+
+    Raises
+    ------
+    click.BadParameter
+        There is no such model.
+    """
+    if name is None:
+        return engine_dir
+    from yonos_trt.backends.choose import shipped_models
+
+    if engine_dir is not None:
+        if not os.path.isdir(engine_dir / name):
+            raise click.BadParameter(f"{engine_dir} has no folder {name!r}", param_hint="'-n'")
+        return engine_dir / name
+    shipped = shipped_models()
+    if name not in shipped:
+        raise click.BadParameter(
+            f"{name!r} is no shipped model; expected one of {', '.join(shipped)} (yonos models), or name an "
+            "engine directory with -m",
+            param_hint="'-n'",
+        )
+    return Path(name)
+
+
+def legal_tile(tile_px: int | None, engine_dir: Path | None, options: dict[str, Any]) -> int | None:
+    """Return the legal tile side next to the one that was asked for, and say so; None lets the model choose.
+
+    `engine_dir` and `options` are those of the `SR` to come.
+    """
+    from yonos_trt.sr import SR
+
+    if not tile_px:
+        return None
+    tiles = SR(engine_dir, **options | {"tile_px": None}).manifest.tiles
+    multiple = tiles.multiple_px
+    legal = (tile_px + multiple // 2) // multiple * multiple
+    legal = min(max(legal, -(-tiles.smallest_px // multiple) * multiple), tiles.largest_px)
+    if legal != tile_px:
+        _log.warning(
+            "-t %d: tiles of this model are multiples of %d from %d to %d px of the output; %d px are taken",
+            tile_px, multiple, tiles.smallest_px, tiles.largest_px, legal,
+        )  # fmt: skip
+    return legal
+
+
 def on_cpu(options: dict[str, Any]) -> dict[str, Any]:
     """Translate ``-g -1`` into a runtime that needs no GPU; other options pass unchanged.
 
     Raises
     ------
     click.UsageError
-        The runtime that was asked for needs a GPU.
+        The runtime that was asked for needs a GPU, or there are several devices.
     """
+    if isinstance(options["device"], tuple):
+        raise click.UsageError(
+            "a list of devices (-g 0,1) shares out the pictures of yonos upscale; here it is one device"
+        )
     if options["device"] >= 0:
         return options
     runtime = options["runtime"]

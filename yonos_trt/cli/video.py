@@ -71,7 +71,7 @@ def _pairs(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     metavar="OUT",
     help=".mkv, .mp4, .mov or .webm; - writes y4m to stdout.  [default: IN_x{scale}.mkv, or - for a pipe]",
 )
-@options.model
+@options.named_model
 @options.scale
 @options.sizing
 @click.option("-c", "--vcodec", default="libx264", show_default=True, help="FFmpeg's name of the encoder.")
@@ -134,6 +134,7 @@ def video(
     source: str,
     target: str | None,
     engine_dir: Path | None,
+    model_name: str | None,
     vcodec: str,
     crf: float,
     preset: str | None,
@@ -169,10 +170,12 @@ def video(
     sizing = options.sizing_of(rest["scale"], long_edge, size, fit)
     model = {k: v for k, v in rest.items() if k not in names}
     model = options.on_cpu(model)
+    engine_dir = options.model_of(engine_dir, model_name)
+    model["tile_px"] = options.legal_tile(model["tile_px"], engine_dir, model)
     sr = SR(engine_dir, **model)
     if sizing is None and sr.factor != sr.scale:
         sizing = Sizing(factor=sr.factor)
-    job = dataclasses.replace(job, hwaccel_device=max(0, rest["device"]), sizing=sizing)
+    job = dataclasses.replace(job, hwaccel_device=model["device"], sizing=sizing)
     if target is None:
         name = f"{Path(source).stem}_{sizing or f'x{sr.scale}'}.mkv"
         target = "-" if source == "-" else str(Path(source).with_name(name))

@@ -1,0 +1,266 @@
+"""`yonos upscale`: the command line of pictures, files and folders."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from yonos_trt import console, errors
+from yonos_trt.choices import MAX_PIXELS
+from yonos_trt.cli import options
+
+__all__ = ["upscale"]
+
+
+@click.command(short_help="Upscale pictures: files, lists of files, folders.")
+@click.argument("more", nargs=-1, type=options.LocalPath(), metavar="[INPUT]...")
+@click.option(
+    "-i",
+    "--input",
+    "inputs",
+    multiple=True,
+    type=options.LocalPath(),
+    metavar="IN",
+    help="File or folder; may be given several times.",
+)
+@click.option("-o", "--output", metavar="OUT", help="File or folder; default: beside each input.")
+@options.named_model
+@options.scale
+@options.sizing
+@options.tiling
+@options.machine
+@click.option(
+    "-f",
+    "--format",
+    type=options.Format(["png", "jpg", "webp", "tiff", "avif"]),
+    help="Output format; default: as the input, or as the output's suffix says.",
+)
+@click.option(
+    "--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="For jpg, webp and avif."
+)
+@click.option("--drop-depth", is_flag=True, help="Round to the format's depth: 16 bits into jpg or webp.")
+@click.option("--suffix", default="_x{scale}", show_default=True, help="Added to derived output names.")
+@click.option("--overwrite", "existing", flag_value="overwrite", help="Replace outputs that exist.")
+@click.option("--skip-existing", "existing", flag_value="skip", help="Leave out inputs whose output exists.")
+@click.option("--recursive", is_flag=True, help="Go into sub-folders and keep the tree.")
+@options.alpha
+@options.color_fix()
+@options.restore
+@click.option(
+    "--stream",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Write rows as they are finished (png, tiff).",
+)
+@options.seed("Names the noise field.")
+@click.option(
+    "--max-pixels",
+    type=click.IntRange(1, 1 << 40),
+    default=MAX_PIXELS,
+    show_default=True,
+    metavar="N",
+    help="Refuse files that declare more pixels, before they are decoded.",
+)
+@options.reporting
+def upscale(
+    more: tuple[Path, ...],
+    inputs: tuple[Path, ...],
+    output: str | None,
+    existing: str | None,
+    recursive: bool,
+    suffix: str,
+    format: str | None,
+    quality: int,
+    drop_depth: bool,
+    alpha: str,
+    stream: Any,
+    long_edge: int | None,
+    size: tuple[int, int] | None,
+    fit: str,
+    progress: str,
+    dry_run: bool,
+    verbose: int,
+    quiet: bool,
+    **chosen: Any,
+) -> None:
+    """Upscale pictures: files, lists of files, folders.
+
+    \b
+    yonos upscale photo.jpg                           writes photo_x4.jpg
+    yonos upscale photo.jpg big.png -s 2.5
+    yonos upscale -i photo.jpg --long-edge 3840       writes photo_3840px.jpg
+    yonos upscale -i photos/ -o big/ --recursive --skip-existing
+    """
+    from yonos_trt.atomic import remove_leftovers
+    from yonos_trt.cli.file_stages import FileStages
+    from yonos_trt.cli.job_run import run_jobs
+    from yonos_trt.cli.jobs import DEFAULT_SUFFIX, plan_jobs
+    from yonos_trt.cli.progress import META_KEY, last_line, make_progress, set_up_logging
+    from yonos_trt.console import quiet_libraries
+    from yonos_trt.images import SaveOptions
+    from yonos_trt.sr import SR
+
+    if not (inputs or more):
+        raise click.UsageError("no input; name files or folders with -i")
+    click.get_current_context().meta[META_KEY] = progress
+    set_up_logging(verbose, quiet=quiet, mode=progress)
+    engine_dir = options.model_of(chosen.pop("engine_dir"), chosen.pop("model_name"))
+    chosen = options.on_cpu(chosen)
+    sizing = options.sizing_of(chosen["scale"], long_edge, size, fit)
+    chosen["tile_px"] = options.legal_tile(chosen["tile_px"], engine_dir, chosen)
+    sr = SR(engine_dir, **chosen)
+    if not inputs and output is None and len(more) == 2:
+        more, output = _source_and_target(*more, partial(sr.size_of, size=sizing))
+    paths = (*inputs, *more)
+    to_stdout = output == "-"
+    if to_stdout:
+        _check_stdout(paths)
+        output = None
+    if sizing is not None and suffix == DEFAULT_SUFFIX:
+        suffix = "_{scale}"
+    label = str(sizing or f"{sr.factor:g}")
+    plan = plan_jobs(paths, output, scale=label, suffix=suffix, format=format, recursive=recursive)
+    jobs = plan.jobs
+    save = SaveOptions(
+        quality=quality,
+        drop_alpha=alpha == "drop",
+        drop_depth=drop_depth,
+        palette="rgb" if stream == "always" else "adaptive",
+    )
+    if dry_run:
+        if to_stdout:
+            jobs = [dataclasses.replace(job, target=Path("-")) for job in jobs]
+        asked = chosen | {"alpha": alpha, "stream": stream, "save": dataclasses.asdict(save)}
+        _print_dry_run(sr, jobs, asked | ({} if sizing is None else {"size": str(sizing)}))
+        return
+    reporter = make_progress(progress, quiet=quiet)
+    for folder in {job.target.parent for job in jobs}:
+        remove_leftovers(folder)
+    names = _Names(quiet=quiet or to_stdout or console.stdout_closed)
+    with contextlib.ExitStack() as stack:
+        if to_stdout:
+            jobs = [stack.enter_context(_before_stdout(jobs[0]))]
+        stack.enter_context(quiet_libraries())
+        stages = FileStages(
+            stack.enter_context(sr), rows=stream, alpha=alpha, format=format, options=save, sizing=sizing
+        )
+        outcome = run_jobs(
+            jobs,
+            stages,
+            reporter,
+            existing=existing or "refuse",
+            written=names,
+            passed_over=plan.passed_over,
+        )
+        if to_stdout and outcome.done:
+            with open(jobs[0].target, "rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+    failed = [str(p.path) for p in plan.passed_over if p.failed]
+    failed += [str(job.source) for job, _ in outcome.failed]
+    count = len(jobs) + sum(p.failed for p in plan.passed_over)
+    if failed and count > 1 and progress != "json":
+        click.echo(f"{len(failed)} of {count} failed:", err=True)
+        for name in failed:
+            click.echo(f"  {name}", err=True)
+    if names.problem:
+        last_line(progress, "error", f"stdout: {names.problem}; the files are written")
+    if code := outcome.exit_code or int(bool(names.problem)):
+        click.get_current_context().exit(code)
+
+
+def _source_and_target(
+    first: Path, second: Path, size_of: Callable[[int, int], tuple[int, int]]
+) -> tuple[tuple[Path, ...], str | None]:
+    """Read ``IN OUT`` as people mean it: return the inputs, and the output if there is one.
+
+    Two files that are there are two inputs, as a pattern of the shell names them, unless the second one looks
+    like the result of the first.
+
+    Raises
+    ------
+    click.UsageError
+        It could be either.
+    """
+    if not second.exists():
+        return (first,), os.fspath(second) + (os.sep if first.is_dir() else "")
+    if second.is_dir():
+        why = "a folder"
+    elif first.is_dir() or second.suffix.lower() != first.suffix.lower():
+        why = "of another kind"
+    elif _is_result(first, second, size_of):
+        why = "as large as its result"
+    else:
+        return (first, second), None
+    raise click.UsageError(
+        f"{first} and {second}: the second one exists and is {why}; as the output name it with -o (a file "
+        "with --overwrite too, to replace it), as an input name both with -i"
+    )
+
+
+def _is_result(first: Path, second: Path, size_of: Callable[[int, int], tuple[int, int]]) -> bool:
+    """Tell whether one picture is as large as the result of the other; False where one cannot be read."""
+    from yonos_trt.images.header import MalformedError
+    from yonos_trt.images.inspection import inspect
+
+    try:
+        one, other = inspect(first.read_bytes()), inspect(second.read_bytes())
+    except (OSError, MalformedError):
+        return False
+    wanted = size_of(one.height_px, one.width_px)
+    return sorted(wanted) == sorted((other.height_px, other.width_px))  # stored upright or not
+
+
+class _Names:
+    """Print the path of every finished file; where stdout takes no more, the files go on all the same."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self.problem = ""
+
+    def __call__(self, path: Path) -> None:
+        if self._quiet or self.problem:
+            return
+        try:
+            click.echo(os.fsencode(path))  # a name is bytes, whatever the terminal's encoding
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self.problem = error.strerror or str(error)
+
+
+def _check_stdout(paths: tuple[Path, ...]) -> None:
+    if len(paths) != 1 or paths[0].is_dir():
+        raise errors.ConfigError("-o - writes one picture to stdout; name one file with -i, or -o FOLDER")
+    if console.stdout_closed:
+        raise errors.ConfigError("-o - writes a picture, and stdout is closed; open it, or name a file")
+    if sys.stdout.isatty():
+        raise errors.ConfigError("-o - writes a picture, and stdout is a terminal; pipe it, or name a file")
+
+
+@contextlib.contextmanager
+def _before_stdout(job: Any) -> Iterator[Any]:
+    """Let the job write into a folder that goes away; a half picture never gets to stdout."""
+    with tempfile.TemporaryDirectory(prefix="yonos-") as folder:
+        yield dataclasses.replace(job, target=Path(folder) / f"picture{job.target.suffix}")
+
+
+def _print_dry_run(sr: Any, jobs: Any, options: dict[str, Any]) -> None:
+    document = {
+        "engine_dir": str(sr.engine_dir),
+        "scale": sr.factor,
+        "options": options,
+        "jobs": [{"source": str(j.source), "target": str(j.target)} for j in jobs],
+    }
+    click.echo(json.dumps(document, indent=2))
