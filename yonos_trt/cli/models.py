@@ -93,4 +93,4 @@ def _measured(sr: Any) -> float:
     began = time.perf_counter()
     sr.upscale(image)
     seconds = time.perf_counter() - began
-    return round(seconds * 1e6 / (side * int(sr.scale)) ** 2, 2)
+    return float(round(seconds * 1e6 / (side * sr.scale) ** 2, 2))
