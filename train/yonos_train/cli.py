@@ -97,6 +97,12 @@ def with_budget(
     type=TextFile(),
     help="A run's config.json instead of a preset.",
 )
+@click.option(
+    "--from",
+    "start",
+    metavar="MODEL",
+    help="Fine-tune a shipped model, a bundle or an engine directory; with --config: its stages.",
+)
 @click.option("--base", type=click.Path(), help="Local diffusers folder to start from (preset sd).")
 @click.option("--data", type=click.Path(), help="Image folder, searched recursively.")
 @click.option("--run", "run_folder", type=click.Path(), help="Run folder; an existing one is resumed.")
@@ -129,6 +135,7 @@ def main(
     context: click.Context,
     preset: str | None,
     config_file: str | None,
+    start: str | None,
     base: str | None,
     data: str | None,
     run_folder: str | None,
@@ -153,19 +160,37 @@ def main(
     logging.getLogger("PIL").setLevel(logging.INFO)
     from .presets import PRESETS, RunConfig
 
+    paths = named_paths(weights, "--weights", known=("lpips_alex", "lpips_vgg", "dists"))
+    for one, other in (("--from", "--preset"), ("--from", "--base"), ("--config", "--preset")):
+        given = {"--from": start, "--preset": preset, "--base": base, "--config": config_file}
+        if given[one] is not None and given[other] is not None:
+            raise click.UsageError(
+                f"got {one} {given[one]} and {other} {given[other]}, expected one of them; --from has a "
+                f"plan of its own, and stages of your own for it come with --config"
+            )
     if config_file is not None:
         try:
             config = RunConfig.load(Path(config_file))
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--config") from error
+    elif start is not None:
+        config = None
     elif preset is None:
-        raise click.UsageError(f"give --preset ({', '.join(PRESETS)}) or --config FILE")
+        raise click.UsageError(f"give --preset ({', '.join(PRESETS)}), --from MODEL or --config FILE")
     elif preset not in PRESETS:
         raise click.BadParameter(
             f"got {preset!r}, expected one of {', '.join(PRESETS)}", param_hint="--preset"
         )
     else:
         config = PRESETS[preset]
+    if start is not None:
+        from .fine_tuning import fine_tuning
+
+        try:
+            config = fine_tuning(start, weights=paths, config=config)
+        except (ValueError, OSError) as error:
+            raise click.BadParameter(str(error), param_hint="--from") from error
+    assert config is not None
     try:
         changes = with_budget(parse_overrides(overrides), minutes=minutes, steps=steps)
         if seed is not None:
@@ -175,7 +200,8 @@ def main(
             facts = json.loads(Path(licence).read_text(encoding="utf-8"))
             if not isinstance(facts, dict):
                 raise ValueError(f"--licence {licence}: got a {type(facts).__name__}, expected an object")
-            config = dataclasses.replace(config, licence=facts)
+            origin = config.licence if start is not None else {}  # of the model that it goes on from
+            config = dataclasses.replace(config, licence={**origin, **facts})
         if card is not None:
             config = dataclasses.replace(config, card=Path(card).read_text(encoding="utf-8"))
         if base is not None:
@@ -189,7 +215,6 @@ def main(
         return
     if data is None or run_folder is None:
         raise click.UsageError("give --data IMAGES and --run FOLDER")
-    paths = named_paths(weights, "--weights", known=("lpips_alex", "lpips_vgg", "dists"))
     for name, file in paths.items():
         if not Path(file).is_file():
             raise click.BadParameter(f"{name}: no file {file!r}", param_hint="--weights")

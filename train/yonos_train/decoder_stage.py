@@ -35,13 +35,7 @@ class DecoderStage(Conditioned):
         from .adversarial import PatchDiscriminator
         from .losses import Dists, Lpips
 
-        self.config, self.encoder, self.unet, self.decoder = (
-            config,
-            bundle.encoder,
-            bundle.unet,
-            bundle.decoder,
-        )
-        self.schedule = bundle.schedule
+        super().__init__(config, bundle)
         loss = config.loss
         self.w_grad = float(loss.get("gradient", 0.3))
         self.w_l1 = float(loss.get("l1", 1.0))

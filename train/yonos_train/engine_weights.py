@@ -2,7 +2,7 @@
 
 An exported graph holds everything at its one time step: the time embedding is folded into the convolutions
 it modulates. Read back, the networks compute the same at that time (FiLM layers zero, so that t changes
-nothing); objectives that need other times have to start from a bundle. Undone on the way: SpaceToDepth's
+nothing), and objectives that need other times cannot go on from them. Undone on the way: SpaceToDepth's
 channel order in the encoder's first convolution, and the sign and factor of the step in the U-Net's last one.
 """
 
@@ -26,38 +26,58 @@ if TYPE_CHECKING:
 STAGES = {"encoder": "encoder", "step": "unet", "decoder": "decoder"}
 
 
-def load_start(what: str | os.PathLike[str], scale: int) -> Bundle:
-    """Return the networks to start training from.
+def find_start(what: str | os.PathLike[str]) -> Path:
+    """Return the folder of a bundle, an engine directory or a shipped model.
+
+    Raises
+    ------
+    FileNotFoundError
+        It is none of them.
+    """
+    from yonos_trt.backends.choose import find_model, shipped_models
+
+    folder = find_model(Path(what))
+    if not any((folder / file).is_file() for file in ("config.json", "manifest.json")):
+        raise FileNotFoundError(
+            f"{os.fspath(what)}: got neither a bundle (config.json), an engine directory (manifest.json) nor "
+            f"a shipped model's name ({', '.join(shipped_models())}); expected one of them"
+        )
+    return folder
+
+
+def load_start(what: str | os.PathLike[str], scale: int | None = None) -> Bundle:
+    """Return the networks to start training from, FP32.
 
     Parameters
     ----------
     what
         A bundle folder, an engine directory, or the name of a shipped model; ``{scale}`` in it is replaced.
     scale
-        Upscaling factor that it must have.
+        Upscaling factor that it must have; None: any.
 
     Raises
     ------
     FileNotFoundError
         There is no such folder or model.
     ValueError
-        Another scale, or not a model of the lite profile.
+        Another scale or time step, or not a model of the lite profile.
     """
-    from yonos_trt.backends.choose import find_model
-
-    name = os.fspath(what).replace("{scale}", str(scale))
-    folder = find_model(Path(name))
+    name = os.fspath(what) if scale is None else os.fspath(what).replace("{scale}", str(scale))
+    folder = find_start(name)
     if (folder / "config.json").is_file():
-        bundle = load_bundle(folder)
-    elif (folder / "manifest.json").is_file():
-        bundle = bundle_from_engine(folder)
+        try:
+            bundle = load_bundle(folder)
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"{folder / 'config.json'}: not a lite bundle's ({error!r}); expected a folder that "
+                f"yonos-train wrote below RUN/bundles"
+            ) from error
     else:
-        raise FileNotFoundError(
-            f"{name}: got neither a bundle (config.json), an engine directory (manifest.json) nor a shipped "
-            f"model's name; expected one of them"
-        )
-    if bundle.config.scale != scale:
+        bundle = bundle_from_engine(folder)
+    if scale is not None and bundle.config.scale != scale:
         raise ValueError(f"{name}: its scale is {bundle.config.scale}, expected {scale}")
+    if bundle.config.timestep != 1:
+        raise ValueError(f"{name}: its one step is at t = {bundle.config.timestep}, expected 1")
     return bundle
 
 
@@ -78,6 +98,8 @@ def bundle_from_engine(folder: str | os.PathLike[str]) -> Bundle:
         model = manifest.model
         if model.alpha_1 != 0 or model.timestep != 1:
             raise ValueError(f"its step starts at t = {model.timestep}, alpha = {model.alpha_1}")
+        if model.restore is not None:
+            raise ValueError("it has a dial between two trainings; start from one of the two")
         graphs = {stage: _tensors(root, manifest, stage) for stage in STAGES}
         config = BundleConfig(
             name=model.name,
@@ -86,7 +108,12 @@ def bundle_from_engine(folder: str | os.PathLike[str]) -> Bundle:
             schedule=Schedule(),
             timestep=model.timestep,
             encoder_input=manifest.tiles.encoder_input,
+            tile_px=manifest.tiles.default_px,
+            overlap_px=manifest.tiles.overlap_px,
+            smallest_tile_px=manifest.tiles.smallest_px,
+            largest_tile_px=manifest.tiles.largest_px,
             training=model.training,
+            licence=_licence(model),
         )
         bundle = new_bundle(config)
         for stage, name in STAGES.items():
@@ -97,6 +124,14 @@ def bundle_from_engine(folder: str | os.PathLike[str]) -> Bundle:
             f"an engine directory that yonos-export wrote from a lite bundle"
         ) from error
     return bundle
+
+
+def _licence(model: Model) -> dict[str, list[dict[str, str]]]:
+    """Return the manifest's licence chain as a bundle keeps it."""
+    licence: dict[str, list[dict[str, str]]] = {}
+    for link in model.licences:
+        licence.setdefault(link.part, []).append({"licence": link.licence, "source": link.source})
+    return licence
 
 
 def _tensors(root: Path, manifest: EngineManifest, stage: str) -> dict[str, Tensor]:

@@ -98,6 +98,12 @@ def check_same(run: Run, old: RunConfig | None) -> None:
                     f"{run.folder / 'config.json'}: this run was started with {name} = "
                     f"{getattr(old, name)}, now {getattr(run.config, name)}; use another run folder"
                 )
+        starts = [c.training.get("start", {}).get("weights_sha256") for c in (old, run.config)]
+        if None not in starts and starts[0] != starts[1]:
+            raise ValueError(
+                f"{run.folder / 'config.json'}: this run was started from {old.start} with weights_sha256 "
+                f"{starts[0]}, which now has {starts[1]}; use another run folder"
+            )
     for stage in run.config.stages:
         before = _read_record(run, stage, old)
         if before is not None:

@@ -42,8 +42,8 @@ class RunConfig:
         Train the constant prompt embedding too (``sd``).
     start
         Bundle, engine directory or shipped model (``"lite-x{scale}"``) whose networks the run starts from, in
-        place of random ones; ``one_step_pixels``, ``decoder`` and small-network stages only, since an engine
-        directory knows t = 1 alone.
+        place of random ones; ``one_step_pixels``, ``decoder`` and small-network stages only, since such a
+        model knows t = 1 alone. Networks, schedule and what the encoder reads are then the start's.
     """
 
     name: str = "lite"
@@ -71,7 +71,9 @@ class RunConfig:
             if self.start is not None and stage.kind in ("autoencoder", "diffusion"):
                 raise ValueError(
                     f"stage {stage.name}: kind got {stage.kind!r} in a run that starts from {self.start!r}, "
-                    f"expected one_step_pixels, decoder, encoder or small_decoder; the start knows t = 1 only"
+                    f"expected one_step_pixels, decoder, encoder or small_decoder; a finished model knows "
+                    f"t = 1 only (its time layers are folded into its graphs), and objectives of other times "
+                    f"cannot go on from it"
                 )
             if self.base is not None and stage.kind == "autoencoder":
                 raise ValueError(
@@ -150,8 +152,8 @@ class RunConfig:
 
 # Mixed perceptual networks: a loss on one of them alone games that one's score and leaves a repeated texture.
 _PERCEPTUAL = {"l1": 1.0, "gradient": 0.3, "lpips_alex": 0.25, "lpips_vgg": 0.25, "vgg_share": 0.375}
-_ADVERSARIAL = {**_PERCEPTUAL, "gan": 0.1, "disc_start": 1000}
-_FROM_TUNED = {**_ADVERSARIAL, "disc_start": 0}  # a decoder that starts from the x4 one
+ADVERSARIAL = {**_PERCEPTUAL, "gan": 0.1, "disc_start": 1000}
+_FROM_TUNED = {**ADVERSARIAL, "disc_start": 0}  # a decoder that starts from the x4 one
 # Where a decoder invents texture (x4, x8): without the filter it leaves stripes of 2 px in skies and water.
 _ANTI_IMAGING = {"decoder_anti_imaging": True}
 
@@ -180,7 +182,7 @@ def _lite(steps: dict[str, int]) -> tuple[StageConfig, ...]:
             )
             for scale in (2, 4, 8)
         ),
-        decoder("decoder-x4", 4, _ADVERSARIAL, lr=5e-4, network=_ANTI_IMAGING),
+        decoder("decoder-x4", 4, ADVERSARIAL, lr=5e-4, network=_ANTI_IMAGING),
         # With a new discriminator: against an old one the decoder keeps the patterns that it got through.
         decoder("decoder-x4-final", 4, _FROM_TUNED, init="decoder-x4", network=_ANTI_IMAGING),
         # At x2 nearly everything is in the latents: a decoder that starts from the x4 one, which has learnt

@@ -133,10 +133,12 @@ class Run:
             from .engine_weights import load_start
 
             bundle = load_start(run.start, scale)
+            own = run.bundle_config(scale)
+            kept = ("architecture", "schedule", "encoder_input", "smallest_tile_px", "largest_tile_px")
             own = dataclasses.replace(
-                run.bundle_config(scale),
-                architecture=bundle.config.architecture,
-                training={**run.training, "start": {"model": bundle.config.name}},
+                own,
+                **{name: getattr(bundle.config, name) for name in kept},
+                training={"start": {"model": bundle.config.name}, **run.training},
             )
             return dataclasses.replace(bundle, config=own)
         if run.base is None:

@@ -143,6 +143,7 @@ class Conditioned(Stage):
     def __init__(self, config: StageConfig, bundle: Bundle) -> None:
         self.config, self.schedule = config, bundle.schedule
         self.encoder, self.unet, self.decoder = bundle.encoder, bundle.unet, bundle.decoder
+        self.reads_lr = bundle.config.encoder_input == "lr"
 
     def lr_images(self, batch: Batch, *, previous: int | None = None) -> tuple[Tensor, Tensor | None]:
         """Return ``x_l`` at the stage's scale and, when asked, the less degraded view at the ``previous``
@@ -154,7 +155,7 @@ class Conditioned(Stage):
         return quantise(x_l), quantise(x_prev)
 
     def latent(self, x_l: Tensor, x_h: Tensor) -> Tensor:
-        out: Tensor = self.encoder(resize_like(x_l, x_h)).float()
+        out: Tensor = self.encoder(x_l if self.reads_lr else resize_like(x_l, x_h)).float()
         return out
 
 
