@@ -8,6 +8,7 @@ PYTHON ?= python3
 VENV   := .venv
 DEMO   := .venv-demo
 WEB    := .venv-web
+TRITON := .venv-triton
 JOBS   ?= 2
 EXTRAS := images,video,export,train,bench,dev,rtx
 PIP    := install --quiet --disable-pip-version-check -c constraints.txt
@@ -51,12 +52,23 @@ $(WEB)/.ready: $(VENV)/.ready constraints-web.txt
 	$(WEB)/bin/pip install --quiet --disable-pip-version-check -c constraints-web.txt -r $(WEB)/requirements.txt
 	touch $@
 
+# Triton's client takes no protobuf from 7 on, so it has an environment of its own; the server lies in nvidia-pytriton,
+# of which nothing else is used. Without them the tests of a real server are skipped, and say so.
+$(TRITON)/.ready: $(VENV)/.ready constraints-triton.txt
+	$(PYTHON) -m venv $(TRITON)
+	$(PYTHON) -c '$(REQUIREMENTS)' triton > $(TRITON)/requirements.txt
+	for here in $(TRITON)/lib/python*/site-packages; do \
+	    echo "import site; site.addsitedir('$(CURDIR)/$(VENV)/$${here#$(TRITON)/}')" > $$here/project.pth; done
+	{ $(TRITON)/bin/pip install --quiet --disable-pip-version-check -c constraints-triton.txt -r $(TRITON)/requirements.txt && \
+	    $(TRITON)/bin/pip install --quiet --disable-pip-version-check -c constraints-triton.txt --no-deps nvidia-pytriton && \
+	    touch $@; } || echo "# no Triton server: its tests are skipped" >&2
+
 demo: $(DEMO)/.ready
 	mkdir -p demo
 	$(DEMO)/bin/yonos upscale -i examples/chelsea.png -o demo/chelsea_x4.png --overwrite
 	$(DEMO)/bin/python examples/compare.py examples/chelsea.png demo/chelsea_x4.png demo/chelsea_compare.png
 
-test: $(VENV)/.ready $(WEB)/.ready
+test: $(VENV)/.ready $(WEB)/.ready $(TRITON)/.ready
 	YONOS_REQUIRE_NATIVE=1 YONOS_REQUIRE_WEB=1 $(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: $(VENV)/.ready
@@ -78,4 +90,4 @@ native:
 	cmake --build build/native
 
 clean:
-	rm -rf $(VENV) $(DEMO) $(WEB) build demo yonos_trt/_native*.so
+	rm -rf $(VENV) $(DEMO) $(WEB) $(TRITON) build demo yonos_trt/_native*.so

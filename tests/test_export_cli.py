@@ -152,7 +152,7 @@ def test_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
             "--min-shape", "--no-auto-islands", "--no-keep-fp32", "--no-verify", "--onnx-dir", "--onnx-only",
             "--opset", "--opt-shape", "--progress", "--quiet", "--refit", "--restore", "--restored",
             "--runtime", "--strip-weights",
-            "--timing-cache", "--verbose", "--verify", "--verify-images", "--verify-tile",
+            "--timing-cache", "--triton", "--verbose", "--verify", "--verify-images", "--verify-tile",
             "--version-compatible", "--workspace",
         ]
     )  # fmt: skip

@@ -107,7 +107,7 @@ FLOORS = """
     session
     video
     sr
-    bench web
+    bench web triton
     cli
 """
 

@@ -29,6 +29,7 @@ FOREIGN = {  # options of other programs
     "--no-deps", "--force-reinstall",  # pip
     "--query-gpu",  # nvidia-smi
     "--cpus",  # docker
+    "--model-repository",  # tritonserver
     "--at", "--ratio",  # CSS of the page
     "--trt", "--strongly-typed", "--load-inputs", "--load-outputs",  # polygraphy run
     "--compare", "--psnr-threshold",

@@ -17,8 +17,9 @@ from yonos_export.comparison import command
 from yonos_export.config import DEFAULT_THRESHOLDS, ExportConfig, Thresholds
 from yonos_export.exporter import export
 from yonos_export.families import FAMILIES, FILES, restrictive
-from yonos_trt.engine.manifest import EngineManifest
-from yonos_trt.errors import ConfigError, InputError, YonosError, install_command
+from yonos_export.triton import MODELS, check_repository, write_repository
+from yonos_trt.engine.manifest import MANIFEST_NAME, EngineManifest
+from yonos_trt.errors import BuildError, ConfigError, InputError, YonosError, install_command
 
 EXIT_USAGE, EXIT_ENGINE, EXIT_INTERRUPTED = 2, 3, 130
 DEFAULT_SCALE = 4  # of the shipped model that is exported where no source is named
@@ -144,7 +145,13 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option("--min-psnr", type=float, metavar="DB", help="End-to-end PSNR the export must reach.")
 @click.option("--min-cosine", type=float, help="Cosine similarity every stage must reach.")
-@click.option("--force", is_flag=True, help="Replace an existing engine directory.")
+@click.option(
+    "--triton",
+    type=_FOLDER,
+    metavar="REPOSITORY",
+    help="Also write a repository for NVIDIA's Triton server; an engine directory without -o: that alone.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing engine directory or repository.")
 @click.option("--dry-run", is_flag=True, help="Check options and source, print the config, write nothing.")
 @click.option("--progress", type=click.Choice(["auto", "json", "none"]), default="auto", show_default=True)
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
@@ -156,7 +163,8 @@ def main(**options: Any) -> None:
     directory whose FP32 graphs are converted and built: its path, or the name of a model that ships with
     the package, such as lite-x4. Published models: --from, and SOURCE is their file (--checkpoint or
     --config also name it). The same directory as --engine-dir: what it holds is kept. Without SOURCE:
-    the shipped x4 model, into engines/lite-x4.
+    the shipped x4 model, into engines/lite-x4. With --triton a repository of NVIDIA's Triton server is
+    written from the engine directory.
     """
     progress, verbose, quiet = options.pop("progress"), options.pop("verbose"), options.pop("quiet")
     logging.basicConfig(
@@ -165,12 +173,20 @@ def main(**options: Any) -> None:
         stream=sys.stderr,
     )
     report = _reporter("none" if quiet else progress)
+    repository = options.pop("triton")
     try:
+        if repository is not None:
+            check_repository(repository, force=options["force"])
+            if (there := _engine_dir(options)) is not None:
+                _to_triton(there, repository, options, quiet=quiet)
+                return
         configs = _configs(options)
         for index, config in enumerate(configs):
             manifest = export(config, progress=_share(report, index, len(configs)))
             if manifest is None:
                 click.echo(json.dumps(config.to_dict(), indent=2))
+        if repository is not None:
+            _to_triton(config.engine_dir, repository, options, quiet=quiet)
     except (ConfigError, InputError) as error:
         _fail(error, EXIT_USAGE)
     except YonosError as error:
@@ -184,6 +200,33 @@ def main(**options: Any) -> None:
         if again := command(manifest, config.engine_dir, config.precision, limit):
             click.echo("  the same with TensorRT on a GPU (with POLYGRAPHY_USE_TENSORRT_RTX=1: RTX):")
             click.echo(f"  {again}")
+
+
+def _engine_dir(options: dict[str, Any]) -> Path | None:
+    """Return the engine directory that ``--triton`` takes as it is, or None: there is something to export."""
+    if options["source"] is None or options["engine_dir"] is not None:
+        return None
+    from yonos_trt.backends.choose import find_model
+
+    source = find_model(options["source"])
+    return source if (source / MANIFEST_NAME).is_file() else None
+
+
+def _to_triton(engine_dir: Path, repository: Path, options: dict[str, Any], *, quiet: bool) -> None:
+    """Write the repository and say so; a dry run writes nothing."""
+    if options["dry_run"]:
+        return
+    try:
+        write_repository(engine_dir, repository, force=options["force"])
+    except OSError as error:
+        raise BuildError(
+            f"{error.filename or repository}: {error.strerror or error}; {repository} is as it was. "
+            "Free space, or name another folder for --triton"
+        ) from error
+    if not quiet:
+        click.echo(
+            f"{repository}: {', '.join(MODELS)}; serve with: tritonserver --model-repository={repository}"
+        )
 
 
 def _configs(options: dict[str, Any]) -> list[ExportConfig]:
