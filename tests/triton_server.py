@@ -46,7 +46,7 @@ def package() -> Path | None:
 
 @cache
 def interpreter() -> tuple[str, str] | None:
-    """Return (interpreter, folder of its libpython), of the version of the tests; None where there is none."""
+    """Return (interpreter, folder of its libpython) of the version of the tests, or None."""
     for python in (sys.executable, f"/usr/bin/python{VERSION}"):
         if not Path(python).exists():
             continue
