@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from yonos_export.triton import MODELS, write_repository
 
 from yonos_trt import triton
 from yonos_trt.engine.manifest import load_manifest
-from yonos_trt.errors import ConfigError, EngineIntegrityError
+from yonos_trt.errors import ConfigError, EngineIntegrityError, InputError, NumericError, OutOfMemoryError
 from yonos_trt.images import SaveOptions
 from yonos_trt.sizing import Sizing
 from yonos_trt.sr import SR
@@ -61,6 +62,16 @@ def test_an_engine_directory_becomes_a_repository_without_an_export(engine_dir: 
         assert f"import {kind} as TritonPythonModel" in (version / "model.py").read_text()
         assert "kind: KIND_CPU" in (target / name / "config.pbtxt").read_text()
         assert isinstance(getattr(triton, kind), type)
+
+
+def test_an_option_of_the_export_is_not_ignored_where_nothing_is_exported(
+    engine_dir: Path, tmp_path: Path
+) -> None:
+    result = export(engine_dir, "--fp16", "--triton", tmp_path / "to")
+    assert (result.exit_code, "--fp32 / --fp16 / --bf16 says how to export" in result.stderr) == (2, True)
+    assert not (tmp_path / "to").exists()
+    assert export(engine_dir, "--dry-run", "--triton", tmp_path / "to").exit_code == 0
+    assert not (tmp_path / "to").exists()
 
 
 def test_an_export_goes_on_to_the_repository(engine_dir: Path, tmp_path: Path) -> None:
@@ -185,6 +196,43 @@ def test_parameters_of_a_request_are_those_of_the_sdk() -> None:
 def test_parameters_that_are_none_are_refused(wish: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         triton._wishes(wish)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Errors, on a stand-in of the backend's module: what a real server is not made to do here
+
+
+class TritonError:
+    INVALID_ARG, UNAVAILABLE, INTERNAL, CANCELLED = "invalid", "unavailable", "internal", "cancelled"
+
+    def __init__(self, text: str, code: str) -> None:
+        self.text, self.code = text, code
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "text"),
+    [
+        (InputError("E/engine: bad"), "invalid", "this server: bad"),
+        (ConfigError("bad"), "invalid", "bad"),
+        (OutOfMemoryError("a picture ran out"), "unavailable", "a picture ran out"),
+        (NumericError("NaN", stage="step", tile=1), "internal", "NumericError: NaN"),
+        (KeyError("x"), "internal", "KeyError: 'x'"),
+    ],
+)
+def test_every_error_has_its_code(problem: Exception, code: str, text: str) -> None:
+    class Failing(triton.PictureModel):
+        def outputs(self, *_: object) -> Any:
+            raise problem
+
+    model = Failing()
+    model._pb = SimpleNamespace(TritonError=TritonError, InferenceResponse=SimpleNamespace)
+    model._sr = SimpleNamespace(engine_dir=Path("E/engine"))  # type: ignore[assignment]
+    request = SimpleNamespace(is_cancelled=lambda: False, parameters=lambda: "{}")
+    (response,) = model.execute([request])
+    assert response.error.code == code
+    assert response.error.text.startswith(text)
+    request.is_cancelled = lambda: True
+    assert model.execute([request])[0].error.code == "cancelled"
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from yonos_export.comparison import command
 from yonos_export.config import DEFAULT_THRESHOLDS, ExportConfig, Thresholds
 from yonos_export.exporter import export
 from yonos_export.families import FAMILIES, FILES, restrictive
 from yonos_export.triton import MODELS, check_repository, write_repository
-from yonos_trt.engine.manifest import MANIFEST_NAME, EngineManifest
+from yonos_trt.engine.manifest import MANIFEST_NAME, EngineManifest, load_manifest
 from yonos_trt.errors import BuildError, ConfigError, InputError, YonosError, install_command
 
 EXIT_USAGE, EXIT_ENGINE, EXIT_INTERRUPTED = 2, 3, 130
@@ -42,6 +43,7 @@ class Shape(click.ParamType):  # type: ignore[type-arg]
         return int(parts[0]), int(parts[-1])
 
 
+_WITHOUT_EXPORT = ("source", "triton", "force", "dry_run", "progress", "verbose", "quiet")
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -209,12 +211,26 @@ def _engine_dir(options: dict[str, Any]) -> Path | None:
     from yonos_trt.backends.choose import find_model
 
     source = find_model(options["source"])
-    return source if (source / MANIFEST_NAME).is_file() else None
+    if not (source / MANIFEST_NAME).is_file():
+        return None
+    context = click.get_current_context()
+    names: dict[str, list[str]] = {}
+    for parameter in context.command.params:
+        names.setdefault(parameter.name or "", []).append(parameter.opts[0])
+    for name, flags in names.items():
+        if name not in _WITHOUT_EXPORT and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"{' / '.join(flags)} says how to export, but without --engine-dir --triton takes {source} "
+                "as it is; add -o FOLDER, or leave the option out"
+            )
+    return source
 
 
 def _to_triton(engine_dir: Path, repository: Path, options: dict[str, Any], *, quiet: bool) -> None:
-    """Write the repository and say so; a dry run writes nothing."""
+    """Write the repository and say so; a dry run only looks at the engine directory, if there is one."""
     if options["dry_run"]:
+        if engine_dir.exists():
+            load_manifest(engine_dir)
         return
     try:
         write_repository(engine_dir, repository, force=options["force"])

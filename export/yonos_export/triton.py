@@ -59,10 +59,8 @@ max_batch_size: 0
 instance_group [ { kind: %(kind)s count: 1 } ]
 
 # Triton's batcher for its queue alone: requests are never merged. The one that finds the queue full is
-# refused at once (HTTP 503, gRPC UNAVAILABLE); any may say how long it is willing to wait (its timeout).
-dynamic_batching {
-  default_queue_policy { max_queue_size: %(queue)d timeout_action: REJECT allow_timeout_override: true }
-}
+# refused at once (HTTP 503, gRPC UNAVAILABLE).
+dynamic_batching { default_queue_policy { max_queue_size: %(queue)d } }
 
 # Options of yonos_trt.SR, a JSON object such as {"lanes": 2, "memory_limit_mb": 4096}.
 parameters { key: "options" value { string_value: '{}' } }
