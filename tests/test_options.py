@@ -22,7 +22,7 @@ def by_name(command: click.Command) -> dict[str, click.Option]:
 def test_pictures_and_videos_take_the_same_model_options() -> None:
     pictures, videos = by_name(upscale), by_name(video)
     own = {"inputs", "output", "existing", "format", "quality", "suffix", "recursive", "stream", "alpha"}
-    own |= {"drop_depth", "max_pixels"}
+    own |= {"drop_depth", "max_pixels", "watching", "shared_by"}
     for name in set(pictures) - own - {"seed"}:
         one, other = pictures[name], videos[name]
         assert (one.opts, one.default, one.help) == (other.opts, other.default, other.help), name

@@ -84,7 +84,7 @@ def test_a_clip_goes_through_the_networks_and_keeps_its_sound(tmp_path: Path, en
         (["--start", "2", "--end", "1"], "--end must lie after --start"),
         (["-o", "out.avi"], "suffix '.avi' is not one of"),
         (["-c", "no_such_codec"], "encoder 'no_such_codec' is not in this build"),
-        (["-s", "3"], "scale is 3"),
+        (["-s", "5"], "scale is 5"),
     ],
 )
 def test_usage_errors_exit_with_2(

@@ -29,7 +29,7 @@ from yonos_trt.errors import InputError
 from yonos_trt.host import startable_threads
 from yonos_trt.prefetch import stream
 
-__all__ = ["Outcome", "Stages", "run_jobs"]
+__all__ = ["Outcome", "Stages", "check_target", "run_jobs"]
 
 _log = logging.getLogger(__name__)
 
@@ -202,7 +202,7 @@ class _Run:
             item.skipped = f"{target} exists"
 
     def _read(self, item: _Item) -> Any:
-        _check_target(item.job, self._existing)
+        check_target(item.job, self._existing)
         item.job.target.parent.mkdir(parents=True, exist_ok=True)
         return self._stages.read(item.job)
 
@@ -344,7 +344,8 @@ class _MemoryBudget:
             self._changed.notify_all()
 
 
-def _check_target(job: Job, existing: str) -> None:
+def check_target(job: Job, existing: str) -> None:
+    """Refuse to write over a source, and over a result unless `existing` is "overwrite"."""
     if not job.target.exists():
         return
     if job.source.exists() and job.target.samefile(job.source):

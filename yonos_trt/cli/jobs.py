@@ -65,6 +65,7 @@ def plan_jobs(
     suffix: str = DEFAULT_SUFFIX,
     format: str | None = None,
     recursive: bool = False,
+    watching: bool = False,
 ) -> Plan:
     """Decide source and target of every file.
 
@@ -83,6 +84,8 @@ def plan_jobs(
         Added to the stem when the target's name is derived.
     format
         Format of the targets; None: as the source where that can be written, else PNG.
+    watching
+        No files are no error, and of two files with the same target the later one is passed over.
 
     Raises
     ------
@@ -102,7 +105,7 @@ def plan_jobs(
         )
     single = len(inputs) == 1 and not inputs[0].is_dir()
     found, passed_over = _find(inputs, None if single else output, recursive=recursive)
-    if not found and not any(p.failed for p in passed_over):
+    if not found and not watching and not any(p.failed for p in passed_over):
         others = f" (it holds {_some(passed_over)})" if passed_over else ""
         raise ConfigError(
             f"no pictures in {', '.join(map(str, inputs))}{others}; expected files with one of the suffixes "
@@ -130,9 +133,14 @@ def plan_jobs(
     jobs = [job for job in jobs if (place := _place(job.source)) in given or place not in results]
     passed_over = [p for p in passed_over if _place(p.path) not in results]
     targets: dict[str, Path] = {}
-    for job in jobs:
+    for job in list(jobs):
         other = targets.setdefault(_place(job.target), job.source)
-        if other != job.source:
+        if other != job.source and watching:
+            jobs.remove(job)
+            passed_over.append(
+                PassedOver(job.source, f"{other} is written to the same {job.target}", failed=True)
+            )
+        elif other != job.source:
             raise ConfigError(
                 f"{other} and {job.source} would both be written to {job.target}; run them one by one, with "
                 "another output folder or suffix for each"

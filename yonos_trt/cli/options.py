@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from yonos_trt.sizing import Sizing
 
 __all__ = [
+    "ARGUMENTS",
     "Devices",
     "Factor",
     "Finite",
@@ -51,6 +52,9 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+
+ARGUMENTS = "yonos_trt.cli.arguments"
+"""Where a command leaves what was typed in ``click.Context.meta``."""
 
 LARGEST_TILE_PX = 1 << 16
 LARGEST_THREADS = 1024  # more are a slip of the finger, not a machine

@@ -204,8 +204,8 @@ class JsonLines:
         self.write("skip", name=name, reason=reason)
 
     def pass_over(self, name: str, reason: str) -> None:
-        """Write a "skip" line."""
-        self.write("skip", name=name, reason=reason)
+        """Write a "skip" line that says so."""
+        self.write("skip", name=name, reason=reason, passed_over=True)
 
     def fail(self, name: str, error: BaseException) -> None:
         """Write a "fail" line."""

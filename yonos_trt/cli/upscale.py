@@ -12,18 +12,31 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from yonos_trt import console, errors
 from yonos_trt.choices import MAX_PIXELS
 from yonos_trt.cli import options
+from yonos_trt.cli.progress import last_line
+
+if TYPE_CHECKING:
+    from yonos_trt.cli.job_outcome import Outcome
+    from yonos_trt.cli.jobs import Job, PassedOver, Plan
 
 __all__ = ["upscale"]
 
 
-@click.command(short_help="Upscale pictures: files, lists of files, folders.")
+class _Command(click.Command):
+    """Keep what was typed, for workers."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[options.ARGUMENTS] = tuple(args)
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_Command, short_help="Upscale pictures: files, lists of files, folders.")
 @click.argument("more", nargs=-1, type=options.LocalPath(), metavar="[INPUT]...")
 @click.option(
     "-i",
@@ -53,6 +66,8 @@ __all__ = ["upscale"]
 @click.option("--suffix", default="_x{scale}", show_default=True, help="Added to derived output names.")
 @click.option("--overwrite", "existing", flag_value="overwrite", help="Replace outputs that exist.")
 @click.option("--skip-existing", "existing", flag_value="skip", help="Leave out inputs whose output exists.")
+@click.option("--watch", "watching", is_flag=True, help="Keep input folders done, until Ctrl-C.")
+@click.option("--workers", "shared_by", type=click.IntRange(1, 64), default=1, hidden=True)
 @click.option("--recursive", is_flag=True, help="Go into sub-folders and keep the tree.")
 @options.alpha
 @options.color_fix()
@@ -79,6 +94,8 @@ def upscale(
     inputs: tuple[Path, ...],
     output: str | None,
     existing: str | None,
+    watching: bool,
+    shared_by: int,
     recursive: bool,
     suffix: str,
     format: str | None,
@@ -102,12 +119,14 @@ def upscale(
     yonos upscale photo.jpg big.png -s 2.5
     yonos upscale -i photo.jpg --long-edge 3840       writes photo_3840px.jpg
     yonos upscale -i photos/ -o big/ --recursive --skip-existing
+    yonos upscale -i photos/ -o big/ --watch
     """
     from yonos_trt.atomic import remove_leftovers
     from yonos_trt.cli.file_stages import FileStages
     from yonos_trt.cli.job_run import run_jobs
     from yonos_trt.cli.jobs import DEFAULT_SUFFIX, plan_jobs
-    from yonos_trt.cli.progress import META_KEY, last_line, make_progress, set_up_logging
+    from yonos_trt.cli.progress import META_KEY, make_progress, set_up_logging
+    from yonos_trt.cli.watch import watch
     from yonos_trt.console import quiet_libraries
     from yonos_trt.images import SaveOptions
     from yonos_trt.sr import SR
@@ -117,7 +136,8 @@ def upscale(
     click.get_current_context().meta[META_KEY] = progress
     set_up_logging(verbose, quiet=quiet, mode=progress)
     engine_dir = options.model_of(chosen.pop("engine_dir"), chosen.pop("model_name"))
-    chosen = options.on_cpu(chosen)
+    devices = chosen["device"] if isinstance(chosen["device"], tuple) else ()
+    chosen = options.on_cpu(chosen | {"device": devices[0]} if devices else chosen)
     sizing = options.sizing_of(chosen["scale"], long_edge, size, fit)
     chosen["tile_px"] = options.legal_tile(chosen["tile_px"], engine_dir, chosen)
     sr = SR(engine_dir, **chosen)
@@ -128,10 +148,18 @@ def upscale(
     if to_stdout:
         _check_stdout(paths)
         output = None
+    _check_existing(existing, watching=watching, devices=devices, paths=paths, to_stdout=to_stdout)
     if sizing is not None and suffix == DEFAULT_SUFFIX:
         suffix = "_{scale}"
     label = str(sizing or f"{sr.factor:g}")
-    plan = plan_jobs(paths, output, scale=label, suffix=suffix, format=format, recursive=recursive)
+
+    def look() -> Plan:
+        inputs = [path for path in paths if path.is_dir()] if watching else paths
+        return plan_jobs(
+            inputs, output, scale=label, suffix=suffix, format=format, recursive=recursive, watching=watching
+        )
+
+    plan = look()
     jobs = plan.jobs
     save = SaveOptions(
         quality=quality,
@@ -143,12 +171,27 @@ def upscale(
         if to_stdout:
             jobs = [dataclasses.replace(job, target=Path("-")) for job in jobs]
         asked = chosen | {"alpha": alpha, "stream": stream, "save": dataclasses.asdict(save)}
+        asked |= {"device": list(devices)} if devices else {}
         _print_dry_run(sr, jobs, asked | ({} if sizing is None else {"size": str(sizing)}))
         return
-    reporter = make_progress(progress, quiet=quiet)
+    reporter = make_progress(progress, unit="file" if devices else "tile", quiet=quiet)
     for folder in {job.target.parent for job in jobs}:
         remove_leftovers(folder)
     names = _Names(quiet=quiet or to_stdout or console.stdout_closed)
+    if devices:
+        from yonos_trt.cli.workers import Workers, check_devices, options_of
+
+        check_devices(devices)
+        given = options_of(click.get_current_context(), _OF_THE_PARENT)
+        given += [] if output is None else [f"--output={output}"]
+        given += [] if chosen["tile_px"] is None else [f"--tile={chosen['tile_px']}"]
+        given += [f"--input={path}" for path in paths]
+        count = len(devices) if watching else max(1, min(len(devices), len(jobs)))
+        workers = Workers(given, devices[:count], reporter, threads=chosen["threads"], written=names)
+        code = workers.run(jobs, existing=existing or "refuse", watching=watching)
+        _list(list(workers.failed), len(jobs), progress)
+        _end(names, code, progress)
+        return
     with contextlib.ExitStack() as stack:
         if to_stdout:
             jobs = [stack.enter_context(_before_stdout(jobs[0]))]
@@ -156,28 +199,69 @@ def upscale(
         stages = FileStages(
             stack.enter_context(sr), rows=stream, alpha=alpha, format=format, options=save, sizing=sizing
         )
-        outcome = run_jobs(
-            jobs,
-            stages,
-            reporter,
-            existing=existing or "refuse",
-            written=names,
-            passed_over=plan.passed_over,
-        )
+
+        def run(jobs: list[Job], passed_over: list[PassedOver]) -> Outcome:
+            return run_jobs(
+                jobs,
+                stages,
+                reporter,
+                existing="skip" if watching else existing or "refuse",
+                # a file that is read ahead is claimed: of a few it would be missing to another worker
+                overlap=shared_by == 1 or len(jobs) > _FEW * shared_by,
+                written=names,
+                passed_over=passed_over,
+            )
+
+        if watching:
+            watch(look, run)
+        outcome = run(jobs, plan.passed_over)
         if to_stdout and outcome.done:
             with open(jobs[0].target, "rb") as file:
                 shutil.copyfileobj(file, sys.stdout.buffer)
     failed = [str(p.path) for p in plan.passed_over if p.failed]
     failed += [str(job.source) for job, _ in outcome.failed]
-    count = len(jobs) + sum(p.failed for p in plan.passed_over)
+    _list(failed, len(jobs) + sum(p.failed for p in plan.passed_over), progress)
+    _end(names, outcome.exit_code, progress)
+
+
+_FEW = 4  # files for each worker
+
+_OF_THE_PARENT = ("inputs", "output", "device", "tile_px", "threads", "existing", "progress")
+
+
+def _list(failed: list[str], count: int, progress: str) -> None:
     if failed and count > 1 and progress != "json":
         click.echo(f"{len(failed)} of {count} failed:", err=True)
         for name in failed:
             click.echo(f"  {name}", err=True)
+
+
+def _end(names: _Names, code: int, progress: str) -> None:
     if names.problem:
         last_line(progress, "error", f"stdout: {names.problem}; the files are written")
-    if code := outcome.exit_code or int(bool(names.problem)):
+    if code := code or int(bool(names.problem)):
         click.get_current_context().exit(code)
+
+
+def _check_existing(
+    existing: str | None,
+    *,
+    watching: bool,
+    devices: tuple[int, ...],
+    paths: tuple[Path, ...],
+    to_stdout: bool,
+) -> None:
+    """Refuse what a watched folder and a shared one cannot do."""
+    if watching and not all(path.is_dir() for path in paths):
+        raise click.UsageError("--watch keeps folders done, and not all inputs are folders; name folders")
+    for asked, option in ((watching, "--watch"), (bool(devices), "a list of devices (-g 0,1)")):
+        if asked and existing == "overwrite":
+            raise click.UsageError(
+                f"{option} leaves results that exist; leave --overwrite out, and remove the results that are "
+                "to be made again"
+            )
+    if devices and to_stdout:
+        raise click.UsageError("-o - writes one picture, which one device does; name it with -g N")
 
 
 def _source_and_target(
