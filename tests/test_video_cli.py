@@ -6,6 +6,8 @@ import contextlib
 import io
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -264,6 +266,29 @@ def test_the_command_works_between_two_pipes(engine_dir: Path) -> None:
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.startswith(b"YUV4MPEG2 W256 H192 ")
     assert len(done.stdout) == done.stdout.index(b"\n") + 1 + 2 * (6 + 256 * 192 * 3 // 2)
+
+
+def test_the_recipe_for_vapoursynth_runs(engine_dir: Path, tmp_path: Path) -> None:
+    if (vspipe := shutil.which("vspipe")) is None:
+        pytest.skip("vspipe is not there: VapourSynth (docs/video.md) needs Python 3.12")
+    text = (REPOSITORY / "docs/video.md").read_text(encoding="utf-8").split("## VapourSynth")[1]
+    script = text.split("```python\n")[1].split("```")[0]
+    blank = "vs.core.std.BlankClip(width=64, height=52, format=vs.YUV444P8, length=3, color=[120, 90, 150])"
+    script, count = re.subn(r"vs\.core\.bs\.VideoSource\(.*?\)", blank, script)
+    assert count == 1
+    (tmp_path / "clean.vpy").write_text(script)
+    first, second = text.split("```sh\n")[1].splitlines()[0].split(" | ")
+    assert first.split() == ["vspipe", "-c", "y4m", "clean.vpy", "-"]
+    assert second.split()[:2] == ["yonos", "video"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen([vspipe, *first.split()[1:]], cwd=tmp_path, stdout=subprocess.PIPE) as pipe:
+        command = [sys.executable, "-m", "yonos_trt.cli", *second.split()[1:], "-m", str(engine_dir)]
+        done = subprocess.run(command, cwd=tmp_path, stdin=pipe.stdout, env=environment, check=False)
+    assert (pipe.returncode, done.returncode) == (0, 0)
+    with VideoReader(tmp_path / "big.mkv") as reader:
+        assert (reader.info.height_px, reader.info.width_px) == (192, 256)
+        assert reader.info.coding.siting == "left"
+        assert len(list(reader.frames())) == 3
 
 
 ENCODERS = ("libx264", "libx265", "libsvtav1", "libvpx-vp9", "ffv1")
