@@ -108,7 +108,7 @@ FLOORS = """
     video
     sr
     bench web triton
-    cli
+    cli ray_data
 """
 
 

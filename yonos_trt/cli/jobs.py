@@ -6,19 +6,32 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from yonos_trt.errors import ConfigError
 from yonos_trt.images import READABLE_SUFFIXES, SUPPORTED_SUFFIXES
 
-__all__ = ["DEFAULT_SUFFIX", "Job", "PassedOver", "Plan", "plan_jobs"]
+__all__ = [
+    "ADDRESS",
+    "DEFAULT_SUFFIX",
+    "Job",
+    "PassedOver",
+    "Plan",
+    "filled_suffix",
+    "find_pictures",
+    "plan_jobs",
+    "target_name",
+    "why_not",
+]
 
 DEFAULT_SUFFIX = "_x{scale}"
 # Suffixes that are read but not written -> what is written instead; anything else becomes PNG.
 _WRITTEN_AS = {".jpe": ".jpg", ".jfif": ".jpg", ".mpo": ".jpg", ".btf": ".tiff", ".tf8": ".tiff"}
 
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # s3://bucket/key, sftp://..., file:///...
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+"""How s3://bucket/key, sftp://..., file:///... begin."""
+
 _OWN = re.compile(r"\.yonos-[0-9a-f]{16}\.parts?")  # unfinished files of `yonos_trt.atomic`, and claims
 
 
@@ -93,18 +106,14 @@ def plan_jobs(
         No files, a file as output of many, an address as output, two files with the same target, or a bad
         `suffix`.
     """
-    addition = suffix.replace("{scale}", str(scale))
-    if "{" in addition or "}" in addition:  # a width in a format field would be memory to take
-        raise ConfigError(f"the suffix {suffix!r} cannot be filled in; only {{scale}} is replaced")
-    if os.sep in addition or "\0" in addition:
-        raise ConfigError(f"the suffix {suffix!r} contains {os.sep!r}, expected part of a file name")
-    if output is not None and (not output or _ADDRESS.match(output)):
+    addition = filled_suffix(suffix, scale)
+    if output is not None and (not output or ADDRESS.match(output)):
         raise ConfigError(
             f"the output {output!r} is no path of this machine; name a local file or folder, and copy the "
-            "results from there"
+            "results from there, or see `yonos batch`"
         )
     single = len(inputs) == 1 and not inputs[0].is_dir()
-    found, passed_over = _find(inputs, None if single else output, recursive=recursive)
+    found, passed_over = find_pictures(inputs, None if single else output, recursive=recursive)
     if not found and not watching and not any(p.failed for p in passed_over):
         others = f" (it holds {_some(passed_over)})" if passed_over else ""
         raise ConfigError(
@@ -113,7 +122,7 @@ def plan_jobs(
         )
     jobs = []
     for source, relative in found:
-        name = f"{source.stem}{addition}{_suffix_for(source, format)}"
+        name = target_name(source, addition, format)
         if output is None:
             target = source.with_name(name)
         elif single and not _is_folder(output):
@@ -148,7 +157,36 @@ def plan_jobs(
     return Plan(jobs, passed_over)
 
 
-def _find(
+def filled_suffix(suffix: str, scale: int | str) -> str:
+    """Return what is added to the stem of a target's name.
+
+    Raises
+    ------
+    ConfigError
+        Braces are left, or it is no part of a file name.
+    """
+    addition = suffix.replace("{scale}", str(scale))
+    if "{" in addition or "}" in addition:  # a width in a format field would be memory to take
+        raise ConfigError(f"the suffix {suffix!r} cannot be filled in; only {{scale}} is replaced")
+    if os.sep in addition or "\0" in addition:
+        raise ConfigError(f"the suffix {suffix!r} contains {os.sep!r}, expected part of a file name")
+    return addition
+
+
+def target_name(source: PurePath, addition: str, format: str | None) -> str:
+    """Return the name of a target: the source's stem with `filled_suffix`'s word and the format's suffix."""
+    return f"{source.stem}{addition}{_suffix_for(source, format)}"
+
+
+def why_not(name: str) -> str | None:
+    """Say why a file of this name in an input folder is passed over; None for a picture's name."""
+    suffix = os.path.splitext(name)[1]
+    if suffix.lower() not in READABLE_SUFFIXES:
+        return f"{suffix or 'a name without suffix'} is no picture format that is read"
+    return None
+
+
+def find_pictures(
     inputs: Sequence[Path], output: str | None, *, recursive: bool
 ) -> tuple[list[tuple[Path, Path]], list[PassedOver]]:
     """Return (path, path below its input folder), sorted within each input, none twice; and the rest."""
@@ -200,9 +238,8 @@ def _reason(entry: os.DirEntry[str]) -> str | None:
     """Say why something that is no folder is passed over; None for a picture."""
     if _is_dir(entry, follow=True):
         return "a link to a folder; name it with -i to take it"
-    suffix = os.path.splitext(entry.name)[1]
-    if suffix.lower() not in READABLE_SUFFIXES:
-        return f"{suffix or 'a name without suffix'} is no picture format that is read"
+    if reason := why_not(entry.name):
+        return reason
     try:
         special = not entry.is_file() and entry.stat() is not None  # a broken link raises: reading it fails
     except OSError:
@@ -231,7 +268,7 @@ def _place(path: Path) -> str:
     return os.path.join(os.path.realpath(path.parent), path.name)
 
 
-def _suffix_for(source: Path, format: str | None) -> str:
+def _suffix_for(source: PurePath, format: str | None) -> str:
     if format is not None:
         return f".{format.lower().lstrip('.')}"
     suffix = source.suffix.lower()

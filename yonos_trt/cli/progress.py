@@ -13,6 +13,7 @@ __all__ = [
     "Bar",
     "JsonLines",
     "Mode",
+    "Pace",
     "Progress",
     "Silent",
     "last_line",
@@ -84,7 +85,7 @@ class Silent:
         """Say nothing."""
 
 
-class _Pace:
+class Pace:
     """How long a run over many items still takes, from those that are done."""
 
     def __init__(self) -> None:
@@ -121,7 +122,7 @@ class Bar(Silent):
         super().__init__(quiet=quiet)
         self._unit = unit
         self._bar: Any = None
-        self._pace = _Pace()
+        self._pace = Pace()
 
     def start(self, name: str, index: int, count: int) -> None:
         """Open a bar."""
@@ -174,7 +175,7 @@ class JsonLines:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
-        self._pace = _Pace()
+        self._pace = Pace()
 
     def write(self, event: str, **fields: Any) -> None:
         """Write one line, flushed at once."""

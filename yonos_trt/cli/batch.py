@@ -1,0 +1,196 @@
+"""`yonos batch`: the command line of `yonos_trt.ray_data`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import click
+
+from yonos_trt.choices import MAX_PIXELS
+from yonos_trt.cli import options
+from yonos_trt.cli.progress import JsonLines, Pace, Silent
+
+__all__ = ["batch"]
+
+
+@click.command(short_help="Upscale a folder or bucket of any size, with Ray.")
+@click.argument("source", metavar="SRC")
+@click.argument("target", metavar="DST")
+@click.option("--workers", type=click.IntRange(1, 100_000), metavar="N",
+              help="Workers; default: one for each GPU, else one for each node.")  # fmt: skip
+@click.option("--gpus-per-worker", type=options.Finite(0, 64), metavar="N",
+              help="GPUs of each worker, 0.5 too; default: 1 where there are GPUs.")  # fmt: skip
+@click.option("--address", metavar="ADDRESS",
+              help="Ray cluster: auto, HOST:PORT, ray://HOST:PORT; default: this machine.")  # fmt: skip
+@click.option("--report", type=options.LocalPath(), metavar="FILE",
+              help="Where failures are reported; default: yonos-report.jsonl in DST.")  # fmt: skip
+@click.option("--recursive", is_flag=True, help="Go into sub-folders and keep the tree.")
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist; without it they are left out.")
+@options.model
+@options.scale
+@options.sizing
+@options.tiling
+@options.machine
+@click.option("-f", "--format", type=click.Choice(["png", "jpg", "webp", "tiff", "avif"]),
+              help="Output format; default: as the input.")  # fmt: skip
+@click.option(
+    "--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="For jpg, webp and avif."
+)
+@click.option("--drop-depth", is_flag=True, help="Round to the format's depth: 16 bits into jpg or webp.")
+@click.option("--suffix", default="_x{scale}", show_default=True, help="Added to derived output names.")
+@options.alpha
+@options.color_fix()
+@options.restore
+@click.option("--stream", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True,
+              help="Write rows as they are finished (png, tiff).")  # fmt: skip
+@options.seed("Names the noise field.")
+@click.option("--max-pixels", type=click.IntRange(1, 1 << 40), default=MAX_PIXELS, show_default=True,
+              metavar="N",
+              help="Refuse files that declare more pixels, before they are decoded.")  # fmt: skip
+@options.reporting
+def batch(
+    source: str,
+    target: str,
+    workers: int | None,
+    gpus_per_worker: float | None,
+    address: str | None,
+    report: Any,
+    recursive: bool,
+    overwrite: bool,
+    suffix: str,
+    format: str | None,
+    quality: int,
+    drop_depth: bool,
+    alpha: str,
+    stream: str,
+    long_edge: int | None,
+    size: tuple[int, int] | None,
+    fit: str,
+    progress: str,
+    dry_run: bool,
+    verbose: int,
+    quiet: bool,
+    **chosen: Any,
+) -> None:
+    """Upscale the pictures of a folder, or below a URI, on this machine or a Ray cluster (extra ray).
+
+    \b
+    yonos batch photos/ big/ --recursive --workers 2
+    yonos batch s3://bucket/photos s3://bucket/big --address auto
+
+    What exists in DST is left out: a run that was stopped is said again. --threads and --memory-limit are of
+    each worker.
+    """
+    from yonos_trt.cli.progress import META_KEY, set_up_logging
+    from yonos_trt.console import quiet_libraries
+    from yonos_trt.images import SaveOptions
+    from yonos_trt.ray_data import places, run
+
+    context = click.get_current_context()
+    context.meta[META_KEY] = progress
+    set_up_logging(verbose, quiet=quiet, mode=progress)
+    on_cpu = chosen["device"] < 0
+    chosen = options.on_cpu(chosen)
+    sizing = options.sizing_of(chosen["scale"], long_edge, size, fit)
+    names: dict[str, Any] = {"recursive": recursive, "suffix": suffix, "format": format, "size": sizing}
+    if dry_run:
+        todo, wanted = run.plan_batch(source, target, **names, **chosen)
+        there = set() if overwrite else set(todo.there)
+        jobs = [
+            {"source": places.shown(s), "target": places.shown(t)}
+            for i, (s, t) in enumerate(zip(todo.sources, todo.targets, strict=True))
+            if i not in there
+        ]
+        click.echo(
+            json.dumps({"options": wanted, "skipped": len(there), "jobs": jobs}, indent=2, default=str)
+        )
+        return
+    save = SaveOptions(
+        quality=quality,
+        drop_alpha=alpha == "drop",
+        drop_depth=drop_depth,
+        palette="rgb" if stream == "always" else "adaptive",
+    )
+    with quiet_libraries():
+        outcome = run.upscale(
+            source,
+            target,
+            overwrite=overwrite,
+            alpha=alpha,
+            rows=stream,
+            save=save,
+            workers=workers,
+            gpus_per_worker=0 if on_cpu and gpus_per_worker is None else gpus_per_worker,
+            address=address,
+            report=None if report is None else str(report),
+            progress=_progress(progress, quiet=quiet),
+            **names,
+            **chosen,
+        )
+    if not quiet and progress != "json":
+        counts = f"{outcome.done} done, {outcome.skipped} skipped, {len(outcome.failed)} failed"
+        click.echo(f"{counts}, {outcome.seconds:.1f} s", err=True)
+    if outcome.exit_code:
+        context.exit(outcome.exit_code)
+
+
+def _progress(mode: str, *, quiet: bool) -> Silent | JsonLines:
+    if mode == "json":
+        return _Lines()
+    if mode == "bar" or (mode == "auto" and not quiet and sys.stderr.isatty()):
+        return _Bar(quiet=quiet)
+    return Silent(quiet=quiet)
+
+
+class _Lines(JsonLines):
+    """The events of `yonos upscale`; times count from the first picture on, as Ray takes a while to start.
+
+    "start" comes when a picture is finished, whichever that is; "finish" has the pictures per second so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._done, self._first_s = 0, 0.0
+
+    def start(self, name: str, index: int, count: int) -> None:
+        """Write a "start" line."""
+        if not self._done:
+            self._first_s, self._pace = time.monotonic(), Pace()
+        self._done = index + 1
+        super().start(name, index, count)
+
+    def finish(self, name: str, **facts: Any) -> None:
+        """Write a "finish" line."""
+        elapsed_s = time.monotonic() - self._first_s
+        rate = round((self._done - 1) / elapsed_s, 3) if self._done > 1 and elapsed_s else None
+        super().finish(name, **facts, pictures_per_s=rate)
+
+
+class _Bar(Silent):
+    """Draw one bar for all pictures, with pictures/s and the time that is left."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        super().__init__(quiet=quiet)
+        self._bar: Any = None
+
+    def start(self, name: str, index: int, count: int) -> None:
+        """Move the bar."""
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(total=count, unit="picture", file=sys.stderr)
+        self._bar.update(index + 1 - self._bar.n)
+
+    def fail(self, name: str, error: BaseException) -> None:
+        """Print the error above the bar."""
+        if self._bar is not None:
+            self._bar.clear()
+        super().fail(name, error)
+
+    def end(self, **totals: int) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,413 @@
+"""`upscale`: a folder or bucket of pictures through the workers of a Ray cluster, nothing lost and nothing
+twice.
+
+The names go to Ray Data in blocks that get smaller towards the end; every worker takes the next block when it
+has finished one, and every picture is told as it is finished. A block whose worker died is left out by Ray
+Data, and what of it was not told is done again in the next pass, as is, once and elsewhere, what failed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from yonos_trt import errors
+from yonos_trt.atomic import remove_leftovers, write_file
+from yonos_trt.cli.jobs import DEFAULT_SUFFIX
+from yonos_trt.cli.progress import Progress, Silent
+from yonos_trt.errors import InputError, YonosError
+from yonos_trt.images import SaveOptions
+from yonos_trt.ray_data import places
+from yonos_trt.ray_data.cluster import Share, connected, import_ray, share_of
+from yonos_trt.ray_data.planning import BatchPlan, plan
+from yonos_trt.ray_data.worker import Upscaler
+from yonos_trt.sizing import Sizing
+from yonos_trt.sr import SR
+
+__all__ = ["REPORT", "BatchOutcome", "plan_batch", "upscale"]
+
+REPORT = "yonos-report.jsonl"
+"""The report's name in the output folder."""
+
+_LARGEST_BLOCK = 16  # pictures
+_ROUNDS = 4  # a block is at most the remaining pictures, divided by the workers, so many times
+_DEATHS = 3  # a picture whose worker died so often has failed
+
+
+@dataclass(slots=True)
+class BatchOutcome:
+    """What became of a batch.
+
+    Attributes
+    ----------
+    done, skipped : int
+        Pictures upscaled, and left out (target there, or nothing that is read).
+    failed : list of dict
+        The report: ``name``, ``reason``, ``worker`` ("host:pid"; of both tries, last first), ``seconds``.
+    seconds : float
+        From the first picture's way to a worker to the last one's end, without starting Ray.
+    """
+
+    done: int = 0
+    skipped: int = 0
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        """0 if nothing failed, else 1."""
+        return int(bool(self.failed))
+
+
+def upscale(
+    source: str,
+    target: str,
+    *,
+    recursive: bool = False,
+    overwrite: bool = False,
+    suffix: str = DEFAULT_SUFFIX,
+    format: str | None = None,
+    alpha: str = "bicubic",
+    rows: str = "auto",
+    save: SaveOptions | None = None,
+    size: Sizing | None = None,
+    workers: int | None = None,
+    gpus_per_worker: float | None = None,
+    address: str | None = None,
+    report: str | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> BatchOutcome:
+    """Upscale the pictures of a folder, or below a URI, with a cluster's workers; results are those of `yonos
+    upscale`.
+
+    Parameters
+    ----------
+    source, target
+        Folders, or URIs of pyarrow's or fsspec's file systems (``s3://bucket/folder``); see
+        `yonos_trt.ray_data.places`. Folders are the same ones on every node.
+    recursive
+        Go into sub-folders and keep the tree.
+    overwrite
+        Do what exists again; without it, that is left out, as one listing of `target` says.
+    suffix, format, alpha, rows, save, size
+        Names, formats and sizes as `yonos upscale` has them; `rows` is its ``--stream``.
+    workers, gpus_per_worker
+        How many, with how many GPUs (parts too) each; None: `yonos_trt.ray_data.cluster.share_of`.
+    address
+        The cluster; None starts Ray on this machine.
+    report
+        Path of this machine for the report of failures; None: ``yonos-report.jsonl`` in `target`. Without
+        failures there is none.
+    progress
+        Is told of every picture when it is finished, in whatever order that is.
+    options
+        Of `yonos_trt.SR`; `threads` is the CPUs of each worker, which Ray reserves, `memory_limit_mb` its
+        memory.
+
+    Returns
+    -------
+    BatchOutcome
+
+    Raises
+    ------
+    ConfigError, InputError
+        An option, or a place that cannot be listed; or what a worker found that every picture would meet.
+    MissingExtraError
+        Ray is not installed.
+    YonosError
+        Ray does not start, or lost every worker.
+    """
+    import_ray()  # before any listing
+    todo, wanted = plan_batch(
+        source, target, recursive=recursive, suffix=suffix, format=format, size=size, **options
+    )
+    progress = progress or Silent(quiet=True)
+    batch = _Batch(todo, progress)
+    batch.leave_out(overwrite=overwrite)
+    place = report or (places.below(target, REPORT))
+    if batch.left:
+        on_gpu = wanted.get("device", 0) >= 0 and wanted.get("runtime", "auto") in _MAY_USE_GPUS
+        share_options = {
+            "cpus": wanted.pop("threads", None),
+            "memory_mb": wanted.pop("memory_limit_mb", None),
+        }
+        stages = {"rows": rows, "alpha": alpha, "format": format, "options": save, "sizing": size}
+        try:
+            with connected(address) as ray:
+                share = share_of(ray, workers=workers, gpus=gpus_per_worker, on_gpu=on_gpu, **share_options)
+                began_s = time.perf_counter()
+                _passes(ray, batch, share, {"stages": stages, **wanted})
+                batch.outcome.seconds = round(time.perf_counter() - began_s, 3)
+        finally:
+            for folder in todo.folders:  # workers that were stopped
+                remove_leftovers(folder)
+    _write_report(batch.outcome.failed, place)
+    outcome = batch.outcome
+    progress.end(done=outcome.done, skipped=outcome.skipped, failed=len(outcome.failed))
+    return outcome
+
+
+_MAY_USE_GPUS = ("auto", "tensorrt", "tensorrt-rtx")
+
+
+def plan_batch(
+    source: str,
+    target: str,
+    *,
+    recursive: bool,
+    suffix: str,
+    format: str | None,
+    size: Sizing | None,
+    **options: Any,
+) -> tuple[BatchPlan, dict[str, Any]]:
+    """Return what there is to do, and the options of every worker's `SR`, checked before anybody waits."""
+    options = {name: value for name, value in options.items() if value is not None}
+    sr = SR(**options)
+    if options.get("engine_dir") is not None:
+        options["engine_dir"] = sr.__getstate__()["engine_dir"]
+    if size is not None and suffix == DEFAULT_SUFFIX:
+        suffix = "_{scale}"
+    label = str(size or f"{sr.factor:g}")
+    return plan(source, target, recursive=recursive, suffix=suffix, label=label, format=format), options
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What is left, and what became of the rest
+
+
+class _Batch:
+    """The pictures by their places in the plan, and who is told about them."""
+
+    def __init__(self, todo: BatchPlan, progress: Progress) -> None:
+        self.plan, self.outcome = todo, BatchOutcome()
+        self._progress = progress
+        self.left: dict[int, None] = dict.fromkeys(range(len(todo.sources)))
+        self.tried: dict[int, dict[str, Any]] = {}
+        self._deaths: dict[int, int] = {}
+        self._count = self._told = 0
+
+    def leave_out(self, *, overwrite: bool) -> None:
+        """Tell and count what is not done."""
+        for name, reason, failed in self.plan.passed_over:
+            if failed:
+                self.outcome.failed.append({"name": name, "reason": reason, "worker": [], "seconds": 0.0})
+                self._progress.fail(name, InputError(f"{name}: {reason}"))
+            else:
+                self.outcome.skipped += 1
+                self._progress.pass_over(name, reason)
+        for index in () if overwrite else self.plan.there:
+            del self.left[index]
+            self.outcome.skipped += 1
+            self._progress.skip(self.name(index), f"{places.shown(self.plan.targets[index])} exists")
+        self._count = len(self.left)
+
+    def name(self, index: int) -> str:
+        """What the user calls a picture."""
+        return places.shown(self.plan.sources[index])
+
+    def rows(self, indices: Sequence[int]) -> dict[str, list[Any]]:
+        """Return a block for `Upscaler`."""
+        return {
+            "index": list(indices),
+            "source": [self.plan.sources[i] for i in indices],
+            "target": [self.plan.targets[i] for i in indices],
+        }
+
+    def take(self, row: dict[str, Any]) -> None:
+        """Note what became of a picture.
+
+        Raises
+        ------
+        YonosError
+            Every other picture would meet that too.
+        """
+        index, name = row["index"], self.name(row["index"])
+        if row["state"] == "fatal":
+            kind = getattr(errors, row["error"], YonosError)
+            raise (kind if kind in _PLAIN else YonosError)(f"{row['reason']} (in the worker {row['worker']})")
+        if index not in self.left:  # told twice: a worker died after it was told
+            return
+        if row["state"] == "done":
+            del self.left[index]
+            self.outcome.done += 1
+            self._start(name)
+            target = places.shown(self.plan.targets[index])
+            facts = {key: row[key] for key in ("seconds", "left_out", "worker")}
+            self._progress.finish(name, target=target, **facts)
+        elif index in self.tried:
+            self._fail(index, row["reason"], [row["worker"], self.tried[index]["worker"]], row["seconds"])
+        else:
+            self.tried[index] = row
+
+    def lost(self, indices: Sequence[int], told: set[int]) -> None:
+        """Note those of a pass that nobody told about: their worker died."""
+        for index in indices:
+            if index not in self.left or index in told:
+                continue
+            self._deaths[index] = self._deaths.get(index, 0) + 1
+            if self._deaths[index] == _DEATHS:
+                died = f"the worker that had it died, {_DEATHS} times; its memory may have run out"
+                self._fail(index, f"{self.name(index)}: {died}", [], 0.0)
+
+    def failed_at(self, node_set: set[str]) -> list[int]:
+        """Return the pictures that failed once, on these nodes."""
+        return [i for i, row in self.tried.items() if i in self.left and row["node"] in node_set]
+
+    def _fail(self, index: int, reason: str, workers: list[str], seconds: float) -> None:
+        del self.left[index]
+        name = self.name(index)
+        self.outcome.failed.append({"name": name, "reason": reason, "worker": workers, "seconds": seconds})
+        self._start(name)
+        self._progress.fail(name, InputError(reason))
+
+    def _start(self, name: str) -> None:
+        self._progress.start(name, self._told, self._count)
+        self._told += 1
+
+
+_PLAIN = {
+    *(errors.ConfigError, errors.InputError, errors.ManifestError, errors.EngineNotFoundError),
+    *(errors.EngineIntegrityError, errors.EngineVersionError, errors.EngineDeviceError, errors.BuildError),
+    *(errors.CudaError, errors.ProfileError),
+}
+"""Errors that are made of their text alone."""
+
+
+def _write_report(failed: list[dict[str, Any]], place: str) -> None:
+    """Write the report, or remove that of an earlier run."""
+    text = "".join(json.dumps(line) + "\n" for line in failed)
+    if not places.is_remote(place):
+        path = Path(places.local(place))
+        if text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, text)
+        else:
+            path.unlink(missing_ok=True)
+    elif text:
+        with tempfile.TemporaryDirectory(prefix="yonos-") as folder:
+            copy = Path(folder) / REPORT
+            copy.write_text(text, encoding="utf-8")
+            places.put(copy, place)
+    else:
+        places.remove(place)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Ray Data
+
+
+def _passes(ray: Any, batch: _Batch, share: Share, options: dict[str, Any]) -> None:
+    """Do what is left until nothing is."""
+    first = True
+    while batch.left:
+        before = len(batch.left)
+        halves: list[tuple[list[int], list[str]]] = [(list(batch.left), [])]
+        if not first:
+            halves = _elsewhere(batch, share)
+        for indices, nodes in halves:
+            sizes = block_sizes(len(indices), share.workers) if first else [1] * len(indices)
+            told = set()
+            with contextlib.closing(_results(ray, batch, indices, sizes, share, options, nodes)) as results:
+                for row in results:
+                    told.add(row["index"])
+                    batch.take(row)
+            batch.lost(indices, told)
+        if first and before > _LARGEST_BLOCK and len(batch.left) == before and not batch.tried:
+            raise YonosError(
+                "no worker finished a picture before it died; its memory may be too small (--workers, "
+                "--memory-limit), or yonos-trt does not run on the cluster's nodes"
+            )
+        first = False
+
+
+def _elsewhere(batch: _Batch, share: Share) -> list[tuple[list[int], list[str]]]:
+    """Send what failed on one half of the nodes to the other half; what was lost goes anywhere."""
+    half = len(share.nodes) // 2
+    if not half:
+        return [(list(batch.left), [])]
+    one, other = share.nodes[:half], share.nodes[half:]
+    there, back = batch.failed_at(set(one)), batch.failed_at(set(other))
+    rest = [i for i in batch.left if i not in {*there, *back}]
+    parts = [(there, list(other)), (back, list(one)), (rest, [])]
+    return [(indices, nodes) for indices, nodes in parts if indices]
+
+
+def block_sizes(count: int, workers: int) -> list[int]:
+    """Divide `count` pictures into blocks that get smaller, so that nobody waits long for the last one."""
+    sizes = []
+    while count:
+        sizes.append(max(1, min(_LARGEST_BLOCK, count // (_ROUNDS * workers))))
+        count -= sizes[-1]
+    return sizes
+
+
+def _results(
+    ray: Any,
+    batch: _Batch,
+    indices: list[int],
+    sizes: list[int],
+    share: Share,
+    options: dict[str, Any],
+    nodes: list[str],
+) -> Generator[dict[str, Any], None, None]:
+    """Yield a row for every picture that a worker has finished."""
+    import pyarrow
+
+    places_of = iter(indices)
+    tables = [pyarrow.table(batch.rows(list(itertools.islice(places_of, size)))) for size in sizes]
+    data = ray.data.from_arrow(tables)
+    del tables
+    settle(data.context)
+    told = data.map_batches(
+        Upscaler,
+        batch_size=None,
+        batch_format="numpy",
+        fn_constructor_kwargs=options,
+        compute=ray.data.ActorPoolStrategy(size=min(share.workers, len(sizes))),
+        num_cpus=share.cpus,
+        num_gpus=share.gpus or None,
+        memory=share.memory_bytes or None,
+        ray_remote_args_fn=_arguments(nodes),
+    )
+    try:
+        for block in told.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+            yield from block.to_pylist()
+    except ray.exceptions.RayError as error:
+        said = str(error).strip().splitlines()
+        raise YonosError(f"Ray could not go on: {said[-1] if said else type(error).__name__}") from error
+
+
+def settle(context: Any) -> None:
+    """Set how a dataset is executed: every picture told at once, in any order, and lost blocks left out."""
+    context.target_max_block_size = 1  # bytes: what a worker yields goes on its way
+    context.max_errored_blocks = -1
+    context.execution_options.preserve_order = False
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+
+
+def _arguments(nodes: list[str]) -> Callable[[], dict[str, Any]]:
+    """Return what makes the options of the next worker.
+
+    A worker that dies takes its blocks with it at once (no retries), so that none waits for a place where it
+    can start again; itself it starts again where there is one.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    turn = itertools.cycle(nodes)
+
+    def arguments() -> dict[str, Any]:
+        found: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0}
+        if nodes:  # soft: where that node is gone, any other will do
+            found["scheduling_strategy"] = NodeAffinitySchedulingStrategy(next(turn), soft=True)
+        return found
+
+    return arguments
