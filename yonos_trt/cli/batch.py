@@ -29,12 +29,12 @@ __all__ = ["batch"]
               help="Where failures are reported; default: yonos-report.jsonl in DST.")  # fmt: skip
 @click.option("--recursive", is_flag=True, help="Go into sub-folders and keep the tree.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist; without it they are left out.")
-@options.model
+@options.named_model
 @options.scale
 @options.sizing
 @options.tiling
 @options.machine
-@click.option("-f", "--format", type=click.Choice(["png", "jpg", "webp", "tiff", "avif"]),
+@click.option("-f", "--format", type=options.Format(["png", "jpg", "webp", "tiff", "avif"]),
               help="Output format; default: as the input.")  # fmt: skip
 @click.option(
     "--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="For jpg, webp and avif."
@@ -92,9 +92,12 @@ def batch(
     context = click.get_current_context()
     context.meta[META_KEY] = progress
     set_up_logging(verbose, quiet=quiet, mode=progress)
-    on_cpu = chosen["device"] < 0
+    on_cpu = chosen["device"] == -1
+    engine_dir = options.model_of(chosen.pop("engine_dir"), chosen.pop("model_name"))
     chosen = options.on_cpu(chosen)
     sizing = options.sizing_of(chosen["scale"], long_edge, size, fit)
+    chosen["tile_px"] = options.legal_tile(chosen["tile_px"], engine_dir, chosen)
+    chosen["engine_dir"] = engine_dir
     names: dict[str, Any] = {"recursive": recursive, "suffix": suffix, "format": format, "size": sizing}
     if dry_run:
         todo, wanted = run.plan_batch(source, target, **names, **chosen)

@@ -24,7 +24,9 @@ from yonos_trt.cli import options
 __all__ = ["cli", "exit_code"]
 
 # Commands that live in modules of their own and are imported when they are called.
-LAZY_COMMANDS = {name: f"yonos_trt.cli.{name}" for name in ("batch", "bench", "models", "upscale", "video", "web")}
+LAZY_COMMANDS = {
+    name: f"yonos_trt.cli.{name}" for name in ("batch", "bench", "models", "upscale", "video", "web")
+}
 
 _INTERRUPTED = 130
 
