@@ -2,6 +2,7 @@
 # make test   everything installed, all tests, in JOBS=2 processes
 # make lint   ruff, mypy --strict, clang-format
 # make bench  tile, stage and pipeline benchmarks, some minutes; FULL=1 runs the whole sweep; docs/benchmarks.md has the others
+# make wheel  sdist and wheel into dist/, repaired, compared, tried where there is no compiler; docs/wheels.md
 # make native build yonos_trt/_native in place, for working from the checkout without installing
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ REQUIREMENTS = import sys, tomllib; project = tomllib.load(open("pyproject.toml"
     extras = project["optional-dependencies"]; \
     print(*project["dependencies"], *(r for e in sys.argv[1].split(",") for r in extras[e]), sep="\n")
 
-.PHONY: demo test lint bench native clean
+.PHONY: demo test lint bench wheel native clean
 
 # Other people's packages first, where one without a wheel is built in isolation. The project then needs no network and no
 # second CMake: after an edit in csrc/ it only compiles (7 s; isolated, every run fetched its tools and began anew: 4 min).
@@ -82,6 +83,15 @@ bench: $(VENV)/.ready
 	YONOS_BENCH_FULL=$(FULL) $(VENV)/bin/python -m pytest benchmarks/bench_tiles.py benchmarks/bench_stages.py \
 	    benchmarks/bench_pipeline.py -m "not gpu" --benchmark-json=runs/bench.json
 
+.venv-wheel/.ready: pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/pip $(PIP) $$($(PYTHON) -c 'import tomllib; \
+	    print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["wheel"])')
+	touch $@
+
+wheel: .venv-wheel/.ready
+	PYTHON="$(PYTHON)" TRY="$(TRY)" bash .ci/wheel
+
 # With its own build tree; NATIVE_PYTHON is the interpreter (with nanobind, cmake and ninja) the module is for.
 NATIVE_PYTHON ?= $(PYTHON)
 native:
@@ -90,4 +100,4 @@ native:
 	cmake --build build/native
 
 clean:
-	rm -rf $(VENV) $(DEMO) $(WEB) $(TRITON) build demo yonos_trt/_native*.so
+	rm -rf $(VENV) $(DEMO) $(WEB) $(TRITON) .venv-wheel build dist demo yonos_trt/_native*.so

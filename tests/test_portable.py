@@ -117,3 +117,49 @@ def test_engine_directories_are_written_and_read(tmp_path: Path) -> None:
     done = run(code, str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert done.stdout == "['engine', 'engine2', 'file']\n"
+
+
+def test_one_exporter_at_a_time_without_file_locks(tmp_path: Path) -> None:
+    """The lock's file is then the lock: it is there while it is held, and whoever holds it takes it away."""
+    pytest.importorskip("filelock")
+    code = """
+        import warnings
+        warnings.filterwarnings("ignore", "only soft file lock")
+        import bare_os, sys
+        from pathlib import Path
+        from yonos_export.lock import only_builder
+        from yonos_trt.errors import BuildError
+        folder = Path(sys.argv[1])
+        for _ in range(2):
+            with only_builder(folder / "engine"):
+                assert [p.name for p in folder.iterdir()] == [".engine.lock"]
+                try:
+                    with only_builder(folder / "engine"):
+                        sys.exit("two at a time")
+                except BuildError as error:
+                    assert "another export is writing" in str(error)
+            assert not list(folder.iterdir())
+    """
+    done = run(code, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_training_run_begins_and_goes_on(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate", reason="training needs pip install '.[train]'")
+    from helpers import write_training_pictures
+
+    (tmp_path / "pictures").mkdir()
+    write_training_pictures(tmp_path / "pictures", 2)
+    code = """
+        import bare_os, sys
+        from yonos_train.cli import main
+        for _ in range(2):
+            main(
+                ["--preset", "smoke", "--stage", "autoencoder", "--data", sys.argv[1], "--run", sys.argv[2],
+                 "--set", "loop.precision=fp32"], standalone_mode=False,
+            )
+    """
+    done = run(code, str(tmp_path / "pictures"), str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert "autoencoder: done already" in done.stderr
+    assert (tmp_path / "run" / "autoencoder" / "encoder.safetensors").is_file()

@@ -18,7 +18,7 @@ def only_builder(engine_dir: Path) -> Iterator[None]:
     BuildError
         Another process is exporting into the directory.
     """
-    from filelock import FileLock, Timeout
+    from filelock import FileLock, Timeout, UnixFileLock
 
     lock = FileLock(engine_dir.parent / f".{engine_dir.name}.lock")
     try:
@@ -31,6 +31,8 @@ def only_builder(engine_dir: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # While it is held: whoever opened the file meanwhile finds it without a name and starts over.
-        Path(lock.lock_file).unlink(missing_ok=True)
+        if isinstance(lock, UnixFileLock):
+            # While it is held: whoever opened the file meanwhile finds it without a name and starts over.
+            # Elsewhere what is open keeps its name, and the library removes the file as far as that goes.
+            Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
