@@ -49,6 +49,13 @@ def test_slow_kernels_are_named_once_with_what_to_do(
         assert words in record.getMessage()
 
 
+@pytest.fixture(autouse=True)
+def _no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `yonos doctor` times has a test of its own (test_ov.py)."""
+    speed = {"bf16": False, "auto": "onnx", "s_per_mpx": {}, "problem": "not asked"}
+    monkeypatch.setattr(doctor, "_speed", lambda: speed)
+
+
 def test_doctor_names_the_kernels_and_how_to_get_the_fast_ones(uncompiled: None) -> None:
     facts = doctor.examine()
     assert facts["kernels"] == "numpy"

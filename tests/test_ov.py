@@ -5,16 +5,21 @@ from __future__ import annotations
 import importlib
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from helpers import edit_manifest, make_engine_dir, picture, psnr_db
 
 import yonos_trt
+from yonos_trt.backends import choose
 from yonos_trt.backends.openvino import OpenVinoBackend
 from yonos_trt.backends.ort import OrtBackend
+from yonos_trt.cli import doctor, options
+from yonos_trt.cli.main import cli
 from yonos_trt.errors import (
     ClosedError,
     ConfigError,
@@ -23,6 +28,7 @@ from yonos_trt.errors import (
     MissingExtraError,
     NumericError,
 )
+from yonos_trt.host import has_bf16
 from yonos_trt.pipeline import upscale_array
 from yonos_trt.planning import plan_picture
 
@@ -73,13 +79,108 @@ def test_the_result_is_the_same_for_any_lanes_and_batch_padding(engine_dir: Path
         assert np.array_equal(results[0], other)
 
 
-def test_sr_runs_it_by_name_and_never_by_itself(engine_dir: Path) -> None:
+def test_sr_runs_it_by_name(engine_dir: Path) -> None:
     image = picture(21, 33)
     with yonos_trt.SR(engine_dir, runtime="openvino") as sr:
         assert sr.info()["backend"] == "OpenVinoBackend"
         assert sr.upscale(image).shape == (84, 132, 3)
-    with yonos_trt.SR(engine_dir) as sr:
-        assert sr.info()["backend"] == "OrtBackend"
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What "auto" takes
+
+
+@pytest.fixture
+def bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU with bfloat16, and nothing pinned."""
+    monkeypatch.delenv(choose.PINNED)
+    monkeypatch.setattr(choose, "has_bf16", lambda: True)
+
+
+def taken(engine_dir: Path, **options: Any) -> str:
+    with yonos_trt.SR(engine_dir, **options) as sr:
+        return str(sr.info()["backend"]).removesuffix("Backend")
+
+
+def test_auto_is_openvino_where_the_cpu_has_bf16(
+    engine_dir: Path, bf16: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        assert taken(engine_dir) == "OpenVino"
+    assert "runtime auto is openvino" in caplog.text
+    assert options.on_cpu({"device": -1, "runtime": "auto"})["runtime"] == "openvino"
+    for others in ({"runtime": "onnx"}, {"precision": "fp32"}, {"providers": ["CPUExecutionProvider"]}):
+        assert taken(engine_dir, **others) == "Ort", others
+    assert options.on_cpu({"device": -1, "runtime": "auto", "precision": "fp32"})["runtime"] == "onnx"
+
+
+def test_auto_is_onnx_runtime_without_bf16_without_the_package_and_where_it_fails(
+    engine_dir: Path, bf16: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(choose, "has_bf16", lambda: False)
+    assert taken(engine_dir) == "Ort"
+    monkeypatch.setattr(choose, "has_bf16", lambda: True)
+    with monkeypatch.context() as patched:
+        patched.setattr(choose.importlib.util, "find_spec", lambda name: None)
+        assert taken(engine_dir) == "Ort"
+
+    def broken() -> Any:
+        raise ImportError("a library is missing")
+
+    monkeypatch.setattr("yonos_trt.backends.openvino.import_openvino", broken)
+    assert taken(engine_dir) == "Ort"
+    assert "OpenVINO is not used" in caplog.text
+
+
+def test_auto_can_be_pinned(engine_dir: Path, bf16: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(choose.PINNED, "onnx")
+    assert taken(engine_dir) == "Ort"
+    monkeypatch.setattr(choose, "has_bf16", lambda: False)
+    monkeypatch.setenv(choose.PINNED, "openvino")
+    assert taken(engine_dir) == "OpenVino"
+    monkeypatch.setenv(choose.PINNED, "fast")
+    with pytest.raises(ConfigError, match="expected onnx or openvino"):
+        taken(engine_dir)
+
+
+def test_info_says_what_runs_it(engine_dir: Path, bf16: None) -> None:
+    said = CliRunner().invoke(cli, ["info", str(engine_dir)]).output
+    precision = "bf16" if "BF16" in capabilities() else "fp32"
+    assert f"runs on     OpenVinoBackend, {precision}, chosen by --runtime auto" in said
+
+
+def test_doctor_measures_what_is_there_and_names_what_would_be_faster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    measured = doctor.runtime_speeds()
+    assert set(measured) == {"onnx", "openvino"}
+    assert all(x["s_per_mpx"] > 0 for x in measured.values())
+
+    def said(speed: dict[str, Any], gpus: Sequence[dict[str, str]] = ()) -> str:
+        facts = {"driver": {"gpus": list(gpus)}, "tensorrt": {"tensorrt": {"version": None}}, "speed": speed}
+        return " / ".join(doctor._speed_lines(facts))
+
+    slow, fast = {"precision": "fp32", "s_per_mpx": 4.0}, {"precision": "bf16", "s_per_mpx": 2.0}
+    speed = {"bf16": True, "auto": "openvino", "s_per_mpx": {"onnx": slow, "openvino": fast}, "problem": ""}
+    assert "openvino, 2.0 times as fast as onnx, is in use" in said(speed)
+    assert "--runtime openvino is 2.0 times as fast as auto here" in said(speed | {"auto": "onnx"})
+    alone = speed | {"auto": "onnx", "s_per_mpx": {"onnx": slow}}
+    assert ".[openvino]" in said(alone)
+    assert "no extra would make" in said(alone | {"bf16": False})
+    assert ".[rtx]" in said(alone, [{"compute_capability": "8.9"}])
+    assert ".[tensorrt]" in said(alone, [{"compute_capability": "9.0"}])
+    assert "not measured: why" in said(alone | {"s_per_mpx": {}, "problem": "why"})
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("fpu avx2", False), ("fpu avx512f avx512_bf16", True), ("fpu amx_bf16 amx_tile", True), (None, False)],
+)
+def test_bf16_is_read_from_the_cpus_flags(tmp_path: Path, flags: str | None, expected: bool) -> None:
+    if flags is not None:
+        (tmp_path / "proc").mkdir()
+        (tmp_path / "proc/cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n\n" * 2)
+    assert has_bf16(tmp_path) == expected
 
 
 def test_precision_the_cpu_lacks_is_refused(engine_dir: Path) -> None:

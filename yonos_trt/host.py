@@ -14,6 +14,7 @@ import numpy as np
 
 __all__ = [
     "available_bytes",
+    "has_bf16",
     "physical_bytes",
     "python_command",
     "require_bytes",
@@ -73,6 +74,22 @@ def _scheduling() -> dict[int, tuple[int, int]]:
         with suppress(OSError):
             found[int(name)] = os.sched_getscheduler(int(name)), os.sched_getparam(int(name)).sched_priority
     return found
+
+
+def has_bf16(root: Path = Path("/")) -> bool:
+    """Tell whether the CPU multiplies in bfloat16 (x86: AVX512-BF16 or AMX); False where nobody says so.
+
+    Parameters
+    ----------
+    root
+        Where ``proc`` is.
+    """
+    try:
+        text = (root / "proc/cpuinfo").read_text()
+    except (OSError, ValueError):  # macOS and Windows
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags.split())
 
 
 def startable_threads(count: int) -> int:

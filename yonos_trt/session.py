@@ -251,6 +251,7 @@ class Session:
             "end_to_end_psnr_db": dict(self.manifest.parity.end_to_end_psnr_db),
             "runtime": self._request.runtime,
             "backend": type(self._backend).__name__ if self._backend is not None else None,
+            "computes_in": getattr(self._backend, "precision", None),
             "color_fix": self._color_fix,
             "seed": self._seed,
             "restore": self.restore,

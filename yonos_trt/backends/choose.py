@@ -1,8 +1,9 @@
 """Choose what runs an engine directory, and open it.
 
-``"auto"`` takes TensorRT engines where there are a GPU, the library and a fitting artifact, and ONNX Runtime
-on the CPU otherwise. A runtime that is named is taken or refused, never replaced silently. "openvino" runs
-the same ONNX graphs as "onnx"; it has to be named, since on some CPUs it computes in bfloat16.
+``"auto"`` takes TensorRT engines where there are a GPU, the library and a fitting artifact, and otherwise
+what is fastest on the CPU (`cpu_runtime`): OpenVINO in bfloat16 where the CPU has instructions for it and the
+package is installed, ONNX Runtime elsewhere. "onnx" is the same program in float32 on all of them. A runtime
+that is named is taken or refused, never replaced silently.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from yonos_trt.backends.base import Backend
 from yonos_trt.choices import LARGEST_LANES, PRECISIONS, RUNTIMES, TENSORRT_MODULES, RuntimeName
@@ -24,16 +26,20 @@ from yonos_trt.engine.restore import check_restore, dial_of
 from yonos_trt.errors import (
     ConfigError,
     EngineDeviceError,
+    EngineIntegrityError,
     EngineNotFoundError,
     EngineVersionError,
     MissingExtraError,
 )
-from yonos_trt.host import startable_threads, usable_cpus
+from yonos_trt.host import has_bf16, startable_threads, usable_cpus
 
 __all__ = [
+    "PINNED",
+    "RTX",
     "RUNTIMES",
     "Request",
     "RuntimeName",
+    "cpu_runtime",
     "find_model",
     "models_dir",
     "open_backend",
@@ -43,7 +49,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-_RTX = ("7.5", "8.6", "8.9", "12.0", "12.1")
+RTX = ("7.5", "8.6", "8.9", "12.0", "12.1")
 """Compute capabilities for which TensorRT-RTX is made; data-centre GPUs (8.0, 9.0, 10.0) have TensorRT."""
 
 
@@ -63,8 +69,8 @@ class Request:
         Host threads; None: all usable CPUs. More than there are would only wait for each other, and each
         takes memory: it is lowered to that many, with a warning.
     precision : str or None
-        "fp32", "fp16", "bf16"; None: fp32 first on the CPU, fp16 first with TensorRT, bf16 with OpenVINO
-        where the CPU has it.
+        "fp32", "fp16", "bf16"; None: fp32 first with ONNX Runtime on the CPU, fp16 first with TensorRT, bf16
+        with OpenVINO where the CPU has it.
     providers : sequence of str or None
         Execution providers of ONNX Runtime, the first one that can goes first; with them "auto" is "onnx".
         None: the CPU's.
@@ -145,6 +151,43 @@ def open_backend(engine_dir: Path, manifest: EngineManifest, request: Request) -
             _log.warning("the %s engines of %s are not used: %s", runtime, engine_dir, error)
     if not any(_has_all(manifest, runtime, request.precision) for runtime in TENSORRT_MODULES):
         _say_what_to_build(engine_dir, request)
+    return _open_on_cpu(engine_dir, manifest, request)
+
+
+PINNED = "YONOS_CPU_RUNTIME"
+"""Variable of the environment: "onnx" or "openvino" is what "auto" takes on a CPU, whatever CPU that is."""
+
+
+def cpu_runtime(precision: str | None = None) -> Literal["onnx", "openvino"]:
+    """Return what "auto" takes on this CPU, of what is installed.
+
+    Raises
+    ------
+    ConfigError
+        The variable `PINNED` is set to something else.
+    """
+    pinned = os.environ.get(PINNED) or None
+    if pinned is not None:
+        if pinned not in ("onnx", "openvino"):
+            raise ConfigError(f"{PINNED} is {pinned!r}, expected onnx or openvino; or unset it")
+        return "onnx" if pinned == "onnx" else "openvino"
+    if precision in (None, "bf16") and has_bf16() and importlib.util.find_spec("openvino") is not None:
+        return "openvino"
+    return "onnx"
+
+
+def _open_on_cpu(engine_dir: Path, manifest: EngineManifest, request: Request) -> Backend:
+    if cpu_runtime(request.precision) == "openvino":
+        try:
+            backend = _open_openvino(engine_dir, manifest, request)
+        except (MissingExtraError, ConfigError, EngineIntegrityError) as error:
+            _log.warning("OpenVINO is not used, ONNX Runtime runs the networks: %s", error)
+        else:
+            _log.info(
+                "runtime auto is openvino: this CPU computes in bfloat16; "
+                "runtime onnx computes in float32 on every CPU"
+            )
+            return backend
     return _open_onnx(engine_dir, manifest, request)
 
 
@@ -153,7 +196,7 @@ def _say_what_to_build(engine_dir: Path, request: Request) -> None:
     devices = {device.index: device for device in probe_driver().devices}
     if (gpu := devices.get(request.device)) is None:
         return
-    runtime = "tensorrt-rtx" if gpu.compute_capability in _RTX else "tensorrt"
+    runtime = "tensorrt-rtx" if gpu.compute_capability in RTX else "tensorrt"
     inside = engine_dir.resolve().is_relative_to(models_dir())
     target = Path("engines") / engine_dir.name if inside else engine_dir
     _log.warning(

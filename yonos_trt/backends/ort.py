@@ -150,6 +150,7 @@ class OrtBackend(HostBackend):
         self.restore = dial_of(self.manifest, restore)
         best: Precision = "fp32" if self._providers.memory is None else "fp16"
         picked = pick_onnx(self.manifest, root, precision, restore=self.restore, best=best)
+        self.precision: Precision = picked["step"].precision
         sessions: dict[str, _Session] = {}
         for name, artifact in picked.items():
             graph = read_graph(root, artifact, restore=self.restore)

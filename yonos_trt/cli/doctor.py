@@ -12,16 +12,16 @@ from importlib import metadata
 from typing import Any
 
 import yonos_trt
-from yonos_trt.backends.choose import shipped_models
+from yonos_trt.backends.choose import RTX, cpu_runtime, shipped_models
 from yonos_trt.backends.ort_providers import CPU_PROVIDER
 from yonos_trt.backends.telemetry import import_onnxruntime
 from yonos_trt.choices import TENSORRT_MODULES
 from yonos_trt.cuda.probe import probe_driver
 from yonos_trt.errors import install_command
-from yonos_trt.host import python_command, usable_cpus
+from yonos_trt.host import has_bf16, python_command, usable_cpus
 from yonos_trt.tiles.kernels import HOW_TO_COMPILE, host_kernels
 
-__all__ = ["examine", "lines"]
+__all__ = ["examine", "lines", "runtime_speeds"]
 
 _IMPORT_TIMEOUT_S = 60.0
 # An ONNX graph of one node, Identity: what a provider has to open to count as usable.
@@ -33,6 +33,8 @@ _BOTH_WHEELS = (
     "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; keep one, for a "
     "GPU: pip uninstall -y onnxruntime onnxruntime-gpu; pip install 'onnxruntime-gpu[cuda,cudnn]'"
 )
+_FASTER = 1.15  # times as fast, and more, is worth a line
+_TIMED_PX = 128  # side of the result that is timed: one small tile
 _OPTIONAL = (("av", "video"), ("pyvips", "images"), ("tifffile", "images"), ("openvino", "openvino"))
 
 
@@ -58,6 +60,7 @@ def examine() -> dict[str, Any]:
         },
         "tensorrt": {name: _imports(name) for name, _ in TENSORRT_MODULES.values()},
         "training": _training(),
+        "speed": _speed(),
         "optional": {name: _is_there(name) for name, _ in _OPTIONAL},
         "models": {name: str(path) for name, path in shipped_models().items()},
     }  # fmt: skip
@@ -95,6 +98,48 @@ def _training() -> dict[str, Any]:
     )
     facts, problem = _said(python_command(code, package=True))
     return {**json.loads(facts), "problem": ""} if facts else {"problem": problem}
+
+
+def _speed() -> dict[str, Any]:
+    """Time what runs the networks on this CPU, in a child process, for about a second."""
+    code = "import json; from yonos_trt.cli.doctor import runtime_speeds; print(json.dumps(runtime_speeds()))"
+    said, problem = _said(python_command(code, package=True))
+    measured = json.loads(said) if said else {}
+    return {"bf16": has_bf16(), "auto": cpu_runtime(), "s_per_mpx": measured, "problem": problem}
+
+
+def runtime_speeds() -> dict[str, dict[str, Any]]:
+    """Return runtime -> its precision, and seconds per megapixel of the result with a shipped model.
+
+    Those that are installed take turns, so that what else the machine does meets all of them; the best of
+    their turns counts.
+    """
+    import time
+
+    import numpy as np
+
+    from yonos_trt.sr import SR
+
+    names = ["onnx", *(["openvino"] if _is_there("openvino") else [])]
+    opened = {name: SR(runtime=name).open() for name in names}
+    side = max(1, _TIMED_PX // opened["onnx"].scale)
+    mpx = (side * opened["onnx"].scale) ** 2 / 1e6
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    best = dict.fromkeys(names, float("inf"))
+    for sr in opened.values():
+        sr.upscale(image)
+    end_s = time.perf_counter() + 0.7
+    turns = 0
+    while turns < 2 or time.perf_counter() < end_s:
+        for name, sr in opened.items():
+            began = time.perf_counter()
+            sr.upscale(image)
+            best[name] = min(best[name], time.perf_counter() - began)
+        turns += 1
+    return {
+        name: {"precision": sr.info()["computes_in"], "s_per_mpx": round(best[name] / mpx, 2)}
+        for name, sr in opened.items()
+    }
 
 
 def _provider(name: str) -> str:
@@ -174,6 +219,35 @@ def lines(facts: dict[str, Any]) -> Iterator[str]:
             f"training       {training['precision']}, {training['images_per_s']} images/s a U-Net step of "
             f"the lite preset ({training['threads']} threads)"
         )
+    yield from _speed_lines(facts)
     missing = [f"{name} (extra {extra!r})" for name, extra in _OPTIONAL if not facts["optional"][name]]
     yield f"not installed  {', '.join(missing) or 'nothing optional'}"
     yield f"models         {', '.join(facts['models']) or 'none in this installation'}"
+
+
+def _speed_lines(facts: dict[str, Any]) -> Iterator[str]:
+    """Say what this CPU does, and which extra would make the machine faster."""
+    speed = facts["speed"]
+    measured = speed["s_per_mpx"]
+    if not measured:
+        yield f"speed          not measured: {speed['problem']}"
+    else:
+        each = [f"{name} ({x['precision']}) {x['s_per_mpx']:.1f}" for name, x in measured.items()]
+        yield f"speed          {', '.join(each)} s per megapixel, just measured; auto: {speed['auto']}"
+    advice = []
+    if "openvino" in measured:
+        gain = measured["onnx"]["s_per_mpx"] / max(measured["openvino"]["s_per_mpx"], 1e-9)
+        if gain >= _FASTER and speed["auto"] == "onnx":
+            advice.append(f"--runtime openvino is {gain:.1f} times as fast as auto here")
+        elif gain >= _FASTER:
+            advice.append(f"openvino, {gain:.1f} times as fast as onnx, is in use")
+    elif speed["bf16"]:
+        advice.append(
+            f"this CPU computes in bfloat16, which openvino uses: {install_command('openvino')}; then this "
+            "command measures by how much"
+        )
+    if facts["driver"]["gpus"] and not any(x["version"] for x in facts["tensorrt"].values()):
+        rtx = facts["driver"]["gpus"][0]["compute_capability"] in RTX
+        extra = "rtx" if rtx else "tensorrt"
+        advice.append(f"the GPU is idle: {install_command(extra)}; what it gains `yonos bench` measures then")
+    yield f"faster         {'; '.join(advice) or 'no extra would make this machine faster'}"

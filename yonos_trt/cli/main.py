@@ -6,6 +6,7 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0 ok, 1 some fi
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -141,14 +142,22 @@ def info(engine_dir: Path | None, as_json: bool, verify: bool, warm_up: tuple[tu
     from yonos_trt.engine.manifest import load_manifest
     from yonos_trt.sr import SR
 
-    with SR(engine_dir) as sr:
-        if verify:
-            load_manifest(sr.engine_dir, verify=True)
+    sr, problem = SR(engine_dir), ""
+    if verify:
+        load_manifest(sr.engine_dir, verify=True)
+    try:
+        if verify or warm_up:
+            sr.open()
+    except errors.YonosError as error:
+        if warm_up:
+            raise
+        problem = str(error)
+    with contextlib.closing(sr):
         began = time.perf_counter()
         if warm_up:
             sr.warm_up(warm_up)
         seconds = time.perf_counter() - began
-        facts = sr.info()
+        facts = sr.info() | {"problem": problem}
     if warm_up:
         facts["warm_up_s"] = round(seconds, 3)
     if as_json:
@@ -176,6 +185,9 @@ def info(engine_dir: Path | None, as_json: bool, verify: bool, warm_up: tuple[tu
             click.echo(f"{stage:<11} {a['runtime']} {a['precision']}  {a['file']}  {size:.1f} MiB")
     if facts["restore"] is not None:
         click.echo(f"dial        --restore 0 (every grain) to 1 (clean, sharp), default {facts['restore']:g}")
+    if facts["backend"] or problem:
+        what = f"{facts['backend']}, {facts['computes_in']}, chosen by --runtime auto"
+        click.echo(f"runs on     {f'nothing that is here: {problem}' if problem else what}")
     for precision, psnr in facts["end_to_end_psnr_db"].items():
         click.echo(
             f"parity      {precision}: {'exact' if psnr is None else f'{psnr:.1f} dB'} against the reference"

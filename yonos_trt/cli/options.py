@@ -272,7 +272,7 @@ machine = compose(
         type=click.Choice(RUNTIMES),
         default="auto",
         show_default=True,
-        help="What runs the networks.",
+        help="What runs the networks; auto: the fastest that is there, onnx: float32 on every CPU.",
     ),
     precision,
     click.option(
@@ -428,4 +428,8 @@ def on_cpu(options: dict[str, Any]) -> dict[str, Any]:
         raise click.UsageError(
             f"-g -1 runs on the CPU, but --runtime {runtime} needs a GPU; leave one of them out"
         )
-    return options | {"device": 0, "runtime": "onnx" if runtime == "auto" else runtime}
+    if runtime == "auto":
+        from yonos_trt.backends.choose import cpu_runtime
+
+        runtime = "onnx" if options.get("providers") else cpu_runtime(options.get("precision"))
+    return options | {"device": 0, "runtime": runtime}

@@ -233,6 +233,8 @@ def _upscaler_id(sr: Any, model: dict[str, Any]) -> str:
         "memory_limit_mb", "device_memory_limit_mb",
     )  # fmt: skip
     chosen = {k: model[k] for k in changing}
+    if chosen["runtime"] == "auto" and type(sr.backend).__name__ == "OpenVinoBackend":
+        chosen["runtime"] = "openvino"
     if sr.restore is not None:
         chosen["restore"] = sr.restore
     return json.dumps([sr.manifest.model.name, sr.manifest.model.weights_sha256, chosen])
