@@ -17,7 +17,6 @@ pytest.importorskip("onnxscript")
 from click.testing import CliRunner, Result  # noqa: E402
 from export_models import small_bundle  # noqa: E402
 from helpers import picture, shipped_model, write_training_pictures  # noqa: E402
-from yonos_export import ExportConfig, export  # noqa: E402
 from yonos_export.cli import main as yonos_export  # noqa: E402
 from yonos_train.cli import main  # noqa: E402
 from yonos_train.engine_weights import bundle_from_engine, load_start  # noqa: E402
@@ -45,13 +44,18 @@ QUICK = (
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """pictures/; bundle/, whose encoder reads the canvas; bundle-lr/, that reads LR, and its engine-lr/."""
+    """pictures/; bundle/, whose encoder reads the canvas, bundle-lr/, that reads LR; run/ from that one; its
+    engine/."""
     root = tmp_path_factory.mktemp("from")
     (root / "pictures").mkdir()
     write_training_pictures(root / "pictures", 2)
     save_bundle(small_bundle(), root / "bundle")
     save_bundle(small_bundle(encoder_input="lr"), root / "bundle-lr")
-    export(ExportConfig(root / "bundle-lr", root / "engine-lr", runtime="onnx", verify=False))
+    result = train(root, root / "run", root / "bundle-lr")
+    assert result.exit_code == 0, result.output
+    tuned, engine = root / "run" / "bundles" / "tuned-x4", root / "engine"
+    result = CliRunner().invoke(yonos_export, [str(tuned), "-o", str(engine), "--onnx-only", "--no-verify"])
+    assert result.exit_code == 0, result.output
     return root
 
 
@@ -74,7 +78,7 @@ def outputs(bundle: Bundle, x: torch.Tensor, noise: torch.Tensor) -> torch.Tenso
 
 def test_an_engine_directory_read_back_computes_what_its_graphs_do(made: Path) -> None:
     """With an encoder for LR pictures; the shipped models read the canvas: tests/test_train_loop.py."""
-    engine = made / "engine-lr"
+    engine = made / "engine"
     torch.manual_seed(0)
     x = torch.rand(1, 3, 16, 24) * 2 - 1
     noise = torch.randn(1, 4, 16, 24)
@@ -84,44 +88,41 @@ def test_an_engine_directory_read_back_computes_what_its_graphs_do(made: Path) -
     (wanted,) = run["decoder"](None, {"z_0": z_0})
     back = load_start(engine, 4)
     assert back.config.encoder_input == "lr"
-    for bundle in (back, load_bundle(made / "bundle-lr")):
+    for bundle in (back, load_bundle(made / "run" / "bundles" / "tuned-x4")):
         error = np.abs(outputs(bundle, x, noise).numpy() - wanted).max()
         assert error <= 1e-5 * max(1.0, np.abs(wanted).max())
 
 
-def test_the_whole_way_from_an_engine_directory_to_the_next(made: Path, tmp_path: Path) -> None:
-    engine, run = made / "engine-lr", tmp_path / "run"
-    result = train(made, run, engine, "--set", "pixels-x4.lr=0.01", "--set", "*.warmup_steps=0")
-    assert result.exit_code == 0, result.output
-    tuned = load_bundle(run / "bundles" / "tuned-x4")
-    start = load_manifest(engine, verify=False).model
+def test_the_result_is_a_model_like_any_other_and_names_its_origin(made: Path) -> None:
+    old, tuned = load_bundle(made / "bundle-lr"), load_bundle(made / "run" / "bundles" / "tuned-x4")
     origin = tuned.config.training["start"]
-    assert (origin["model"], origin["weights_sha256"]) == ("small-x4", start.weights_sha256)
-    assert tuned.config.encoder_input == "lr"
-    old_weight = load_bundle(made / "bundle-lr").encoder.state_dict()["conv_in.weight"]
-    assert not torch.equal(tuned.encoder.state_dict()["conv_in.weight"], old_weight)
+    assert (origin["model"], origin["weights_sha256"]) == ("small-x4", weights_sha256(old))
     assert origin["training"] == {"steps": 3}
     assert tuned.config.training["stages"]["pixels-x4"]["steps"] == 2
     assert (tuned.config.tile_px, tuned.config.overlap_px, tuned.config.largest_tile_px) == (64, 16, 128)
     assert set(tuned.config.licence) == {"small-x4: code", "small-x4: data"}
-
-    again = train(made, run, engine, "--set", "pixels-x4.lr=0.01", "--set", "*.warmup_steps=0")
-    assert again.exit_code == 0, again.output
-    assert weights_sha256(load_bundle(run / "bundles" / "tuned-x4")) == weights_sha256(tuned)
-
-    out = tmp_path / "engine"
-    exported = CliRunner().invoke(
-        yonos_export, [str(run / "bundles" / "tuned-x4"), "-o", str(out), "--onnx-only", "--no-verify"]
-    )
-    assert exported.exit_code == 0, exported.output
-    manifest = load_manifest(out, verify=True)
+    for name in ("encoder", "unet", "decoder"):
+        before, after = getattr(old, name).state_dict(), getattr(tuned, name).state_dict()
+        assert not torch.equal(before["conv_in.weight"], after["conv_in.weight"]), name
+    manifest = load_manifest(made / "engine", verify=True)
     assert manifest.model.name == "tuned-x4"
     assert ("small-x4: data", "CC0-1.0") in {(x.part, x.licence) for x in manifest.model.licences}
-    image = picture(20, 24)
-    with SR(engine) as before, SR(out) as after:
-        old, new = before.upscale(image), after.upscale(image)
-    assert new.shape == (80, 96, 3)
-    assert not np.array_equal(old, new)
+    with SR(made / "engine") as sr:
+        assert sr.upscale(picture(20, 24)).shape == (80, 96, 3)
+
+
+def test_an_engine_directory_is_trained_further_and_the_same_command_is_done(
+    made: Path, tmp_path: Path
+) -> None:
+    bundle, written = tmp_path / "bundles" / "tuned-x4", []
+    for _ in range(2):
+        result = train(made, tmp_path, made / "engine", "--steps", "1")
+        assert result.exit_code == 0, result.output
+        written.append((bundle / "config.json").stat().st_mtime_ns)
+    assert written[0] == written[1]
+    origin = load_bundle(bundle).config.training["start"]
+    start = load_manifest(made / "engine", verify=False).model
+    assert (origin["model"], origin["weights_sha256"]) == ("tuned-x4", start.weights_sha256)
 
 
 def test_an_interrupted_run_goes_on(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,9 +174,9 @@ def test_a_config_gives_the_stages(made: Path, tmp_path: Path) -> None:
     file = tmp_path / "run.json"
     stage = dataclasses.replace(plan("--from", "lite-x4").stages[0], name="mine", steps=7)
     file.write_text(RunConfig(name="own", start="lite-x{scale}", stages=(stage,)).to_json())
-    config = plan("--config", str(file), "--from", str(made / "engine-lr"))
+    config = plan("--config", str(file), "--from", str(made / "engine"))
     assert (config.name, config.stages[0].name, config.stages[0].steps) == ("own", "mine", 7)
-    assert config.start == str(made / "engine-lr")
+    assert config.start == str(made / "engine")
     wrong = CliRunner().invoke(
         main,
         ["--config", str(file), "--from", "lite-x2", "--data", str(made / "pictures"), "--run",
