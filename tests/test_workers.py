@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from click.testing import CliRunner, Result
 from helpers import make_engine_dir, picture
@@ -142,11 +143,14 @@ def test_each_gpu_has_a_worker_and_cpus_are_shared_out(monkeypatch: pytest.Monke
     assert all("--skip-existing" in c for c in commands)
 
 
-def test_ctrl_c_ends_the_workers_and_leaves_nothing_half_written(engine_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent_and_leave_nothing_half_written(
+    engine_dir: Path, tmp_path: Path, how: signal.Signals
+) -> None:
     (photos := tmp_path / "photos").mkdir()
     for name in "ab":
         Image.fromarray(picture(700, 700)).save(photos / f"{name}.png")
-    command = ["upscale", "-m", str(engine_dir), "-g", "-1,-1", "-t", "64", "--progress", "json"]
+    command = ["upscale", "-m", str(engine_dir), "-g", "-1,-1", "-t", "64", "--progress", "json", "--watch"]
     process = subprocess.Popen(
         [sys.executable, "-m", "yonos_trt.cli", *command, "-i", str(photos), "-o", str(tmp_path / "big")],
         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
@@ -161,8 +165,14 @@ def test_ctrl_c_ends_the_workers_and_leaves_nothing_half_written(engine_dir: Pat
             started.add(event["name"])
         if event["event"] == "step" and len(started) == 2:
             break
-    process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=120)
-    assert process.returncode == 130, rest
-    assert json.loads(rest.splitlines()[-1])["event"] == "interrupted"
-    assert list((tmp_path / "big").iterdir()) == []
+    workers = psutil.Process(process.pid).children()
+    assert len(workers) == 2
+    process.send_signal(how)
+    rest = process.communicate(timeout=120)[1]
+    assert psutil.wait_procs(workers, timeout=60)[1] == []
+    if how is signal.SIGKILL:
+        assert process.returncode == -9
+    else:
+        assert process.returncode == 130, rest
+        assert json.loads(rest.splitlines()[-1])["event"] == "interrupted"
+    assert [p.name for p in (tmp_path / "big").iterdir() if not p.name.startswith(".")] == []

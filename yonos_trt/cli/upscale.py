@@ -67,7 +67,7 @@ class _Command(click.Command):
 @click.option("--overwrite", "existing", flag_value="overwrite", help="Replace outputs that exist.")
 @click.option("--skip-existing", "existing", flag_value="skip", help="Leave out inputs whose output exists.")
 @click.option("--watch", "watching", is_flag=True, help="Keep input folders done, until Ctrl-C.")
-@click.option("--workers", "shared_by", type=click.IntRange(1, 64), default=1, hidden=True)
+@click.option("--workers", "shared_by", type=click.IntRange(0, 64), default=0, hidden=True)
 @click.option("--recursive", is_flag=True, help="Go into sub-folders and keep the tree.")
 @options.alpha
 @options.color_fix()
@@ -178,6 +178,10 @@ def upscale(
     for folder in {job.target.parent for job in jobs}:
         remove_leftovers(folder)
     names = _Names(quiet=quiet or to_stdout or console.stdout_closed)
+    if shared_by:
+        from yonos_trt.cli.workers import end_with_parent
+
+        end_with_parent()
     if devices:
         from yonos_trt.cli.workers import Workers, check_devices, options_of
 
@@ -207,7 +211,7 @@ def upscale(
                 reporter,
                 existing="skip" if watching else existing or "refuse",
                 # a file that is read ahead is claimed: of a few it would be missing to another worker
-                overlap=shared_by == 1 or len(jobs) > _FEW * shared_by,
+                overlap=not shared_by or len(jobs) > _FEW * shared_by,
                 written=names,
                 passed_over=passed_over,
             )

@@ -6,7 +6,9 @@ they say comes together here: each file is told once, and what a worker that die
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -26,7 +28,7 @@ from yonos_trt.cli.progress import JsonLines, Progress
 from yonos_trt.errors import EngineDeviceError, InputError
 from yonos_trt.host import python_command, usable_cpus
 
-__all__ = ["Workers", "check_devices", "options_of"]
+__all__ = ["Workers", "check_devices", "end_with_parent", "options_of"]
 
 _COMMAND = "from yonos_trt.console import yonos; yonos()"
 
@@ -115,7 +117,7 @@ class Workers:
         try:
             for index, command in enumerate(self._commands):
                 process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                    command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                     text=True, encoding="utf-8", errors="replace",
                     start_new_session=True,  # a Ctrl-C of the terminal comes by way of this process, once
                 )  # fmt: skip
@@ -132,12 +134,13 @@ class Workers:
                     self._take(index, event)
         except BaseException:
             for process in self._processes:
-                if process.poll() is None:
-                    process.send_signal(signal.SIGINT)
+                process.terminate()  # not SIGINT: in the background of a shell that is ignored
             raise
         finally:
             for process in self._processes:
                 process.wait()
+                assert process.stdin is not None
+                process.stdin.close()
             for reader in readers:
                 reader.join()
         return self._settle(jobs)
@@ -250,6 +253,18 @@ class Workers:
         if self._ended_early:
             return max(1, *(codes[index] for index in self._ended_early))
         return max(1, min(filter(None, codes), default=1)) if self.failed else 0
+
+
+def end_with_parent() -> None:
+    """End this process, as SIGTERM does, when the one that started it is gone and its end of stdin closes."""
+
+    def wait() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 1):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def check_devices(devices: Sequence[int]) -> None:
