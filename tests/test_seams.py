@@ -87,7 +87,7 @@ def test_photographs_show_no_seams(sr: SR, data_dir: Path, record_property: Any)
         across += a
         beside += b
     ratio = sum(across) / sum(beside)
-    record_property("seam_ratio", ratio)
+    record_property("seam_ratio", float(ratio))  # plain numbers travel between pytest's processes
     _log.info("gradient across %d borders: %.4f times that of their neighbours", len(across), ratio)
     assert len(across) >= 60
     assert ratio <= LARGEST_RATIO, f"{len(across)} borders, ratio {ratio:.4f}"
@@ -118,7 +118,7 @@ def _gradient() -> Array:
 def test_flat_and_smooth_pictures_have_no_step_at_a_border(sr: SR, draw: Any, record_property: Any) -> None:
     image = draw()
     step = _step(sr.upscale(image), sr.plan(*image.shape[:2]).tiles)
-    record_property("largest_step", step)
+    record_property("largest_step", float(step))
     _log.info("%s: largest step at a border %.3f / 255", draw.__name__, step)
     assert step <= 1.0
 
@@ -138,7 +138,7 @@ def test_small_tiles_and_one_large_tile_agree_to_55_db(name: str, record_propert
         assert (tiles.tiles == 1) == (tile_px == 1024)
     tiled, whole = results
     psnr_db = 10 * np.log10(255**2 / np.square(tiled - whole).mean())
-    record_property("psnr_db", psnr_db)
+    record_property("psnr_db", float(psnr_db))
     _log.info("%s: tiles of %d px against one: %.1f dB", name, TILE_PX, psnr_db)
     assert whole.std() > 10
     assert psnr_db >= 55
