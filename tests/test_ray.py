@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import logging
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +71,12 @@ def ray() -> Iterator[Any]:
     pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
     from yonos_trt.ray_data.cluster import connected
 
-    with connected(None) as module:
-        yield module
+    s3 = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_EC2_METADATA_DISABLED": "true"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3.items():
+            patch.setenv(name, value)  # workers have the environment that Ray started with
+        with connected(None) as module:
+            yield module
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -290,7 +300,50 @@ def test_a_worker_that_is_killed_costs_nothing(
     assert contents(tmp_path) == expected
 
 
-def test_ray_reports_nothing_to_its_makers(ray: Any) -> None:
+def test_ray_reports_nothing_to_its_makers_and_leaves_nothing_behind(
+    photos: Path, engine: str, tmp_path: Path
+) -> None:
+    """The command in an empty home, with Ray's place for reports led to a server here that counts."""
+    pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
+    home, temporary = tmp_path / "home", Path(tempfile.mkdtemp(prefix="yr", dir="/tmp"))
+    home.mkdir()
+    reports: list[str] = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            reports.append(self.path)
+            self.send_error(500)
+
+        do_GET = do_POST
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Listener) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {
+            "HOME": str(home),
+            "TMPDIR": str(temporary),
+            "RAY_USAGE_STATS_REPORT_URL": f"http://127.0.0.1:{server.server_port}/",
+            "RAY_USAGE_STATS_REPORT_INTERVAL_S": "1",
+        }
+        command = [*YONOS, "batch", str(photos), str(tmp_path / "out"), "-m", engine, "--progress", "json"]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=500, check=False
+        )
+        server.shutdown()
+    left = [str(p) for folder in (home, temporary) for p in folder.rglob("*")]
+    shutil.rmtree(temporary)
+    assert done.returncode == 0, done.stderr
+    assert (reports, left) == ([], [])
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {e["event"] for e in events} == {"skip", "start", "finish", "end"}
+    last = [e for e in events if e["event"] == "finish"][-1]
+    assert last["pictures_per_s"] > 0
+    assert events[-1]["done"] == 4
+
+
+def test_ray_is_told_to_report_nothing(ray: Any) -> None:
     from ray._common.usage import usage_lib
 
     assert not usage_lib.usage_stats_enabled()
@@ -300,3 +353,193 @@ def test_ray_reports_nothing_to_its_makers(ray: Any) -> None:
         return bool(usage_lib.usage_stats_enabled())
 
     assert not ray.get(enabled.remote())
+
+
+def test_nodes_and_drivers_that_are_killed_cost_nothing() -> None:
+    """Two of the trials of `benchmarks/studies/ray_kills.py`, on a cluster of two nodes."""
+    pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
+    study = [sys.executable, "-m", "benchmarks.studies.ray_kills", "--trials=2", "--kinds=node,driver"]
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        study, cwd=root, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert "2 trials ({'node': 1, 'driver': 1}), 0 with other outputs" in done.stdout
+
+
+# ---------------------------------------------------------------------------------------------------------
+# S3: moto's server, and a proxy before it that fails as networks and busy stores do
+
+
+class Store:
+    """An S3 server with a bucket, reached through a proxy that can be made to fail."""
+
+    def __init__(self, port: int) -> None:
+        import boto3
+
+        self.faults: dict[str, list[str]] = {"GET": [], "PUT": [], "HEAD": []}
+        self.requests: list[str] = []
+        self._port = port
+        store = self
+
+        class Proxy(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def pass_on(self) -> None:
+                store.requests.append(f"{self.command} {self.path}")
+                data = self.body()
+                fault = store.faults[self.command].pop(0) if store.faults.get(self.command) else ""
+                if fault == "slow":
+                    body = b"<Error><Code>SlowDown</Code><Message>Please slow down.</Message></Error>"
+                    self.answer(503, {"Content-Type": "application/xml"}, body)
+                    return
+                if fault == "cut" and data:
+                    self.close_connection = True
+                    self.connection.close()
+                    return
+                link = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+                ours = {"transfer-encoding", "content-length", "expect", "connection"}
+                headers = {k: v for k, v in self.headers.items() if k.lower() not in ours}
+                link.request(self.command, self.path, data, headers)
+                reply = link.getresponse()
+                body = reply.read()
+                link.close()
+                self.answer(reply.status, dict(reply.getheaders()), body, cut=fault == "cut")
+
+            def body(self) -> bytes:
+                if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+                    return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                data = b""
+                while size := int(self.rfile.readline(), 16):
+                    data += self.rfile.read(size)
+                    self.rfile.readline()
+                while self.rfile.readline().strip():
+                    pass
+                return data
+
+            do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = pass_on
+
+            def answer(self, status: int, headers: dict[str, str], body: bytes, *, cut: bool = False) -> None:
+                self.send_response_only(status)
+                kept = {
+                    k: v for k, v in headers.items() if k.lower() not in ("connection", "transfer-encoding")
+                }
+                if self.command != "HEAD":
+                    kept["Content-Length"] = str(len(body))
+                for name, value in kept.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                if cut:
+                    self.wfile.write(body[: len(body) // 2])
+                    self.close_connection = True
+                elif self.command != "HEAD":
+                    self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.client = boto3.client(
+            "s3",
+            endpoint_url=f"http://127.0.0.1:{port}",
+            region_name="us-east-1",
+            aws_access_key_id="a",
+            aws_secret_access_key="b",
+        )
+        self.client.create_bucket(Bucket="pictures")
+
+    def uri(self, path: str) -> str:
+        where = f"endpoint_override=127.0.0.1:{self._server.server_port}&scheme=http&region=us-east-1"
+        return f"s3://{path}?{where}"
+
+    def ask_for_keys(self, *, really: bool) -> None:
+        """Let moto check credentials: it knows no users, so all are wrong."""
+        link = http.client.HTTPConnection("127.0.0.1", self._port)
+        link.request("POST", "/moto-api/reset-auth", b"0" if really else b"1000000")
+        assert link.getresponse().status == 200
+        link.close()
+
+    def contents(self, prefix: str) -> dict[str, bytes]:
+        found = self.client.list_objects_v2(Bucket="pictures", Prefix=prefix).get("Contents", [])
+        read = lambda key: self.client.get_object(Bucket="pictures", Key=key)["Body"].read()  # noqa: E731
+        return {item["Key"].removeprefix(prefix): read(item["Key"]) for item in found}
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture(scope="module")
+def store(ray: Any, photos: Path) -> Iterator[Store]:
+    pytest.importorskip("moto")
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    made = Store(server.get_host_and_port()[1])
+    for name, data in contents(photos).items():
+        made.client.put_object(Bucket="pictures", Key=f"in/{name}", Body=data)
+    yield made
+    made.close()
+    server.stop()
+
+
+def test_a_bucket_gets_what_upscale_makes_by_one_listing_a_side(
+    store: Store, engine: str, expected: dict[str, bytes]
+) -> None:
+    source, target = store.uri("pictures/in"), store.uri("pictures/out")
+    done = upscale(source, target, engine_dir=engine, recursive=True, workers=2, threads=1)
+    assert (done.done, done.failed) == (10, [])
+    assert store.contents("out/") == expected
+    store.requests.clear()
+    again = upscale(source, target, engine_dir=engine, recursive=True)
+    assert (again.done, again.skipped) == (0, 11)
+    assert len(store.requests) < 10, store.requests  # ten pictures, and a report that is not there
+    listings = [r for r in store.requests if "list-type=2" in r]
+    assert len(listings) == 2, store.requests
+
+
+def test_a_cut_connection_and_a_busy_store_are_tried_again(
+    store: Store, photos: Path, engine: str, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    store.faults["GET"] += ["", "slow", "cut", "cut"]
+    store.faults["PUT"] += ["cut", "slow", "cut"]
+    for name in ("p0.png", "sub/p4.jpg"):
+        copy, key = tmp_path / "copy", name.replace(".", "_x4.")
+        places.fetch(store.uri(f"pictures/in/{name}"), copy)
+        assert copy.read_bytes() == (photos / name).read_bytes()
+        copy.write_bytes(expected[key])
+        places.put(copy, store.uri(f"pictures/faults/{key}"))
+        assert store.contents(f"faults/{key}") == {"": expected[key]}
+    assert store.faults == {"GET": [], "PUT": [], "HEAD": []}
+
+
+def test_what_no_patience_mends_is_one_clear_error(
+    store: Store, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "_PAUSE_S", 0.001)
+    options = {"engine_dir": engine, "workers": 1}
+    good = store.uri("pictures/in")
+    with pytest.raises(InputError, match=r"^s3://nowhere/in: "):
+        upscale(store.uri("nowhere/in"), str(tmp_path), **options)
+    with pytest.raises(InputError, match=r"^s3://nowhere/out: there is no bucket 'nowhere'; make it first"):
+        upscale(good, store.uri("nowhere/out"), **options)
+    store.ask_for_keys(really=True)
+    try:
+        with pytest.raises(InputError, match=r"^s3://pictures/in: access is refused; check the credentials"):
+            upscale(good, str(tmp_path), **options)
+    finally:
+        store.ask_for_keys(really=False)
+    store.faults["GET"] += ["slow"] * 10_000
+    monkeypatch.setattr(places, "_TRIES", 1)
+    try:
+        with pytest.raises(
+            InputError, match=r"^s3://pictures/in: the store took no request, 1 times; say it again"
+        ):
+            upscale(good, str(tmp_path), **options)
+    finally:
+        store.faults["GET"].clear()
+    assert contents(tmp_path) == {}

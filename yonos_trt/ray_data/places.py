@@ -26,7 +26,7 @@ __all__ = ["below", "exists_below", "fetch", "is_remote", "list_below", "local",
 T = TypeVar("T")
 
 _PUT_IS_WHOLE = ("s3", "gcs", "abfs")  # an object is there when its upload is complete, and not before
-_TRIES = 5
+_TRIES = 3  # pyarrow tries S3 some thirty times itself before it gives up once
 _PAUSE_S = 0.25  # doubles
 # What no second try mends, in the words of the file systems.
 _REFUSED = (
@@ -115,8 +115,13 @@ def _file_system(root: str) -> tuple[Any, str]:
 def _at(uri: str) -> tuple[Any, str]:
     """Return the file system of a URI and the path there."""
     parts = urlsplit(uri)
+    query = parts.query
+    if (
+        parts.scheme == "s3" and "allow_delayed_open" not in query
+    ):  # one request for a small object, not three
+        query = "&".join(filter(None, (query, "allow_delayed_open=true")))
     with _told(uri):
-        system, top = _file_system(urlunsplit(parts._replace(path="/")))
+        system, top = _file_system(urlunsplit(parts._replace(path="/", query=query)))
     return system, f"{top.rstrip('/')}/{unquote(parts.path).strip('/')}".rstrip("/")
 
 
