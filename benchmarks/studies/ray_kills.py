@@ -4,10 +4,10 @@
 
     python -m benchmarks.studies.ray_kills --trials 20 --record runs/ray_kills.json
 
-One Ray cluster of two nodes (one worker each) on this machine. A trial upscales a folder and kills, by SIGKILL
-and after a random number of results: a worker's process, the second node's raylet (its worker dies with it), or
-the driver, whose batch is then said again. After each trial the outputs are compared byte for byte; whatever
-differs ends in exit code 1.
+One Ray cluster of two nodes (one worker each) on this machine. A trial upscales a folder and kills, by
+SIGKILL and after a random number of results: a worker's process, the second node's raylet (its worker
+dies with it), or the driver, whose batch is then said again. After each trial the outputs are compared
+byte for byte; whatever differs ends in exit code 1.
 """
 
 from __future__ import annotations
