@@ -406,6 +406,18 @@ def test_info_warms_up(engine_dir: Path) -> None:
     assert run("info", engine_dir, "--warm-up", "24").exit_code == 2
 
 
+def test_info_describes_what_does_not_run_here_too(engine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> Any:
+        raise errors.EngineDeviceError("no GPU for these engines")
+
+    assert re.search(r"runs on     OrtBackend, fp32", run("info", engine_dir).output)
+    monkeypatch.setattr("yonos_trt.session.open_backend", refused)
+    result = run("info", engine_dir)
+    assert (result.exit_code, "nothing that is here: no GPU" in result.output) == (0, True)
+    assert "tiny-x4" in result.output
+    assert run("info", engine_dir, "--warm-up", "8x8").exit_code == 4
+
+
 def test_info_finds_an_altered_file(engine_dir: Path, tmp_path: Path) -> None:
     directory = Path(shutil.copytree(engine_dir, tmp_path / "engine"))
     raw = bytearray((directory / "step.onnx").read_bytes())
