@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -137,13 +137,14 @@ def plan_jobs(
             f"the output {output} is no folder, and its name has no suffix of a picture; name a folder, or a "
             "file with one"
         )
-    results = {_place(job.target) for job in jobs}
-    given = {_place(path) for path in inputs}
-    jobs = [job for job in jobs if (place := _place(job.source)) in given or place not in results]
-    passed_over = [p for p in passed_over if _place(p.path) not in results]
+    place_of = _places()
+    results = {place_of(job.target) for job in jobs}
+    given = {place_of(path) for path in inputs}
+    jobs = [job for job in jobs if (place := place_of(job.source)) in given or place not in results]
+    passed_over = [p for p in passed_over if place_of(p.path) not in results]
     targets: dict[str, Path] = {}
     for job in list(jobs):
-        other = targets.setdefault(_place(job.target), job.source)
+        other = targets.setdefault(place_of(job.target), job.source)
         if other != job.source and watching:
             jobs.remove(job)
             passed_over.append(
@@ -190,18 +191,19 @@ def find_pictures(
     inputs: Sequence[Path], output: str | None, *, recursive: bool
 ) -> tuple[list[tuple[Path, Path]], list[PassedOver]]:
     """Return (path, path below its input folder), sorted within each input, none twice; and the rest."""
+    place_of = _places()
     found: dict[str, tuple[Path, Path]] = {}
     passed_over: dict[str, PassedOver] = {}
     own = None if output is None else os.path.realpath(output)
     for given in inputs:
         if not given.is_dir():
-            found.setdefault(_place(given), (given, Path(given.name)))
+            found.setdefault(place_of(given), (given, Path(given.name)))
             continue
         for path, passed in sorted(_walk(given, own, recursive=recursive), key=lambda pair: pair[0]):
             if passed is not None:
-                passed_over.setdefault(_place(path), passed)
+                passed_over.setdefault(place_of(path), passed)
             else:
-                found.setdefault(_place(path), (path, path.relative_to(given)))
+                found.setdefault(place_of(path), (path, path.relative_to(given)))
     return list(found.values()), [p for place, p in passed_over.items() if place not in found]
 
 
@@ -260,12 +262,20 @@ def _some(passed_over: Sequence[PassedOver]) -> str:
     return f"{first.path.name}: {first.reason}{more}"
 
 
-def _place(path: Path) -> str:
-    """Return the path by which a name in a folder is known however it was written: ``a``, ``../x/a``.
+def _places() -> Callable[[Path], str]:
+    """Return what makes of a path the one by which it is known however it was written: ``a``, ``../x/a``.
 
-    A link keeps its own name: it is not the file it points at.
+    A link keeps its own name: it is not the file it points at. Each folder is looked at once.
     """
-    return os.path.join(os.path.realpath(path.parent), path.name)
+    folders: dict[str, str] = {}
+
+    def place(path: Path) -> str:
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        return os.path.join(folders[folder], name)
+
+    return place
 
 
 def _suffix_for(source: PurePath, format: str | None) -> str:

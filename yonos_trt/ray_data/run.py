@@ -13,7 +13,7 @@ import itertools
 import json
 import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ __all__ = ["REPORT", "BatchOutcome", "plan_batch", "upscale"]
 REPORT = "yonos-report.jsonl"
 """The report's name in the output folder."""
 
-_LARGEST_BLOCK = 16  # pictures
+_LARGEST_BLOCK = 32  # pictures
 _ROUNDS = 4  # a block is at most the remaining pictures, divided by the workers, so many times
 _DEATHS = 3  # a picture whose worker died so often has failed
 
@@ -366,8 +366,8 @@ def _results(
     data = ray.data.from_arrow(tables)
     del tables
     settle(data.context)
-    told = data.map_batches(
-        Upscaler,
+    results = data.map_batches(
+        Teller,
         batch_size=None,
         batch_format="numpy",
         fn_constructor_kwargs=options,
@@ -378,11 +378,22 @@ def _results(
         ray_remote_args_fn=_arguments(nodes),
     )
     try:
-        for block in told.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
-            yield from block.to_pylist()
+        for block in results.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+            for told in block["told"].to_pylist():
+                yield from json.loads(told)
     except ray.exceptions.RayError as error:
         said = str(error).strip().splitlines()
         raise YonosError(f"Ray could not go on: {said[-1] if said else type(error).__name__}") from error
+
+
+class Teller(Upscaler):
+    """`Upscaler` with what it yields at once in one row: Ray Data makes a block of each, which takes time."""
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
+        """Yield JSON lists of rows."""
+        for rows in super().__call__(batch):
+            told = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
+            yield {"told": [json.dumps(told)]}
 
 
 def settle(context: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import socket
@@ -24,6 +25,8 @@ from yonos_trt.sr import SR
 __all__ = ["Upscaler"]
 
 Row = dict[str, list[Any]]
+
+_TELL_S = 0.5
 
 
 class Upscaler:
@@ -77,7 +80,7 @@ class Upscaler:
         Yields
         ------
         dict of str to list
-            For names, one row a picture as soon as it is finished: ``index`` (the batch's column of that
+            For names, a row for each picture as soon as it is finished: ``index`` (the batch's column of that
             name, else the place in the batch), ``source`` and ``target`` as given, ``state`` ("done",
             "failed" or "fatal", which every other picture would meet as well), ``error`` and ``reason``,
             ``left_out``, ``seconds``, ``worker`` ("host:pid") and ``node``.
@@ -99,10 +102,11 @@ class Upscaler:
         rows: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         thread = threading.Thread(target=self._work, args=(sources, targets, rows.put), daemon=True)
         thread.start()
-        while (row := rows.get()) is not None:
-            place = row.pop("place")
-            facts = {"index": indices[place], "source": sources[place], "target": targets[place]} | row
-            yield {key: [value] for key, value in facts.items()}
+        for told in _grouped(rows):
+            for row in told:
+                place = row.pop("place")
+                row |= {"index": indices[place], "source": sources[place], "target": targets[place]}
+            yield {key: [row[key] for row in told] for key in told[0]}
         thread.join()
 
     def _work(
@@ -119,6 +123,21 @@ class Upscaler:
             progress.tell("fatal", error=type(error).__name__, reason=str(named("", error)))
         finally:
             put(None)
+
+
+def _grouped(rows: queue.SimpleQueue[dict[str, Any] | None]) -> Iterator[list[dict[str, Any]]]:
+    """Yield what is told within half a second together: each delivery costs the driver a turn of its loop."""
+    told: list[dict[str, Any]] = []
+    last_s = 0.0
+    row: dict[str, Any] | None = {}
+    while row is not None:
+        with contextlib.suppress(queue.Empty):
+            row = rows.get(timeout=_TELL_S if told else None)
+            if row is not None:
+                told.append(row)
+        if told and (row is None or time.monotonic() - last_s >= _TELL_S):
+            yield told
+            told, last_s = [], time.monotonic()
 
 
 def _given() -> dict[str, Any]:
