@@ -444,7 +444,8 @@ def test_doctor_reports_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts["kernels"] in ("native", "numpy")
     training = facts["training"]
     if training["problem"]:
-        assert "pip install" in next(x for x in result.output.splitlines() if x.startswith("training"))
+        line = next(x for x in result.output.splitlines() if x.startswith("training"))
+        assert "pip install" in line or "idle machine" in line
     else:
         assert training["precision"] in ("fp32", "bf16")
         assert training["images_per_s"] > 0

@@ -175,7 +175,9 @@ def _said(command: list[str]) -> tuple[str, str]:
             command, capture_output=True, text=True, timeout=_IMPORT_TIMEOUT_S, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return "", f"the import did not end: {type(error).__name__}"
+        if isinstance(error, subprocess.TimeoutExpired):
+            return "", f"not known: it took more than {_IMPORT_TIMEOUT_S:.0f} s; try again on an idle machine"
+        return "", f"cannot start Python: {error}"
     if done.returncode:
         return "", (done.stderr.strip().splitlines() or ["failed"])[-1]
     return (done.stdout.strip().splitlines() or [""])[-1], ""
@@ -213,7 +215,8 @@ def lines(facts: dict[str, Any]) -> Iterator[str]:
         yield f"{module:<14} {state}"
     training = facts["training"]
     if training["problem"]:
-        yield f"training       {training['problem']}: {install_command('train')}"
+        remedy = "" if "idle machine" in training["problem"] else f": {install_command('train')}"
+        yield f"training       {training['problem']}{remedy}"
     else:
         yield (
             f"training       {training['precision']}, {training['images_per_s']} images/s a U-Net step of "
