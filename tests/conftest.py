@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +20,10 @@ import pytest
 os.environ["YONOS_CPU_RUNTIME"] = "onnx"
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# A shell's background jobs begin with Ctrl-C ignored, and so would every command that the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("project", deadline=None, max_examples=60, derandomize=True)
 hypothesis.settings.load_profile("project")
