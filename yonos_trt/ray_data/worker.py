@@ -148,7 +148,7 @@ def _given() -> dict[str, Any]:
         return {}
     if not ray.is_initialized():
         return {}
-    context = ray.get_runtime_context()
+    context: Any = ray.get_runtime_context()
     resources = context.get_assigned_resources()
     given: dict[str, Any] = {"node": context.get_node_id()}
     if "CPU" in resources:
