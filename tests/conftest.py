@@ -21,9 +21,11 @@ os.environ["YONOS_CPU_RUNTIME"] = "onnx"
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# A shell's background jobs begin with Ctrl-C ignored, and so would every command that the tests interrupt.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell's background jobs begin with Ctrl-C ignored, those of nohup with SIGHUP, and so would every command
+# that the tests interrupt.
+for _number, _usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _usual)
 
 hypothesis.settings.register_profile("project", deadline=None, max_examples=60, derandomize=True)
 hypothesis.settings.load_profile("project")

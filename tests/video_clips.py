@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.video import VideoOptions, VideoReport, upscale_video
+from yonos_trt.video.encode import opening
 from yonos_trt.video.format import EncoderSettings
 from yonos_trt.video.info import frame_planes
 from yonos_trt.video.layouts import layout_of
@@ -68,7 +69,7 @@ def write_clip(
         "libx264": {"preset": "ultrafast", "crf": "10", "bf": "2", "g": "6"},
         "libx265": {"x265-params": "log-level=none"},
     }
-    with av.open(str(path), "w") as out:
+    with opening(), av.open(str(path), "w") as out:
         out.metadata.update(metadata or {})
         video = out.add_stream(codec, rate=25, options={**defaults.get(codec, {}), **(options or {})})
         video.width, video.height, video.pix_fmt = width, height, pix_fmt
