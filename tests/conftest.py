@@ -8,6 +8,7 @@ failure.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 from functools import cache
@@ -63,6 +64,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if os.environ.get(switch) == "1":
             pytest.fail(f"{switch}=1, but {reason}", pytrace=False)
         pytest.skip(f"{reason}; set {switch}=1 to make this a failure")
+
+
+@pytest.fixture(autouse=True)
+def plain_logging() -> None:
+    """Undo what a command run in this process before has set up (`yonos_trt.cli.progress.set_up_logging`)."""
+    for name in ("yonos_trt", "yonos_export", "py.warnings"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import shutil
@@ -11,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +41,6 @@ def photos(tmp_path: Path) -> Path:
     Image.fromarray(picture(11, 13)).save(folder / "sub" / "b.jpg")
     (folder / "notes.txt").write_text("not a picture")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def _log_as_before() -> Iterator[None]:
-    """Commands set up the package's log; other tests read it."""
-    logger = logging.getLogger("yonos_trt")
-    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
-    yield
-    logger.handlers[:], logger.propagate = handlers, propagate
-    logger.setLevel(level)
 
 
 def run(*arguments: Any) -> Result:

@@ -61,7 +61,7 @@ def test_a_shipped_model_can_be_named_and_a_path_goes_first(
     monkeypatch.chdir(tmp_path)
     assert SR("lite-x2").engine_dir == shipped_model("lite-x2")
     assert SR("lite-x8", scale=8).engine_dir == shipped_model("lite-x8")
-    with pytest.raises(ConfigError, match="scale is 4, but the model in"):
+    with pytest.raises(ConfigError, match="scale is 4, expected 1 to 2, by which the model in"):
         SR("lite-x2", scale=4)
     (tmp_path / "lite-x2").symlink_to(shipped_model("lite-x8"))
     assert SR("lite-x2").scale == 8

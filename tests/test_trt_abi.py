@@ -26,7 +26,7 @@ from test_trt import picture, plan_for, reference, upscale
 
 from yonos_trt import pipeline
 from yonos_trt.cuda.driver import CudaDriver
-from yonos_trt.cuda.kernels import CudaKernels, kernel_codes, kernel_library
+from yonos_trt.cuda.kernels import CudaKernels, kernel_codes
 from yonos_trt.cuda.launches import SIGNATURES, DevicePicture, Finish, Gather
 from yonos_trt.errors import CudaError, MissingExtraError
 from yonos_trt.tiles.color import MODES
@@ -160,7 +160,7 @@ def test_kernels_that_no_code_fits_say_what_the_driver_answered(libraries: tuple
 
 
 def test_the_ptx_is_for_compute_capability_7_5_and_cuda_12() -> None:
-    text = (Path(kernel_library().parent) / "cuda" / "tiles.ptx").read_text()
+    text = ptx().TARGET.read_text()
     assert ".version 8.0\n.target sm_75\n" in text
     assert text.count(".visible .entry yonos_") == 38
 
