@@ -32,6 +32,11 @@ hypothesis.settings.register_profile("project", deadline=None, max_examples=60, 
 hypothesis.settings.load_profile("project")
 
 
+def pytest_sessionstart() -> None:
+    """Let the benchmarks that tests start measure: pytest-benchmark does not in a process of pytest-xdist."""
+    os.environ.pop("PYTEST_XDIST_WORKER", None)
+
+
 def data_path() -> Path:
     """Return the folder of the picture sets, which may not exist."""
     return Path(os.environ.get("YONOS_DATA", REPOSITORY.parent / "shared" / "data"))
