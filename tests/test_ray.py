@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,9 +32,11 @@ from yonos_trt.host import usable_cpus
 from yonos_trt.ray_data import places, run, upscale
 from yonos_trt.ray_data.planning import plan
 
-# Ray warns of its own settings, and leaves sockets to the garbage collector.
+# Ray warns of its own settings, and leaves sockets to the garbage collector. While it waits for a result it
+# swallows what a signal's handler raises, so that only the end of the process ends a test that hangs.
 pytestmark = [
-    pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "ResourceWarning")
+    *(pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "ResourceWarning")),
+    pytest.mark.timeout(600, method="thread"),
 ]
 
 YONOS = [sys.executable, "-c", "from yonos_trt.console import yonos; yonos()"]
@@ -287,6 +290,7 @@ def test_upscaler_takes_arrays_with_the_threads_and_memory_of_its_worker(ray: An
 def test_a_worker_that_is_killed_costs_nothing(
     ray: Any, photos: Path, engine: str, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
+    """Nor does what died keep its share of the cluster, for which the next pass, or run, would wait."""
     killed = []
 
     def kill(count: int, process: int) -> None:
@@ -306,6 +310,10 @@ def test_a_worker_that_is_killed_costs_nothing(
     assert killed
     assert (done.done, done.failed) == (10, [])
     assert contents(tmp_path) == expected
+    patience_s = time.monotonic() + 60
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < patience_s, "workers still hold CPUs"
+        time.sleep(0.2)
 
 
 def test_ray_reports_nothing_to_its_makers_and_leaves_nothing_behind(

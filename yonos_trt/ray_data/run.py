@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -361,6 +362,7 @@ def _results(
     """Yield a row for every picture that a worker has finished."""
     import pyarrow
 
+    names: list[str] = []
     places_of = iter(indices)
     tables = [pyarrow.table(batch.rows(list(itertools.islice(places_of, size)))) for size in sizes]
     data = ray.data.from_arrow(tables)
@@ -375,7 +377,7 @@ def _results(
         num_cpus=share.cpus,
         num_gpus=share.gpus or None,
         memory=share.memory_bytes or None,
-        ray_remote_args_fn=_arguments(nodes),
+        ray_remote_args_fn=_arguments(nodes, names),
     )
     try:
         for block in results.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
@@ -384,6 +386,12 @@ def _results(
     except ray.exceptions.RayError as error:
         said = str(error).strip().splitlines()
         raise YonosError(f"Ray could not go on: {said[-1] if said else type(error).__name__}") from error
+    finally:
+        # Ray Data only drops its workers, and where a block was lost the error may still hold them: the next
+        # pass would wait for ever for the CPUs that they have.
+        for name in names:
+            with contextlib.suppress(ValueError, ray.exceptions.RayError):  # it has ended
+                ray.kill(ray.get_actor(name), no_restart=True)
 
 
 class Teller(Upscaler):
@@ -405,8 +413,8 @@ def settle(context: Any) -> None:
     context.enable_operator_progress_bars = False
 
 
-def _arguments(nodes: list[str]) -> Callable[[], dict[str, Any]]:
-    """Return what makes the options of the next worker.
+def _arguments(nodes: list[str], names: list[str]) -> Callable[[], dict[str, Any]]:
+    """Return what makes the options of the next worker; its name is added to `names`.
 
     A worker that dies takes its blocks with it at once (no retries), so that none waits for a place where it
     can start again; itself it starts again where there is one.
@@ -416,7 +424,8 @@ def _arguments(nodes: list[str]) -> Callable[[], dict[str, Any]]:
     turn = itertools.cycle(nodes)
 
     def arguments() -> dict[str, Any]:
-        found: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0}
+        names.append(f"yonos-{secrets.token_hex(8)}")
+        found: dict[str, Any] = {"max_restarts": -1, "max_task_retries": 0, "name": names[-1]}
         if nodes:  # soft: where that node is gone, any other will do
             found["scheduling_strategy"] = NodeAffinitySchedulingStrategy(next(turn), soft=True)
         return found
