@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from yonos_trt.choices import MAX_PIXELS
 from yonos_trt.cli import options
 from yonos_trt.cli.progress import JsonLines, Pace, Silent
 
@@ -34,22 +33,8 @@ __all__ = ["batch"]
 @options.sizing
 @options.tiling
 @options.machine
-@click.option("-f", "--format", type=options.Format(["png", "jpg", "webp", "tiff", "avif"]),
-              help="Output format; default: as the input.")  # fmt: skip
-@click.option(
-    "--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="For jpg, webp and avif."
-)
-@click.option("--drop-depth", is_flag=True, help="Round to the format's depth: 16 bits into jpg or webp.")
-@click.option("--suffix", default="_x{scale}", show_default=True, help="Added to derived output names.")
-@options.alpha
-@options.color_fix()
-@options.restore
-@click.option("--stream", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True,
-              help="Write rows as they are finished (png, tiff).")  # fmt: skip
-@options.seed("Names the noise field.")
-@click.option("--max-pixels", type=click.IntRange(1, 1 << 40), default=MAX_PIXELS, show_default=True,
-              metavar="N",
-              help="Refuse files that declare more pixels, before they are decoded.")  # fmt: skip
+@options.saving("as the input")
+@options.looks
 @options.reporting
 def batch(
     source: str,
@@ -66,9 +51,6 @@ def batch(
     drop_depth: bool,
     alpha: str,
     stream: str,
-    long_edge: int | None,
-    size: tuple[int, int] | None,
-    fit: str,
     progress: str,
     dry_run: bool,
     verbose: int,
@@ -84,19 +66,12 @@ def batch(
     What exists in DST is left out: a run that was stopped is said again. --threads and --memory-limit are of
     each worker.
     """
-    from yonos_trt.cli.progress import META_KEY, set_up_logging
     from yonos_trt.console import quiet_libraries
-    from yonos_trt.images import SaveOptions
     from yonos_trt.ray_data import places, run
 
-    context = click.get_current_context()
-    context.meta[META_KEY] = progress
-    set_up_logging(verbose, quiet=quiet, mode=progress)
+    options.begin(progress, verbose, quiet=quiet)
     on_cpu = chosen["device"] == -1
-    engine_dir = options.model_of(chosen.pop("engine_dir"), chosen.pop("model_name"))
-    chosen = options.on_cpu(chosen)
-    sizing = options.sizing_of(chosen["scale"], long_edge, size, fit)
-    chosen["tile_px"] = options.legal_tile(chosen["tile_px"], engine_dir, chosen)
+    engine_dir, chosen, sizing = options.model_options(chosen)
     chosen["engine_dir"] = engine_dir
     names: dict[str, Any] = {"recursive": recursive, "suffix": suffix, "format": format, "size": sizing}
     if dry_run:
@@ -111,12 +86,7 @@ def batch(
             json.dumps({"options": wanted, "skipped": len(there), "jobs": jobs}, indent=2, default=str)
         )
         return
-    save = SaveOptions(
-        quality=quality,
-        drop_alpha=alpha == "drop",
-        drop_depth=drop_depth,
-        palette="rgb" if stream == "always" else "adaptive",
-    )
+    save = options.save_of(quality=quality, drop_depth=drop_depth, alpha=alpha, stream=stream)
     with quiet_libraries():
         outcome = run.upscale(
             source,
@@ -137,7 +107,7 @@ def batch(
         counts = f"{outcome.done} done, {outcome.skipped} skipped, {len(outcome.failed)} failed"
         click.echo(f"{counts}, {outcome.seconds:.1f} s", err=True)
     if outcome.exit_code:
-        context.exit(outcome.exit_code)
+        click.get_current_context().exit(outcome.exit_code)
 
 
 def _progress(mode: str, *, quiet: bool) -> Silent | JsonLines:

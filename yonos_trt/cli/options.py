@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from yonos_trt.choices import ALPHA_MODES, COLOR_FIXES, LARGEST_LANES, PRECISIONS, RUNTIMES
+from yonos_trt.choices import ALPHA_MODES, COLOR_FIXES, LARGEST_LANES, MAX_PIXELS, PRECISIONS, RUNTIMES
 
 if TYPE_CHECKING:
+    from yonos_trt.images import SaveOptions
     from yonos_trt.sizing import Sizing
 
 __all__ = [
@@ -32,17 +33,22 @@ __all__ = [
     "Size",
     "alpha",
     "batch",
+    "begin",
     "color_fix",
     "compose",
     "legal_tile",
+    "looks",
     "machine",
     "model",
     "model_of",
+    "model_options",
     "named_model",
     "on_cpu",
     "precision",
     "reporting",
     "restore",
+    "save_of",
+    "saving",
     "scale",
     "seed",
     "sizing",
@@ -328,6 +334,54 @@ def seed(text: str) -> Callable[[Any], Any]:
     return click.option("--seed", type=int, default=0, show_default=True, help=text)
 
 
+def saving(default: str) -> Callable[[Any], Any]:
+    """Return how pictures are named and written, with what ``-f`` says of its default; see `save_of`."""
+    return compose(
+        click.option(
+            "-f",
+            "--format",
+            type=Format(["png", "jpg", "webp", "tiff", "avif"]),
+            help=f"Output format; default: {default}.",
+        ),
+        click.option(
+            "--quality",
+            type=click.IntRange(1, 100),
+            default=95,
+            show_default=True,
+            help="For jpg, webp and avif.",
+        ),
+        click.option(
+            "--drop-depth", is_flag=True, help="Round to the format's depth: 16 bits into jpg or webp."
+        ),
+        click.option(
+            "--suffix", default="_x{scale}", show_default=True, help="Added to derived output names."
+        ),
+    )
+
+
+#: how the result of a picture is made
+looks = compose(
+    alpha,
+    color_fix(),
+    restore,
+    click.option(
+        "--stream",
+        type=click.Choice(["auto", "always", "never"]),
+        default="auto",
+        show_default=True,
+        help="Write rows as they are finished (png, tiff).",
+    ),
+    seed("Names the noise field."),
+    click.option(
+        "--max-pixels",
+        type=click.IntRange(1, 1 << 40),
+        default=MAX_PIXELS,
+        show_default=True,
+        metavar="N",
+        help="Refuse files that declare more pixels, before they are decoded.",
+    ),
+)
+
 reporting = compose(
     click.option(
         "--progress",
@@ -340,6 +394,43 @@ reporting = compose(
     click.option("-v", "--verbose", count=True, help="Log more; twice for everything."),
     click.option("-q", "--quiet", is_flag=True, help="Log and print errors only."),
 )
+
+
+def begin(progress: str, verbose: int, *, quiet: bool) -> None:
+    """Set up what the options of `reporting` ask for."""
+    from yonos_trt.cli.progress import META_KEY, set_up_logging
+
+    click.get_current_context().meta[META_KEY] = progress
+    set_up_logging(verbose, quiet=quiet, mode=progress)
+
+
+def model_options(given: dict[str, Any]) -> tuple[Path | None, dict[str, Any], Sizing | None]:
+    """Return the model, the other options of `SR`, and the size that was asked for in place of a factor.
+
+    `given` has what `named_model`, `scale`, `sizing`, `tiling` and `machine` read; the rest passes unchanged.
+
+    Raises
+    ------
+    click.UsageError
+        No such model, several sizes, or ``-g`` and ``--runtime`` contradict each other.
+    """
+    given = dict(given)
+    engine_dir = model_of(given.pop("engine_dir"), given.pop("model_name"))
+    given = on_cpu(given)
+    sizing = sizing_of(given["scale"], given.pop("long_edge"), given.pop("size"), given.pop("fit"))
+    return engine_dir, given | {"tile_px": legal_tile(given["tile_px"], engine_dir, given)}, sizing
+
+
+def save_of(*, quality: int, drop_depth: bool, alpha: str, stream: str) -> SaveOptions:
+    """Return what `saving` and `looks` say of the file."""
+    from yonos_trt.images import SaveOptions
+
+    return SaveOptions(
+        quality=quality,
+        drop_alpha=alpha == "drop",
+        drop_depth=drop_depth,
+        palette="rgb" if stream == "always" else "adaptive",
+    )
 
 
 def sizing_of(

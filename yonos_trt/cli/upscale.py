@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from yonos_trt import console, errors
-from yonos_trt.choices import MAX_PIXELS
 from yonos_trt.cli import options
 from yonos_trt.cli.progress import last_line
 
@@ -53,41 +52,13 @@ class _Command(click.Command):
 @options.sizing
 @options.tiling
 @options.machine
-@click.option(
-    "-f",
-    "--format",
-    type=options.Format(["png", "jpg", "webp", "tiff", "avif"]),
-    help="Output format; default: as the input, or as the output's suffix says.",
-)
-@click.option(
-    "--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="For jpg, webp and avif."
-)
-@click.option("--drop-depth", is_flag=True, help="Round to the format's depth: 16 bits into jpg or webp.")
-@click.option("--suffix", default="_x{scale}", show_default=True, help="Added to derived output names.")
+@options.saving("as the input, or as the output's suffix says")
 @click.option("--overwrite", "existing", flag_value="overwrite", help="Replace outputs that exist.")
 @click.option("--skip-existing", "existing", flag_value="skip", help="Leave out inputs whose output exists.")
 @click.option("--watch", "watching", is_flag=True, help="Keep input folders done, until Ctrl-C.")
 @click.option("--workers", "shared_by", type=click.IntRange(0, 64), default=0, hidden=True)
 @click.option("--recursive", is_flag=True, help="Go into sub-folders and keep the tree.")
-@options.alpha
-@options.color_fix()
-@options.restore
-@click.option(
-    "--stream",
-    type=click.Choice(["auto", "always", "never"]),
-    default="auto",
-    show_default=True,
-    help="Write rows as they are finished (png, tiff).",
-)
-@options.seed("Names the noise field.")
-@click.option(
-    "--max-pixels",
-    type=click.IntRange(1, 1 << 40),
-    default=MAX_PIXELS,
-    show_default=True,
-    metavar="N",
-    help="Refuse files that declare more pixels, before they are decoded.",
-)
+@options.looks
 @options.reporting
 def upscale(
     more: tuple[Path, ...],
@@ -103,9 +74,6 @@ def upscale(
     drop_depth: bool,
     alpha: str,
     stream: Any,
-    long_edge: int | None,
-    size: tuple[int, int] | None,
-    fit: str,
     progress: str,
     dry_run: bool,
     verbose: int,
@@ -125,21 +93,16 @@ def upscale(
     from yonos_trt.cli.file_stages import FileStages
     from yonos_trt.cli.job_run import run_jobs
     from yonos_trt.cli.jobs import DEFAULT_SUFFIX, plan_jobs
-    from yonos_trt.cli.progress import META_KEY, make_progress, set_up_logging
+    from yonos_trt.cli.progress import make_progress
     from yonos_trt.cli.watch import watch
     from yonos_trt.console import quiet_libraries
-    from yonos_trt.images import SaveOptions
     from yonos_trt.sr import SR
 
     if not (inputs or more):
         raise click.UsageError("no input; name files or folders with -i")
-    click.get_current_context().meta[META_KEY] = progress
-    set_up_logging(verbose, quiet=quiet, mode=progress)
-    engine_dir = options.model_of(chosen.pop("engine_dir"), chosen.pop("model_name"))
+    options.begin(progress, verbose, quiet=quiet)
     devices = chosen["device"] if isinstance(chosen["device"], tuple) else ()
-    chosen = options.on_cpu(chosen | {"device": devices[0]} if devices else chosen)
-    sizing = options.sizing_of(chosen["scale"], long_edge, size, fit)
-    chosen["tile_px"] = options.legal_tile(chosen["tile_px"], engine_dir, chosen)
+    engine_dir, chosen, sizing = options.model_options(chosen | ({"device": devices[0]} if devices else {}))
     sr = SR(engine_dir, **chosen)
     if not inputs and output is None and len(more) == 2:
         more, output = _source_and_target(*more, partial(sr.size_of, size=sizing))
@@ -161,12 +124,7 @@ def upscale(
 
     plan = look()
     jobs = plan.jobs
-    save = SaveOptions(
-        quality=quality,
-        drop_alpha=alpha == "drop",
-        drop_depth=drop_depth,
-        palette="rgb" if stream == "always" else "adaptive",
-    )
+    save = options.save_of(quality=quality, drop_depth=drop_depth, alpha=alpha, stream=stream)
     if dry_run:
         if to_stdout:
             jobs = [dataclasses.replace(job, target=Path("-")) for job in jobs]

@@ -133,16 +133,11 @@ def _pairs(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 def video(
     source: str,
     target: str | None,
-    engine_dir: Path | None,
-    model_name: str | None,
     vcodec: str,
     crf: float,
     preset: str | None,
     pix_fmt: str | None,
     pairs: tuple[str, ...],
-    long_edge: int | None,
-    size: tuple[int, int] | None,
-    fit: str,
     progress: str,
     dry_run: bool,
     verbose: int,
@@ -156,22 +151,17 @@ def video(
     yonos video -i clip.mp4 -o big.mp4 -c libx265 --crf 18 --resume
     ffmpeg -i clip.mp4 -f yuv4mpegpipe - | yonos video -i - -o - | ffmpeg -i - big.mkv
     """
-    from yonos_trt.cli.progress import META_KEY, make_progress, set_up_logging
+    from yonos_trt.cli.progress import make_progress
     from yonos_trt.sizing import Sizing
     from yonos_trt.sr import SR
     from yonos_trt.video import VideoOptions, upscale_video
     from yonos_trt.video.format import EncoderSettings
 
-    click.get_current_context().meta[META_KEY] = progress
-    set_up_logging(verbose, quiet=quiet, mode=progress)
+    options.begin(progress, verbose, quiet=quiet)
     names = {f.name for f in dataclasses.fields(VideoOptions)}
     encoder = EncoderSettings(vcodec, crf, preset, pix_fmt, _pairs(pairs))
     job = VideoOptions(encoder=encoder, **{k: v for k, v in rest.items() if k in names})
-    sizing = options.sizing_of(rest["scale"], long_edge, size, fit)
-    model = {k: v for k, v in rest.items() if k not in names}
-    model = options.on_cpu(model)
-    engine_dir = options.model_of(engine_dir, model_name)
-    model["tile_px"] = options.legal_tile(model["tile_px"], engine_dir, model)
+    engine_dir, model, sizing = options.model_options({k: v for k, v in rest.items() if k not in names})
     sr = SR(engine_dir, **model)
     if sizing is None and sr.factor != sr.scale:
         sizing = Sizing(factor=sr.factor)
