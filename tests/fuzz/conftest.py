@@ -9,7 +9,7 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A long search outlives pytest's own time limit (which a fixture would change too late); a hang does not."""
+    """Lift the limit for a long search, which a fixture would do too late; a hang still ends."""
     minutes = os.environ.get("FUZZ_MINUTES")
     if minutes is None:
         return
