@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -289,3 +291,29 @@ def write_training_pictures(folder: Path, count: int) -> Path:
         coarse = Image.fromarray(rng.integers(0, 256, (12, 10, 3), np.uint8))
         coarse.resize((100, 120), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
     return folder
+
+
+@cache
+def commands() -> dict[str, click.Command]:
+    """Name as it is typed -> command, of all three programs."""
+    from yonos_export.cli import main as export
+    from yonos_train.cli import main as train
+
+    from yonos_trt.cli.main import cli
+
+    found: dict[str, click.Command] = {}
+    stack: list[tuple[str, click.Command]] = [
+        ("yonos", cli),
+        ("yonos-export", export),
+        ("yonos-train", train),
+    ]
+    while stack:
+        name, command = stack.pop()
+        found[name] = command
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for sub in command.list_commands(context):
+                got = command.get_command(context, sub)
+                assert got is not None
+                stack.append((f"{name} {sub}", got))
+    return found

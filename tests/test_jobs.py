@@ -165,7 +165,7 @@ def test_a_socket_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("output", ["s3://bucket/key", "gs://b", "https://x.org/a.png", "file:///x", ""])
 def test_an_address_is_no_output(tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(photos(tmp_path, "p.png"))
-    with pytest.raises(ConfigError, match="no path of this machine"):
+    with pytest.raises(ConfigError, match=r"no path of this machine|cannot be the name"):
         plan("p.png", output)
     assert os.listdir() == ["p.png"]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from helpers import commands
 
 from yonos_trt.cli import options
 from yonos_trt.cli.bench import bench
@@ -111,3 +112,66 @@ def test_what_cannot_be_a_path_is_a_usage_error(option: str, value: str) -> None
     result = CliRunner().invoke(cli, ["upscale", "-i", "none.png", option, value])
     assert (result.exit_code, "cannot be the name" in result.output) == (2, True)
     assert CliRunner().invoke(cli, ["info", value]).exit_code == 2
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Addresses and dashes, which as paths would be folders named "s3:" and "-"
+
+ADDRESSES = ["s3://bucket/x.png", "https://x.org/a.mkv", "file:///x", "-"]
+
+
+def test_every_option_for_a_file_or_folder_takes_no_address() -> None:
+    paths = {
+        (name, parameter.opts[-1]): parameter.type
+        for name, command in commands().items()
+        for parameter in command.params
+        if isinstance(parameter.type, click.Path)
+    }
+    assert {("yonos bench", "--json"), ("yonos-export", "--engine-dir"), ("yonos-train", "--run")} < set(
+        paths
+    )
+    loose = {where for where, kind in paths.items() if not isinstance(kind, options.LocalPath)}
+    assert loose == {("yonos-train", o) for o in ("--config", "--licence", "--card")}  # files that are there
+
+
+LINES = [
+    "yonos upscale -i ?", "yonos upscale a.png -m ?", "yonos bench --json ?",
+    "yonos batch photos big --report ?",
+    "yonos-export lite-x4 -o ?", "yonos-export lite-x4 -o e --onnx-dir ?", "yonos-export ?",
+    "yonos-export lite-x4 -o e --timing-cache ?", "yonos-export lite-x4 --triton ?",
+    "yonos-train --preset smoke --data . --run ?", "yonos-train --preset smoke --data ? --run r",
+    "yonos-train eval --data . --scale 4 -o ?", "yonos-train eval --data . --scale 4 --save-images ?",
+    "yonos-train weights -o ?",
+]  # fmt: skip
+STREAMS = ["yonos upscale -i a.png -o ?", "yonos video -i a.mkv -o ?", "yonos video -i a.mkv -o ? --dry-run"]
+BUCKETS = ["yonos batch photos ?", "yonos batch ? big"]
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [(line, value) for line in LINES for value in ADDRESSES]
+    + [(line, value) for line in STREAMS for value in ADDRESSES if value != "-"]
+    + [(line, "-") for line in BUCKETS],
+)
+def test_an_address_or_a_dash_makes_no_folder(
+    line: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    program, *words = line.replace("?", value).split()
+    result = CliRunner().invoke(commands()[program], words)
+    assert result.exit_code == 2, result.output
+    text = " ".join(result.output.split())
+    assert ("no path of this machine" in text) == (value != "-"), text
+    assert ("stdin or stdout" in text) == (value == "-"), text
+    assert not list(tmp_path.iterdir())
+
+
+def test_upscale_video_makes_no_folder_of_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from yonos_trt.errors import ConfigError
+    from yonos_trt.video import upscale_video
+
+    monkeypatch.chdir(tmp_path)
+    for value in ADDRESSES:
+        with pytest.raises(ConfigError, match=r"no path of this machine|stdin or stdout"):
+            upscale_video("a.mkv", value, lambda rgb: rgb, scale=1)
+    assert not list(tmp_path.iterdir())

@@ -7,14 +7,12 @@ import inspect
 import re
 import tomllib
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
-import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import make_engine_dir, picture
+from helpers import commands, make_engine_dir, picture
 from PIL import Image
 
 from yonos_trt import images
@@ -53,30 +51,6 @@ def texts(*, raised: bool) -> Iterator[tuple[str, str]]:
                 for node in ast.walk(top):
                     if id(node) not in docstrings and isinstance(getattr(node, "value", 0), str):
                         yield path.relative_to(ROOT).as_posix(), node.value
-
-
-@cache
-def commands() -> dict[str, click.Command]:
-    """Name as it is typed -> command, of all three programs."""
-    from yonos_export.cli import main as export
-    from yonos_train.cli import main as train
-
-    found: dict[str, click.Command] = {}
-    stack: list[tuple[str, click.Command]] = [
-        ("yonos", cli),
-        ("yonos-export", export),
-        ("yonos-train", train),
-    ]
-    while stack:
-        name, command = stack.pop()
-        found[name] = command
-        if isinstance(command, click.Group):
-            context = click.Context(command)
-            for sub in command.list_commands(context):
-                got = command.get_command(context, sub)
-                assert got is not None
-                stack.append((f"{name} {sub}", got))
-    return found
 
 
 def test_every_option_that_a_message_names_is_one_of_a_command() -> None:

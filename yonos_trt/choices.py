@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final, Literal, get_args
 
 ArtifactRuntime = Literal["onnx", "tensorrt", "tensorrt-rtx"]
@@ -28,3 +29,20 @@ HWACCELS: Final[tuple[str, ...]] = get_args(HardwareCodecs)
 LARGEST_LANES: Final = 64
 MAX_PIXELS: Final = 1 << 28
 """Largest picture read without asking, 16 384 x 16 384: a few bytes can declare 65 535 x 65 535."""
+
+ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+"""How s3://bucket/key, sftp://..., file:///... begin."""
+
+
+def no_path(name: str) -> str | None:
+    """Say why what was typed names no file or folder of this machine; None where it does.
+
+    As a path, ``s3://bucket/key`` would be a folder ``s3:`` in the current one, and ``-`` a folder too.
+    """
+    if not name or "\0" in name:
+        return f"{name!r} cannot be the name of a file or folder"
+    if name == "-":
+        return "'-' would be stdin or stdout, which is not taken here; name a file or folder (./- is one)"
+    if ADDRESS.match(name):
+        return f"{name!r} is no path of this machine; name a local file or folder, and copy from or to it"
+    return None

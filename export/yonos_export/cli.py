@@ -19,6 +19,7 @@ from yonos_export.config import DEFAULT_THRESHOLDS, ExportConfig, Thresholds
 from yonos_export.exporter import export
 from yonos_export.families import FAMILIES, FILES, restrictive
 from yonos_export.triton import MODELS, check_repository, write_repository
+from yonos_trt.cli.options import LocalPath
 from yonos_trt.engine.manifest import MANIFEST_NAME, EngineManifest, load_manifest
 from yonos_trt.errors import BuildError, ConfigError, InputError, YonosError, install_command
 
@@ -44,12 +45,12 @@ class Shape(click.ParamType):  # type: ignore[type-arg]
 
 
 _WITHOUT_EXPORT = ("source", "triton", "force", "dry_run", "progress", "verbose", "quiet")
-_FOLDER = click.Path(path_type=Path, file_okay=False)
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_FOLDER = LocalPath(file_okay=False)
+_FILE = LocalPath(dir_okay=False)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.argument("source", type=click.Path(path_type=Path), required=False)
+@click.argument("source", type=LocalPath(), required=False)
 @click.option(
     "--from",
     "family",
@@ -73,7 +74,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 )
 @click.option(
     "--restored",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="CHECKPOINT",
     help="Make the model's dial: 0 is SOURCE, 1 this second training of the same networks.",
 )
@@ -139,7 +140,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--verify-images",
     multiple=True,
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=LocalPath(dir_okay=False),
     help="Picture for the parity gate; may be repeated.",
 )
 @click.option(

@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from yonos_trt.cli.options import LocalPath
+
 from .evaluate_command import INTERRUPTED, evaluate_command, named_paths
 from .weights_command import weights_command
 
@@ -103,9 +105,11 @@ def with_budget(
     metavar="MODEL",
     help="Fine-tune a shipped model, a bundle or an engine directory; with --config: its stages.",
 )
-@click.option("--base", type=click.Path(), help="Local diffusers folder to start from (preset sd).")
-@click.option("--data", type=click.Path(), help="Image folder, searched recursively.")
-@click.option("--run", "run_folder", type=click.Path(), help="Run folder; an existing one is resumed.")
+@click.option("--base", type=LocalPath(text=True), help="Local diffusers folder to start from (preset sd).")
+@click.option("--data", type=LocalPath(text=True), help="Image folder, searched recursively.")
+@click.option(
+    "--run", "run_folder", type=LocalPath(text=True), help="Run folder; an existing one is resumed."
+)
 @click.option(
     "--weights",
     multiple=True,

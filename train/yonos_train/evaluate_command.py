@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from yonos_trt.cli.options import LocalPath
+
 if TYPE_CHECKING:
     from .model import Bundle
 
@@ -53,7 +55,9 @@ def _open(folder: str, scale: int) -> Bundle:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--data", required=True, type=click.Path(), help="Folder of sets, <set>/HR and <set>/LR.")
+@click.option(
+    "--data", required=True, type=LocalPath(text=True), help="Folder of sets, <set>/HR and <set>/LR."
+)
 @click.option("--scale", required=True, type=click.IntRange(min=1), help="Upscaling factor of the pairs.")
 @click.option("--model", "models", multiple=True, metavar="NAME=FOLDER", help="A bundle folder.")
 @click.option(
@@ -87,8 +91,8 @@ def _open(folder: str, scale: int) -> Bundle:
 @click.option("--limit", type=int, default=0, show_default=True, help="First N pictures a set (0: all).")
 @click.option("--device", default="cpu", show_default=True, help="torch device.")
 @click.option("--no-bicubic", is_flag=True, help="Leave bicubic out.")
-@click.option("-o", "--output", type=click.Path(), help="Write OUTPUT.json and OUTPUT.md.")
-@click.option("--save-images", type=click.Path(), help="Folder for the upscaled pictures.")
+@click.option("-o", "--output", type=LocalPath(text=True), help="Write OUTPUT.json and OUTPUT.md.")
+@click.option("--save-images", type=LocalPath(text=True), help="Folder for the upscaled pictures.")
 def evaluate_command(
     data: str,
     scale: int,

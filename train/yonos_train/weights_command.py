@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from yonos_trt.cli.options import LocalPath
+
 from .evaluate_command import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ def write_dists(source: Path, target: Path) -> None:
         torch.save({name: found[name].float() for name in ("alpha", "beta")}, part)
 
 
-_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+_FILE = LocalPath(exists=True, dir_okay=False)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -99,13 +101,11 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--vgg16", type=_FILE, help="torchvision's VGG16, vgg16-397923af.pth.")
 @click.option(
     "--lpips",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=LocalPath(exists=True, file_okay=False),
     help="The lpips package's weights/v0.1 with alex.pth and vgg.pth.",
 )
 @click.option("--dists", type=_FILE, help="The dists-pytorch package's weights.pt.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write."
-)
+@click.option("-o", "--output", type=LocalPath(file_okay=False), required=True, help="Folder to write.")
 def weights_command(
     alexnet: Path | None, vgg16: Path | None, lpips: Path | None, dists: Path | None, output: Path
 ) -> None:

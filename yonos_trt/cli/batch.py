@@ -9,8 +9,10 @@ from typing import Any
 
 import click
 
+from yonos_trt.choices import ADDRESS, no_path
 from yonos_trt.cli import options
 from yonos_trt.cli.progress import JsonLines, Pace, Silent
+from yonos_trt.errors import ConfigError
 
 __all__ = ["batch"]
 
@@ -70,6 +72,9 @@ def batch(
     from yonos_trt.ray_data import places, run
 
     options.begin(progress, verbose, quiet=quiet)
+    for name in (source, target):
+        if not ADDRESS.match(name) and (problem := no_path(name)):
+            raise ConfigError(problem)
     on_cpu = chosen["device"] == -1
     engine_dir, chosen, sizing = options.model_options(chosen)
     chosen["engine_dir"] = engine_dir

@@ -132,9 +132,7 @@ class _Size(click.ParamType[Any]):
 @click.option(
     "--gflop/--no-gflop", default=True, help="Count the networks' arithmetic (slow for large ones)."
 )
-@click.option(
-    "--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Write this file too."
-)
+@click.option("--json", "target", type=options.LocalPath(dir_okay=False), help="Write this file too.")
 def bench(
     engine_dir: Path | None,
     scale: int,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from yonos_trt.choices import ADDRESS, no_path
 from yonos_trt.errors import ConfigError
 from yonos_trt.images import READABLE_SUFFIXES, SUPPORTED_SUFFIXES
 
@@ -28,9 +29,6 @@ DEFAULT_SUFFIX = "_x{scale}"
 # Suffixes that are read but not written -> what is written instead; anything else becomes PNG.
 _WRITTEN_AS = {".jpe": ".jpg", ".jfif": ".jpg", ".mpo": ".jpg", ".btf": ".tiff", ".tf8": ".tiff"}
 
-
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-"""How s3://bucket/key, sftp://..., file:///... begin."""
 
 _OWN = re.compile(r"\.yonos-[0-9a-f]{16}\.parts?")  # unfinished files of `yonos_trt.atomic`, and claims
 
@@ -107,11 +105,9 @@ def plan_jobs(
         `suffix`.
     """
     addition = filled_suffix(suffix, scale)
-    if output is not None and (not output or ADDRESS.match(output)):
-        raise ConfigError(
-            f"the output {output!r} is no path of this machine; name a local file or folder, and copy the "
-            "results from there, or see `yonos batch`"
-        )
+    if output is not None and (problem := no_path(output)):
+        buckets = ", or see `yonos batch`" if ADDRESS.match(output) else ""
+        raise ConfigError(f"the output {problem}{buckets}")
     single = len(inputs) == 1 and not inputs[0].is_dir()
     found, passed_over = find_pictures(inputs, None if single else output, recursive=recursive)
     if not found and not watching and not any(p.failed for p in passed_over):

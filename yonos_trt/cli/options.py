@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from yonos_trt.choices import ALPHA_MODES, COLOR_FIXES, LARGEST_LANES, MAX_PIXELS, PRECISIONS, RUNTIMES
+from yonos_trt.choices import (
+    ALPHA_MODES,
+    COLOR_FIXES,
+    LARGEST_LANES,
+    MAX_PIXELS,
+    PRECISIONS,
+    RUNTIMES,
+    no_path,
+)
 
 if TYPE_CHECKING:
     from yonos_trt.images import SaveOptions
@@ -80,16 +88,31 @@ def compose(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return add
 
 
-class LocalPath(click.ParamType[Path]):
-    """A path that can exist: not empty (an unset variable of a shell), no NUL."""
+class LocalPath(click.Path):
+    """A path of this machine: not empty (an unset variable of a shell), no address, no NUL, not ``-``.
 
-    name = "path"
+    Every option that names a file or folder has this type, in all three programs.
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+    Parameters
+    ----------
+    dash
+        ``-`` is taken: the command knows what it means.
+    text
+        The value is a string, not a `Path`.
+    checks
+        Of `click.Path`: ``exists``, ``file_okay``, ``dir_okay``.
+    """
+
+    def __init__(self, *, dash: bool = False, text: bool = False, **checks: bool) -> None:
+        super().__init__(path_type=str if text else Path, readable=False, **checks)
+        self._dash = dash
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Make it a path."""
-        if not isinstance(value, (str, os.PathLike)) or not os.fspath(value) or "\0" in os.fspath(value):
-            self.fail(f"{value!r} cannot be the name of a file or folder", param, ctx)
-        return Path(value)
+        name = os.fsdecode(value)
+        if not (self._dash and name == "-") and (problem := no_path(name)):
+            self.fail(problem, param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Finite(click.FloatRange):

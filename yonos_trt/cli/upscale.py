@@ -36,7 +36,7 @@ class _Command(click.Command):
 
 
 @click.command(cls=_Command, short_help="Upscale pictures: files, lists of files, folders.")
-@click.argument("more", nargs=-1, type=options.LocalPath(), metavar="[INPUT]...")
+@click.argument("more", nargs=-1, type=options.LocalPath(dash=True), metavar="[INPUT]...")
 @click.option(
     "-i",
     "--input",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from yonos_trt import console
-from yonos_trt.choices import HWACCELS
+from yonos_trt.choices import HWACCELS, no_path
 from yonos_trt.cli import options
 from yonos_trt.errors import ConfigError
 
@@ -169,6 +169,8 @@ def video(
     if target is None:
         name = f"{Path(source).stem}_{sizing or f'x{sr.scale}'}.mkv"
         target = "-" if source == "-" else str(Path(source).with_name(name))
+    if target != "-" and (problem := no_path(target)):
+        raise ConfigError(f"the output {problem}")
     if dry_run:
         document = {"engine_dir": str(sr.engine_dir), "scale": sr.factor, "source": source, "target": target}
         click.echo(json.dumps(document | {"options": dataclasses.asdict(job), "model": model}, indent=2))

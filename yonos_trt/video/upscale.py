@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 from numpy.typing import NDArray
 
 from yonos_trt.atomic import remove_leftovers
+from yonos_trt.choices import no_path
 from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.prefetch import stream
 from yonos_trt.video.device import DevicePath, device_path
@@ -184,6 +185,8 @@ def upscale_video(
         Options contradict each other or the input.
     """
     options = options or VideoOptions()
+    if isinstance(target, str) and (problem := no_path(target)):
+        raise ConfigError(f"the output {problem}")
     if isinstance(target, (str, Path)):
         return _to_file(source, Path(target), upscale, scale, upscaler_id, options, progress)
     return _to_pipe(source, target, upscale, scale, options, progress)
