@@ -359,6 +359,27 @@ def test_ray_reports_nothing_to_its_makers_and_leaves_nothing_behind(
     assert events[-1]["done"] == 4
 
 
+def test_no_module_of_the_current_folder_is_imported(photos: Path, engine: str, tmp_path: Path) -> None:
+    """A folder from anywhere, with files named as modules: neither the command nor Ray's processes run them."""
+    pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
+    folder, sprung = tmp_path / "folder", tmp_path / "sprung"
+    folder.mkdir()
+    for name in ("numpy", "PIL", "yonos_trt", "pyarrow", "ray", "json", "click", "setproctitle"):
+        (folder / f"{name}.py").write_text(f"open({str(sprung)!r}, 'a').write(__file__ + '\\n')\n")
+    done = subprocess.run(
+        [sys.executable, "-I", *YONOS[1:], "batch", str(photos), str(tmp_path / "out"), "-m", engine, "-q"],
+        cwd=folder,  # isolated, as the console script, whose folder is its own; Ray's processes inherit this:
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(("", ".", os.environ.get("PYTHONPATH", "")))},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert not sprung.exists(), sprung.read_text()
+    assert done.returncode == 0, done.stderr
+    assert len(contents(tmp_path / "out")) == 4
+
+
 def test_ray_is_told_to_report_nothing(ray: Any) -> None:
     from ray._common.usage import usage_lib
 

@@ -1,7 +1,8 @@
 """The Ray cluster a batch runs on: one that is there, or one started here for as long as the batch takes.
 
 Nothing is sent to anybody: Ray's usage statistics are off before its first line runs, one started here
-asks for a token, and keeps its files in a temporary folder that is removed.
+asks for a token, and keeps its files in a temporary folder that is removed. No process of it imports what
+happens to lie in the current folder.
 """
 
 from __future__ import annotations
@@ -94,9 +95,12 @@ def connected(address: str | None) -> Iterator[Any]:
         folder = stack.enter_context(scratch_directory(base))
         stack.callback(_emptied, folder)
         options: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
+        if address is None or not address.startswith("ray://"):  # there, Ray leaves the folder out by itself
+            options["job_config"] = _without_current_folder()
         if address is None:
             if not any(name.startswith("RAY_AUTH_") for name in os.environ):
                 stack.enter_context(_environment(RAY_AUTH_MODE=None, RAY_AUTH_TOKEN=_TOKEN))
+            stack.enter_context(_environment(PYTHONPATH=_absolute(os.environ.get("PYTHONPATH", ""))))
             options |= {
                 "address": "local",
                 "include_dashboard": False,
@@ -111,6 +115,22 @@ def connected(address: str | None) -> Iterator[Any]:
             _start(ray, options)
         _quieten()
         yield ray
+
+
+def _without_current_folder() -> Any:
+    """Return the job's settings; with Ray's own, workers import from this process's current folder first."""
+    from ray.job_config import JobConfig
+
+    class Settings(JobConfig):
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True  # what Ray asks before it adds the folders of script and process
+
+    return Settings()
+
+
+def _absolute(folders: str) -> str:
+    """Return a ``PYTHONPATH`` without the entries that mean the current folder, or one below it."""
+    return os.pathsep.join(entry for entry in folders.split(os.pathsep) if os.path.isabs(entry))
 
 
 def _start(ray: Any, options: dict[str, Any]) -> None:
