@@ -360,7 +360,7 @@ def test_ray_reports_nothing_to_its_makers_and_leaves_nothing_behind(
 
 
 def test_no_module_of_the_current_folder_is_imported(photos: Path, engine: str, tmp_path: Path) -> None:
-    """A folder from anywhere, with files named as modules: neither the command nor Ray's processes run them."""
+    """Files there are named as modules are: neither the command nor Ray's processes run them."""
     pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
     folder, sprung = tmp_path / "folder", tmp_path / "sprung"
     folder.mkdir()
