@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from PIL import Image
 
 av = pytest.importorskip("av")
 
-from video_clips import run, write_clip  # noqa: E402
+from video_clips import picture_planes, run, write_clip  # noqa: E402
 
 from fuzz.mutate import Mutation, fuzz, mutate, mutations, told  # noqa: E402
-from yonos_trt.errors import YonosError  # noqa: E402
+from yonos_trt.errors import InputError, YonosError  # noqa: E402
 
 FRAMES = 8
+SILENT = {".ts", ".gif"}  # a transport stream and a GIF say nowhere how many frames they have
 
 
 def y4m() -> bytes:
@@ -37,8 +40,64 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, bytes]]:
         write_clip(folder / "d.webm", frames=FRAMES, codec="libvpx-vp9", options={"cpu-used": "8"}),
         write_clip(folder / "e.avi", frames=FRAMES, codec="ffv1", options={"slicecrc": "1"}),
         write_clip(folder / "f.ts", frames=FRAMES, options={"bf": "0"}),
+        write_clip(folder / "g.mkv", frames=FRAMES, codec="libx265"),
+        write_clip(folder / "h.mp4", frames=FRAMES, codec="libx265"),
     ]
+    grey = [picture_planes("gray", 48, 64, index)[0].astype(np.uint8) for index in range(FRAMES)]
+    pictures = [Image.fromarray(np.dstack([each, each[::-1], 255 - each])) for each in grey]
+    for suffix in (".gif", ".png", ".webp", ".avif"):
+        clips.append(folder / f"animated{suffix}")
+        pictures[0].save(clips[-1], save_all=True, append_images=pictures[1:], duration=100)
     return [(clip.suffix, clip.read_bytes()) for clip in clips] + [(".y4m", y4m())]
+
+
+def announced(path: Path) -> tuple[list[float], int]:
+    """Seconds after the first at which a file has frames, by its packets; how many more its edit list hides.
+
+    What a transport stream has before its first key frame is not shown, as in players.
+    """
+    with av.open(str(path)) as clip:
+        stream: Any = max(clip.streams.video, key=lambda s: ((s.width or 0) * (s.height or 0), s.frames))
+        packets = [p for p in clip.demux(stream) if p.size]
+        shown = [p for p in packets if p.pts is not None and not p.is_discard]
+        if path.suffix == ".ts":
+            key = next(p.pts for p in shown if p.is_keyframe)
+            shown = [p for p in shown if p.pts >= key]
+        first = min(p.pts for p in shown)
+        hidden = sum(p.is_discard for p in packets)
+        return sorted(float((p.pts - first) * p.time_base) for p in shown), hidden
+
+
+def times(path: Path) -> list[float]:
+    with av.open(str(path)) as made:
+        return [float(frame.pts * frame.time_base) for frame in made.decode(video=0)]
+
+
+def test_the_oracle_sees_every_frame(corpus: list[tuple[str, bytes]], tmp_path: Path) -> None:
+    for suffix, raw in corpus:
+        (tmp_path / f"whole{suffix}").write_bytes(raw)
+        report = run(tmp_path / f"whole{suffix}", tmp_path / "out.mkv", overwrite=True)
+        assert report.frames == len(times(tmp_path / "out.mkv")) == FRAMES
+        if suffix != ".webp":  # which FFmpeg does not read
+            step = 0.1 if suffix in (".gif", ".png", ".avif") else 0.04
+            expected = [pytest.approx(step * index, abs=1e-5) for index in range(FRAMES)]
+            assert announced(tmp_path / f"whole{suffix}") == (expected, 0)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "part", "nth"), [(".webp", b"ANMF", 6), (".avif", b"minf", 0), (".avif", b"stsd", 0)]
+)
+def test_a_frame_behind_a_damaged_name_is_not_lost_without_a_word(
+    corpus: list[tuple[str, bytes]], tmp_path: Path, suffix: str, part: bytes, nth: int
+) -> None:
+    """Decoders pass over what they do not know."""
+    raw = dict(corpus)[suffix]
+    at = [place for place in range(len(raw)) if raw.startswith(part, place)][nth]
+    path = tmp_path / f"damaged{suffix}"
+    path.write_bytes(raw[:at] + b"free" + raw[at + 4 :])
+    with pytest.raises(InputError, match=path.name):
+        run(path, tmp_path / "out.mkv")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_mutated_clip_keeps_its_frames_or_is_refused(
@@ -47,16 +106,22 @@ def test_a_mutated_clip_keeps_its_frames_or_is_refused(
     def check(drawn: tuple[tuple[str, bytes], list[Mutation]]) -> None:
         (suffix, raw), changes = drawn
         path, target = tmp_path / f"mutated{suffix}", tmp_path / "out.mkv"
-        path.write_bytes(mutate(raw, changes))
+        mutated = mutate(raw, changes)
+        path.write_bytes(mutated)
         try:
             report = run(path, target)
         except YonosError as error:
-            told(error)
+            named = path.name in told(error)
+            assert named
             assert not target.exists()
         else:
-            with av.open(str(target)) as made:
-                count = sum(1 for _ in made.decode(video=0))
-            assert count == report.frames
+            found = times(target)
+            assert len(found) == report.frames
+            wanted, hidden = (found, 0) if suffix == ".webp" else announced(path)
+            for when in wanted:
+                assert any(abs(when - other + found[0]) < 0.003 for other in found), when
+            shorter = suffix == ".y4m" and len(mutated) < len(raw)  # cut between two frames
+            assert len(found) + hidden >= FRAMES or suffix in SILENT or shorter
         for left in sorted(tmp_path.rglob("*"), reverse=True):
             left.rmdir() if left.is_dir() else left.unlink()
 
@@ -80,7 +145,7 @@ def test_a_cut_clip_is_never_taken_for_a_whole_one(corpus: list[tuple[str, bytes
         for left in sorted(tmp_path.rglob("*"), reverse=True):
             left.rmdir() if left.is_dir() else left.unlink()
 
-    whole = [clip for clip in corpus if clip[0] != ".ts"]  # a transport stream declares no length either
+    whole = [clip for clip in corpus if clip[0] != ".ts"]  # nor does a transport stream
     assert fuzz(st.tuples(st.sampled_from(whole), st.floats(0.02, 0.98)), check, share=0.3) >= 10
 
 

@@ -35,6 +35,11 @@ def main_video_stream(container: Any, name: str) -> VideoStream:
             f"with a program that knows it, for example to FFV1 in Matroska"
         )
     best: VideoStream = max(known, key=lambda s: ((s.width or 0) * (s.height or 0), s.frames != 1))
+    if len(known) == 1 and best.frames == 1 and container.metadata.get("major_brand") == "avis":
+        raise InputError(
+            f"{name} says that it is a sequence of pictures, and only a single one of them can be read: it "
+            f"is damaged; get the file again, or take the one with yonos upscale"
+        )
     return best
 
 

@@ -15,6 +15,7 @@ from yonos_trt.errors import InputError
 __all__ = ["animated_webp", "webp_metadata"]
 
 MILLISECONDS = Fraction(1, 1000)
+_PARTS = (b"VP8X", b"ICCP", b"ANIM", b"ANMF", b"ALPH", b"VP8 ", b"VP8L", b"EXIF", b"XMP ")
 
 
 def animated_webp(path: Path) -> io.BytesIO | None:
@@ -37,7 +38,23 @@ def animated_webp(path: Path) -> io.BytesIO | None:
         raise InputError(
             f"{path} is not whole: {declared - state.st_size} bytes of the {declared} it declares are missing"
         )
+    _check_parts(path, declared)
     return io.BytesIO(_converted(path, state.st_mtime_ns, state.st_size))
+
+
+def _check_parts(path: Path, end: int) -> None:
+    """Refuse parts that no WebP has: decoders pass over them, and one may be a damaged frame."""
+    at = 12
+    with path.open("rb") as file:
+        while at < end:
+            file.seek(at)
+            head = file.read(8)
+            if head[:4] not in _PARTS:
+                raise InputError(
+                    f"{path} is not whole: what begins at byte {at} ({head[:4]!r}) is no part of a WebP, "
+                    f"so that a frame may be lost; get the file again"
+                )
+            at += 8 + (int.from_bytes(head[4:], "little") + 1 & ~1)
 
 
 def webp_metadata(path: Path) -> list[str]:
