@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image, PngImagePlugin
 
 av = pytest.importorskip("av")
 
@@ -21,6 +22,7 @@ from video_clips import FAST, enlarge, run, write_clip  # noqa: E402
 from yonos_trt.cli.main import cli  # noqa: E402
 from yonos_trt.errors import ConfigError, InputError  # noqa: E402
 from yonos_trt.video import VideoOptions, upscale_video  # noqa: E402
+from yonos_trt.video.described import _of_boxes, left_out_descriptions  # noqa: E402
 from yonos_trt.video.format import EncoderSettings  # noqa: E402
 from yonos_trt.video.layers import left_out_layers  # noqa: E402
 from yonos_trt.video.sidedata import StreamSideData, lost_frame_data  # noqa: E402
@@ -432,3 +434,122 @@ def test_an_opaque_alpha_channel_is_dropped_by_name(tmp_path: Path) -> None:
         frame.pts = 0
         out.mux([*video.encode(frame), *video.encode()])
     assert run(source, tmp_path / "out.mkv").left_out == ["alpha channel, which is opaque in every pixel"]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# What containers say of their pictures
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"/>'
+XMP_UUID = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
+
+
+def moving(path: Path, **options: Any) -> Path:
+    """Write an animation of three opaque pictures."""
+    frames = [Image.fromarray(np.full((32, 48, 3), 40 * i + 20, np.uint8)) for i in range(3)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100, **options)
+    return path
+
+
+def exif() -> bytes:
+    block = Image.Exif()
+    block[0x0110] = "a camera"
+    return block.tobytes()
+
+
+def still(named: list[str]) -> list[str]:
+    """Leave out what an animated AVIF always lacks: its own still picture."""
+    return [entry for entry in named if "still picture" not in entry]
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".png", ".webp"])
+@pytest.mark.parametrize(("loop", "words"), [(0, "for ever"), (3, "3 times"), (None, None)])
+def test_how_often_an_animation_plays_is_named(
+    tmp_path: Path, suffix: str, loop: int | None, words: str | None
+) -> None:
+    if loop is None:
+        saving = {} if suffix == ".gif" else {"loop": 1}  # plays once, as a video does
+    else:
+        saving = {"loop": loop - (suffix == ".gif" and loop > 0)}  # GIF counts the repetitions
+    source = moving(tmp_path / f"a{suffix}", **saving)
+    expected = [] if words is None else [f"loop count (plays {words})"]
+    opaque = "alpha channel, which is opaque in every pixel"
+    assert [e for e in run(source, tmp_path / "out.mkv").left_out if e != opaque] == expected
+    options = VideoOptions(encoder=EncoderSettings(pix_fmt="yuv444p"))
+    report = upscale_video(source, io.BytesIO(), enlarge(), scale=2, options=options)
+    assert [e for e in report.left_out if "loop" in e] == expected
+
+
+def test_text_xmp_and_exif_of_an_apng_are_named(tmp_path: Path) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("Author", "me")
+    info.add_itxt("Title", "mine", zip=True)
+    info.add_itxt("XML:com.adobe.xmp", XMP.decode())
+    source = moving(tmp_path / "a.png", loop=1, pnginfo=info, exif=exif(), dpi=(72, 72))
+    assert run(source, tmp_path / "out.mkv").left_out == [
+        "EXIF metadata of frames", "XMP metadata", "text 'Author'", "text 'Title'", "resolution (pHYs)",
+    ]  # fmt: skip
+
+
+def test_exif_and_xmp_of_an_animated_avif_are_named(tmp_path: Path) -> None:
+    source = moving(tmp_path / "a.avif", exif=exif(), xmp=XMP)
+    named = still(run(source, tmp_path / "out.mkv").left_out)
+    assert {"EXIF metadata", "XMP metadata"} < set(named)
+    assert [entry for entry in named if "loop" in entry] == ["loop count (plays for ever)"]
+    assert not {"EXIF metadata", "XMP metadata"} & set(left_out_descriptions(moving(tmp_path / "b.avif")))
+
+
+def box(kind: bytes, body: bytes) -> bytes:
+    return (8 + len(body)).to_bytes(4, "big") + kind + body
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_xmp_in_boxes_is_named(tmp_path: Path, suffix: str) -> None:
+    source = write_clip(tmp_path / f"in{suffix}", metadata={"title": "A"})
+    assert left_out_descriptions(source) == []
+    data = source.read_bytes()
+    source.write_bytes(data + box(b"uuid", XMP_UUID + XMP))
+    assert run(source, tmp_path / "out.mkv").left_out == ["XMP metadata"]
+    at = data.index(b"moov") - 4  # behind the samples, so places of samples stay
+    size = int.from_bytes(data[at : at + 4], "big")
+    assert at + size == len(data)
+    added = box(b"udta", box(b"XMP_", XMP) + bytes(4))
+    source.write_bytes(data[:at] + (size + len(added)).to_bytes(4, "big") + data[at + 4 :] + added)
+    assert run(source, tmp_path / f"out2{suffix}").left_out == ["XMP metadata"]
+    source.write_bytes(data + box(b"uuid", bytes.fromhex("d8fec3d61b0e483c92975828877ec481") + b"x"))
+    assert left_out_descriptions(source) == ["content credentials (C2PA), signed for the old file"]
+    nested = b""
+    for _ in range(5000):
+        nested = box(b"udta", nested)
+    assert _of_boxes(nested) == []
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mov", ".mkv"])
+def test_xmp_and_iptc_of_motion_jpeg_frames_are_named(tmp_path: Path, suffix: str) -> None:
+    plain = write_clip(tmp_path / f"plain{suffix}", codec="mjpeg", pix_fmt="yuvj420p", tags=None, frames=4)
+    assert left_out_descriptions(plain) == []
+    count = 0
+
+    def change(packet: Any) -> Any:
+        nonlocal count
+        count += 1
+        data, parts = bytes(packet), b""
+        iptc = b"\x1c\x02\x78\x00\x05hello"
+        caption = b"Photoshop 3.0\0" + b"8BIM\x04\x04\0\0" + len(iptc).to_bytes(4, "big") + iptc
+        bodies = [(0xE1, b"http://ns.adobe.com/xap/1.0/\0" + XMP), (0xED, caption), (0xFE, b"words")]
+        for marker, body in bodies if count > 2 else ():
+            parts += bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2, "big") + body
+        new = av.Packet(data[:2] + parts + data[2:])
+        new.pts, new.dts, new.time_base = packet.pts, packet.dts, packet.time_base
+        new.duration, new.is_keyframe = packet.duration, packet.is_keyframe
+        return new
+
+    source = remux(plain, tmp_path / f"in{suffix}", change=change)
+    named = ["XMP metadata of frames", "IPTC metadata of frames", "comments of frames"]
+    assert run(source, tmp_path / "out.mkv").left_out == named
+
+
+def test_xmp_of_an_avi_is_named(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "in.avi", codec="mpeg4", tags=None)
+    data = source.read_bytes() + b"_PMX" + len(XMP).to_bytes(4, "little") + XMP + bytes(len(XMP) % 2)
+    source.write_bytes(data[:4] + (len(data) - 8).to_bytes(4, "little") + data[8:])
+    assert run(source, tmp_path / "out.mkv").left_out == ["XMP metadata"]

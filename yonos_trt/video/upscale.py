@@ -26,6 +26,7 @@ from yonos_trt.atomic import remove_leftovers
 from yonos_trt.choices import no_path
 from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.prefetch import stream
+from yonos_trt.video.described import left_out_descriptions
 from yonos_trt.video.device import DevicePath, device_path
 from yonos_trt.video.encode import make_frame
 from yonos_trt.video.format import HDR_ENCODERS, OutputFormat
@@ -40,7 +41,6 @@ from yonos_trt.video.segment_encode import SegmentedEncoder
 from yonos_trt.video.segments import SegmentFolder
 from yonos_trt.video.sidedata import lost_frame_data
 from yonos_trt.video.stabilize import Stabilizer
-from yonos_trt.video.webp import animated_webp, webp_metadata
 from yonos_trt.video.y4m import Y4mWriter, broken_pipe
 
 __all__ = ["OnFrames", "Upscale", "VideoOptions", "VideoReport", "upscale_video"]
@@ -225,6 +225,7 @@ def _to_pipe(
                     progress(report.frames, total)
         report.repeated_s, report.damage = list(reader.repeated_s), list(reader.damage)
         unseen = lost_frame_data(reader.frame_data, reader.info.side, hdr_kept=False)
+        unseen = [entry for entry in unseen if entry not in report.left_out]
         _tell_left_out(reader.name, unseen)
         report.left_out += unseen
     try:
@@ -320,7 +321,8 @@ def _to_file(
                 start_s=options.start_s,
                 end_s=options.end_s,
             )
-            report.left_out = layers + report.mux.left_out + _lost_frame_data(reader, form)
+            after = report.mux.left_out + _lost_frame_data(reader, form)
+            report.left_out = list(dict.fromkeys(layers + after))
             _tell_left_out(reader.name, [entry for entry in report.left_out if entry not in known])
             watch.seconds["mux"] = time.perf_counter() - begin
             job.remove()
@@ -332,9 +334,7 @@ def _to_file(
 
 def _left_out_before(reader: VideoReader, file: Path | None) -> list[str]:
     """Return what of the pictures themselves is not upscaled; refuse alpha that would be lost."""
-    found = [] if file is None else left_out_layers(file)
-    if file is not None and animated_webp(file) is not None:
-        found += webp_metadata(file)
+    found = [] if file is None else left_out_layers(file) + left_out_descriptions(file)
     if reader.info.pix_fmt in WITH_ALPHA:
         found.append("alpha channel, which is opaque in every pixel")
     return found

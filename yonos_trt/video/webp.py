@@ -12,7 +12,7 @@ import numpy as np
 
 from yonos_trt.errors import InputError
 
-__all__ = ["animated_webp", "webp_metadata"]
+__all__ = ["animated_webp"]
 
 MILLISECONDS = Fraction(1, 1000)
 _PARTS = (b"VP8X", b"ICCP", b"ANIM", b"ANMF", b"ALPH", b"VP8 ", b"VP8L", b"EXIF", b"XMP ")
@@ -55,15 +55,6 @@ def _check_parts(path: Path, end: int) -> None:
                     f"so that a frame may be lost; get the file again"
                 )
             at += 8 + (int.from_bytes(head[4:], "little") + 1 & ~1)
-
-
-def webp_metadata(path: Path) -> list[str]:
-    """Name what a WebP file says of its pictures, which no video has."""
-    from PIL import Image
-
-    names = {"icc_profile": "ICC colour profile", "exif": "EXIF metadata", "xmp": "XMP metadata"}
-    with Image.open(path, formats=["WEBP"]) as image:
-        return [name for key, name in names.items() if image.info.get(key)]
 
 
 @functools.lru_cache(maxsize=1)
