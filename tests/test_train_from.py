@@ -24,6 +24,7 @@ from yonos_train.fine_tuning import fine_tuning  # noqa: E402
 from yonos_train.model import Bundle, load_bundle, save_bundle, weights_sha256  # noqa: E402
 from yonos_train.presets import RunConfig  # noqa: E402
 from yonos_train.run import Run  # noqa: E402
+from yonos_train.stages import StageConfig  # noqa: E402
 
 from yonos_trt.engine.manifest import load_manifest  # noqa: E402
 from yonos_trt.sr import SR  # noqa: E402
@@ -187,13 +188,38 @@ def test_a_config_gives_the_stages(made: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "run").glob("*/checkpoint*"))
 
 
+def test_a_bundle_has_its_time_layers_and_takes_a_diffusion_stage(made: Path, tmp_path: Path) -> None:
+    stage = StageConfig("x4", "diffusion", 4, steps=2, batch=2, crop_px=64)
+    file, run = tmp_path / "run.json", tmp_path / "run"
+    file.write_text(RunConfig(name="times", stages=(stage,)).to_json())
+    more = ("--config", str(file))
+    result = train(made, run, made / "bundle", *more)
+    assert result.exit_code == 0, result.output
+    old, new = load_bundle(made / "bundle"), load_bundle(run / "bundles" / "times-x4")
+    for name in ("encoder", "decoder"):
+        assert_same(getattr(old, name), getattr(new, name))
+    before, after = old.unet.state_dict(), new.unet.state_dict()
+    assert any(not torch.equal(before[k], after[k]) for k in before if "film" in k)
+    assert train(made, run, made / "bundle", *more).exit_code == 0
+    result = train(made, tmp_path / "never", made / "engine", *more)
+    assert result.exit_code == 1
+    assert "start from its bundle" in result.output
+    assert not list((tmp_path / "never").glob("*/*"))
+
+
+def assert_same(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (("--preset", "lite"), "got --from lite-x4 and --preset lite, expected one of them"),
         (("--base", "sd"), "got --from lite-x4 and --base sd, expected one of them"),
         (("--stage", "x4"), "stage: got x4, expected one of pixels-x4"),
-        (("--set", "pixels-x4.kind=diffusion"), "a finished model knows t = 1 only"),
+        (("--set", "pixels-x4.kind=diffusion"), "lite-x4: an exported model knows t = 1 only"),
+        (("--set", "pixels-x4.kind=autoencoder"), "which has its autoencoder"),
         (("--set", "pixels-x4.loss={\"dists\": 0.5}"), "pass --weights lpips_vgg=FILE"),
         (("--weights", "lpips_alex=nothing.safetensors"), "no file 'nothing.safetensors'"),
         (("--set", "pixels-x4.network={\"decoder_blocks\": 2}"), "network got decoder_blocks"),

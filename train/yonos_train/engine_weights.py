@@ -81,6 +81,22 @@ def load_start(what: str | os.PathLike[str], scale: int | None = None) -> Bundle
     return bundle
 
 
+def require_times(what: str, scale: int) -> None:
+    """Refuse a start that knows t = 1 alone, for a stage that trains at other times.
+
+    Raises
+    ------
+    ValueError
+        It is an engine directory or a shipped model; a bundle has its time layers.
+    """
+    if not (find_start(what.replace("{scale}", str(scale))) / "config.json").is_file():
+        raise ValueError(
+            f"{what}: an exported model knows t = 1 only (its time layers are folded into its graphs), and "
+            f"diffusion stages need other times; start from its bundle (RUN/bundles of its training), or "
+            f"train one_step_pixels, decoder, encoder or small_decoder stages"
+        )
+
+
 def bundle_from_engine(folder: str | os.PathLike[str]) -> Bundle:
     """Return an engine directory's networks, FP32; see the module's text for what they can do.
 

@@ -42,8 +42,8 @@ class RunConfig:
         Train the constant prompt embedding too (``sd``).
     start
         Bundle, engine directory or shipped model (``"lite-x{scale}"``) whose networks the run starts from, in
-        place of random ones; ``one_step_pixels``, ``decoder`` and small-network stages only, since such a
-        model knows t = 1 alone. Networks, schedule and what the encoder reads are then the start's.
+        place of random ones; no ``autoencoder`` stages then, and ``diffusion`` only from a bundle: a shipped
+        model or engine directory knows t = 1 alone. Schedule and what the encoder reads are the start's.
     """
 
     name: str = "lite"
@@ -68,12 +68,11 @@ class RunConfig:
         if len(set(names)) != len(names):
             raise ValueError(f"stages: got names {names}, expected each once")
         for stage in self.stages:
-            if self.start is not None and stage.kind in ("autoencoder", "diffusion"):
+            if self.start is not None and stage.kind == "autoencoder":
                 raise ValueError(
                     f"stage {stage.name}: kind got {stage.kind!r} in a run that starts from {self.start!r}, "
-                    f"expected one_step_pixels, decoder, encoder or small_decoder; a finished model knows "
-                    f"t = 1 only (its time layers are folded into its graphs), and objectives of other times "
-                    f"cannot go on from it"
+                    f"which has its autoencoder; expected one_step_pixels, diffusion, decoder, encoder or "
+                    f"small_decoder"
                 )
             if self.base is not None and stage.kind == "autoencoder":
                 raise ValueError(
@@ -97,10 +96,9 @@ class RunConfig:
                     f"{self.architecture.multiple_px} and of the scale"
                 )
 
-    @property
-    def scales(self) -> list[int]:
-        """Scales the run makes bundles for."""
-        return sorted({stage.scale for stage in self.stages if stage.kind in SHIPPING})
+    def ships(self, stage: StageConfig) -> bool:
+        """Return whether the stage ends with a bundle: a U-Net does where the start has the rest."""
+        return stage.kind in SHIPPING or (self.start is not None and stage.kind == "diffusion")
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

@@ -27,11 +27,12 @@ from yonos_trt.atomic import atomic_directory, remove_leftovers, write_file
 
 from .checkpoints import Checkpoints
 from .data import Crops, ImageFolder
+from .engine_weights import load_start, require_times
 from .folders import save_tensors, share_equal_files
 from .loop import Trainer, TrainingError
 from .model import Bundle, new_bundle, save_bundle, weights_sha256, with_decoder
 from .preflight import RECORD, check_run, check_same, stage_record
-from .presets import SHIPPING, RunConfig
+from .presets import RunConfig
 from .small import PARTS, SIZES, SUFFIXES, make_small, save_small, with_small
 from .stages import (
     AutoencoderStage,
@@ -130,8 +131,6 @@ class Run:
         """Return the networks for ``scale`` as a run starts: random, or those of ``start`` or ``base``."""
         run = self.config
         if run.start is not None and scale:
-            from .engine_weights import load_start
-
             bundle = load_start(run.start, scale)
             own = run.bundle_config(scale)
             kept = ("architecture", "schedule", "encoder_input", "smallest_tile_px", "largest_tile_px")
@@ -191,6 +190,8 @@ class Run:
         if config.kind == "autoencoder":
             return AutoencoderStage(config, bundle)
         if config.kind == "diffusion":
+            if self.config.start is not None:
+                require_times(self.config.start, config.scale)
             teacher, scale = None, None
             if config.teacher is not None:
                 scale = self._named(config.teacher).scale
@@ -251,8 +252,9 @@ class Run:
 
     def _write_bundles(self, stage: StageConfig, *, missing: bool = False) -> None:
         """Write the bundles that a finished stage changes, or those of them that do not name it yet."""
-        variants = [False] if stage.kind in SHIPPING else []
-        if stage.kind in (*SHIPPING, *SIZES) and self._small_stages(stage.scale):
+        ships = self.config.ships(stage)
+        variants = [False] if ships else []
+        if (ships or stage.kind in SIZES) and self._small_stages(stage.scale):
             variants.append(True)
         for small in variants:
             folder = self._bundle_folder(stage.scale, small=small)
