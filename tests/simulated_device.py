@@ -111,6 +111,7 @@ class SimulatedDriver:
         self.detect_races = detect_races
         self.calls: Counter[str] = Counter()
         self.log: list[str] = []
+        """Names of the calls, in their order."""
         self.used_bytes = 0
         self.peak_bytes = 0
         self.foreign: dict[int, int] = {}  # address -> another GPU that it is said to belong to
@@ -174,6 +175,7 @@ class SimulatedDriver:
 
     def _called(self, name: str, *, capturable: bool = True) -> None:
         self.calls[name] += 1
+        self.log.append(name)
         if not capturable and threading.get_ident() in (thread for thread, _ in self._captures.values()):
             raise DeviceFault(f"{name} inside a capture")
         self._advance()

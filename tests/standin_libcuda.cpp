@@ -48,11 +48,13 @@ std::set<CUgraph> graphs;
 std::set<CUgraphExec> execs;
 std::map<std::string, CUresult> failures;
 std::map<std::string, int> calls;
+std::vector<std::string> order;  // of all calls
 thread_local std::vector<CUcontext> current;
 int context_object;
 
 CUresult enter(const char* name, bool needs_context = true) {
     ++calls[name];
+    order.emplace_back(name);
     auto found = failures.find(name);
     if (found != failures.end()) {
         CUresult status = found->second;
@@ -135,6 +137,8 @@ extern "C" {
 void standin_fail_next(const char* name, int status) { failures[name] = static_cast<CUresult>(status); }
 void standin_pools(int supported) { has_pools = supported; }
 int standin_calls(const char* name) { return calls[name]; }
+int standin_order_length() { return int(order.size()); }
+const char* standin_order(int index) { return order.at(index).c_str(); }
 int standin_live() {
     return int(device.size() + pinned.size() + streams.size() + events.size() + graphs.size() + execs.size() +
                pools.size()) +

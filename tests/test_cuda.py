@@ -42,6 +42,7 @@ def load_standin() -> Any:
     loaded.path = str(library)
     for name in ("standin_stream_flags", "standin_event_flags"):
         getattr(loaded, name).argtypes = [ctypes.c_void_p]
+    loaded.standin_order.restype = ctypes.c_char_p
     found = SimpleNamespace(abs_path=loaded.path, _handle_uint=loaded._handle, found_via="test")
     from cuda.bindings import driver
 

@@ -14,7 +14,7 @@ import pytest
 from fake_tensorrt import FUNCTIONS, FakeKernels, FakeTensorRT, Function, decode, encode, step, write_engines
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated_device import Race, SimulatedDriver, ThreadedDriver
+from simulated_device import Op, Race, SimulatedDriver, ThreadedDriver
 
 from yonos_trt import pipeline
 from yonos_trt.backends.numpy import NumpyBackend
@@ -33,6 +33,7 @@ from yonos_trt.errors import (
 from yonos_trt.tiles.plan import TilePlan, batches, plan_tiles, rows_final_after_band
 from yonos_trt.trt import resources
 from yonos_trt.trt.backend import TrtBackend
+from yonos_trt.trt.finish import DeviceFinish
 from yonos_trt.trt.memory import CONTEXT_BYTES
 
 
@@ -229,10 +230,13 @@ def test_many_seeds_do_not_collect_graphs_without_end(engines: dict[str, Path]) 
 # What is asked of the device
 
 
-def by_hand(backend: TrtBackend, image: np.ndarray, plan: TilePlan, *, fix: str = "none") -> int:
+def by_hand(
+    backend: TrtBackend, image: np.ndarray, plan: TilePlan, *, fix: str = "none", ahead: bool = True
+) -> int:
     """The pipeline's calls from one thread, so that lanes and slots come in the same order."""
     source, canvas = backend.upload(image), backend.canvas(plan)
     finish = backend.finish(source, canvas, plan, color_fix=fix)
+    finish.ahead = ahead
     y0 = blocks = 0
     for batch in batches(plan):
         backend.blend(canvas, backend.run(source, plan, batch, 0, 0), plan, batch)
@@ -240,6 +244,8 @@ def by_hand(backend: TrtBackend, image: np.ndarray, plan: TilePlan, *, fix: str 
             y1 = rows_final_after_band(plan, batch.band)
             finish.push(y0, y1)
             y0, blocks = y1, blocks + 1
+    while finish.rest() is not None:
+        pass
     return blocks
 
 
@@ -293,6 +299,107 @@ def test_a_size_that_comes_again_finds_its_buffers_and_graphs(engines: dict[str,
 
 
 @pytest.mark.parametrize("fix", ["none", "wavelet"])
+def test_a_row_of_tiles_is_queued_before_the_copy_of_the_one_above_is_waited_for(
+    engines: dict[str, Path], fix: str
+) -> None:
+    driver = SimulatedDriver(lambda n: 0, eagerness=0)
+    backend = open_backend(engines["fp16"], driver)
+    image = picture(60, 40)
+    plan = plan_for(image)
+    assert plan.bands > 3
+    upscale(backend, image, plan, color_fix=fix)  # makes the buffers, which waits
+
+    def order(**options: Any) -> list[str]:
+        driver.log.clear()
+        by_hand(backend, image, plan, fix=fix, **options)
+        return [name for name in driver.log if name in ("finish", "event_synchronize")]
+
+    now = ["finish"] + ["finish", "event_synchronize"] * (plan.bands - 1) + ["event_synchronize"]
+    assert order() == now
+    assert order(ahead=False) == ["finish", "event_synchronize"] * plan.bands
+    driver.log.clear()
+    right = reference(image, plan, color_fix=fix)
+    assert np.array_equal(upscale(backend, image, plan, color_fix=fix), right)
+    assert [name for name in driver.log if name in ("finish", "event_synchronize")] == now
+    assert [key for key in backend._pictures._pinned if key[0] == "rows"] == [("rows", 1), ("rows", 0)]
+    backend.close()
+
+
+def test_the_device_has_a_row_of_tiles_to_do_when_the_host_waits(engines: dict[str, Path]) -> None:
+    class Watched(SimulatedDriver):
+        def event_synchronize(self, event: int) -> None:
+            super().event_synchronize(event)
+            waiting.append(sum(isinstance(item, Op) for queue in self._queues.values() for item in queue))
+
+    waiting: list[int] = []
+    driver = Watched(lambda n: 0, eagerness=0)
+    backend = open_backend(engines["fp16"], driver)
+    image = picture(60, 40)
+    plan = plan_for(image)
+    upscale(backend, image, plan)
+    for ahead in (True, False):
+        waiting.clear()
+        by_hand(backend, image, plan, ahead=ahead)
+        assert [bool(left) for left in waiting] == [ahead] * (plan.bands - 1) + [False]
+    backend.close()
+
+
+@pytest.mark.parametrize("fix", ["none", "wavelet", "adain"])
+def test_lent_rows_stay_as_they_are_while_the_device_goes_on(engines: dict[str, Path], fix: str) -> None:
+    driver = SimulatedDriver(random.Random(4).randrange)
+    backend = open_backend(engines["fp16"], driver)
+    image = picture(60, 40)
+    plan = plan_for(image)
+    expected, y = reference(image, plan, color_fix=fix), 0
+    for rows in pipeline.upscale(image, backend, plan=plan, color_fix=fix, lend=True):
+        with driver.lock:
+            while driver._step():
+                pass
+        assert np.array_equal(rows, expected[y : y + len(rows)])
+        assert pinned_address(driver, rows)
+        y += len(rows)
+    assert y == plan.height_px
+    backend.close()
+
+
+class ArrivalIsNotWaitedFor(LaneScheduler):
+    def arrived(self, buffer: int) -> None:
+        pass
+
+
+def one_buffer(finish: DeviceFinish, buffer: int) -> int:
+    return finish._pictures.pinned(("rows", 0), finish._block_bytes)
+
+
+MUTANTS = {
+    "does not wait": lambda patch: patch.setattr(resources, "LaneScheduler", ArrivalIsNotWaitedFor),
+    "one buffer": lambda patch: patch.setattr(DeviceFinish, "_pinned", one_buffer),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_missing_wait_or_buffer_is_a_race_and_gives_a_wrong_picture(
+    engines: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MUTANTS[name](monkeypatch)
+    image = picture(60, 40)
+    plan = plan_for(image)
+    right = reference(image, plan)
+
+    def run(seed: int, **options: Any) -> bool:
+        driver = SimulatedDriver(random.Random(seed).randrange, **options)
+        try:
+            return np.array_equal(upscale(open_backend(engines["fp16"], driver, lanes=1), image, plan), right)
+        except NumericError:  # by flags that were not there
+            return False
+
+    for seed in range(3):
+        with pytest.raises(Race):
+            run(seed)
+    assert not all(run(seed, detect_races=False, eagerness=seed) for seed in range(8))
+
+
+@pytest.mark.parametrize("fix", ["none", "wavelet"])
 def test_rows_that_are_lent_are_not_copied_a_second_time(engines: dict[str, Path], fix: str) -> None:
     driver = SimulatedDriver(random.Random(0).randrange)
     backend = open_backend(engines["fp16"], driver)
@@ -303,7 +410,7 @@ def test_rows_that_are_lent_are_not_copied_a_second_time(engines: dict[str, Path
         assert np.array_equal(rows, expected[y : y + len(rows)])
         y, lent = y + len(rows), lent + (not rows.flags.owndata and pinned_address(driver, rows))
     assert y == plan.height_px
-    assert lent > 0
+    assert lent == plan.bands
     for rows in pipeline.upscale(image, backend, plan=plan, color_fix=fix):
         assert not pinned_address(driver, rows)
     backend.close()
@@ -572,6 +679,52 @@ def test_the_colour_fix_sees_the_repaired_tiles(engines: dict[str, Path], fix: s
         got = upscale(backend, image, plan, color_fix=fix)
     expected = reference(image, plan, functions=good, color_fix=fix)
     assert np.abs(got.astype(int) - expected.astype(int)).max() <= 1
+    backend.close()
+
+
+def test_spoilt_rows_that_were_queued_ahead_begin_again_once_and_come_out_once(
+    engines: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    image = np.concatenate([spotted(), spotted()])
+    plan = plan_for(image, batch=2)
+    good = poisoned("nowhere", 0.0)
+    driver = SimulatedDriver(random.Random(5).randrange)
+    module = FakeTensorRT(driver, poisoned("step", np.nan), fp32_functions=good)
+    backend = open_backend(engines["both"], driver, module=module, graphs=False)
+    told: list[tuple[int, int]] = []
+    with caplog.at_level(logging.WARNING), np.errstate(invalid="ignore"):
+        options: dict[str, Any] = {"plan": plan, "color_fix": "wavelet", "lend": True}
+        blocks = [
+            rows.copy()
+            for rows in pipeline.upscale(image, backend, on_tiles=lambda *n: told.append(n), **options)
+        ]
+    got = np.concatenate(blocks)
+    expected = reference(image, plan, functions=good, color_fix="wavelet")
+    assert got.shape == expected.shape
+    assert np.abs(got.astype(int) - expected.astype(int)).max() <= 1
+    assert caplog.text.count("waiting for every row of tiles") == 1
+    assert caplog.text.count("running them again in fp32") >= 2  # both patches
+    assert driver.calls["encoder fp16"] <= len(list(batches(plan))) + 4 * plan.batches_per_band
+    assert {total for _, total in told} == {plan.tiles}
+    assert told[-1] == (plan.tiles, plan.tiles)
+    backend.close()
+    assert driver.live == {"allocations": 0, "streams": 0, "events": 0, "graphs": 0}
+
+
+def test_the_tile_of_an_error_is_counted_from_the_top_of_the_picture(engines: dict[str, Path]) -> None:
+    image = np.concatenate([picture(60, 60) // 2, spotted()]).astype(np.uint8)
+    plan = plan_for(image)
+    driver = SimulatedDriver(random.Random(5).randrange)
+    backend = open_backend(engines["fp16"], driver, module=FakeTensorRT(driver, poisoned("step", np.nan)))
+    blocks = pipeline.upscale(image, backend, plan=plan, color_fix="none")
+    rows: list[int] = []
+    with np.errstate(invalid="ignore"), pytest.raises(NumericError, match="--fp32") as caught:
+        rows.extend(map(len, blocks))
+    hot = next(y for y in plan.ys if y <= 4 * 81 < y + plan.tile_h_px)
+    assert plan.ys.index(hot) > 1
+    assert caught.value.tile // len(plan.xs) == plan.ys.index(hot)
+    assert f"origin y {hot}," in str(caught.value)
+    assert sum(rows) >= hot - plan.tile_h_px  # what was right has come out
     backend.close()
 
 

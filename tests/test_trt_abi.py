@@ -30,6 +30,7 @@ from yonos_trt.cuda.kernels import CudaKernels, kernel_codes
 from yonos_trt.cuda.launches import SIGNATURES, DevicePicture, Finish, Gather
 from yonos_trt.errors import CudaError, MissingExtraError
 from yonos_trt.tiles.color import MODES
+from yonos_trt.tiles.plan import TilePlan
 from yonos_trt.trt.backend import TrtBackend
 
 SOURCES = Path(__file__).resolve().parents[1] / "csrc"
@@ -76,8 +77,23 @@ def test_the_picture_through_ctypes_and_emulated_kernels_has_the_numpy_backends_
         got = upscale(backend, image, plan, seed=2**40 + 3, color_fix=fix)
         half = precision == "fp16"
         assert np.array_equal(got, reference(image, plan, half=half, seed=2**40 + 3, color_fix=fix)), fix
+        if fix == "wavelet":
+            assert_a_band_is_queued_before_the_last_is_waited_for(standin, backend, image, plan)
     backend.close()
     assert standin.standin_live() == before
+
+
+def assert_a_band_is_queued_before_the_last_is_waited_for(
+    standin: Any, backend: TrtBackend, image: np.ndarray, plan: TilePlan
+) -> None:
+    """By the driver's own calls: rows and flags of band n + 1 go out before the wait for band n."""
+    start = standin.standin_order_length()
+    upscale(backend, image, plan, color_fix="none")
+    calls = [standin.standin_order(i) for i in range(start, standin.standin_order_length())]
+    found = [name for name in calls if name in (b"cuMemcpyDtoHAsync", b"cuEventSynchronize")]
+    sent, waited = [b"cuMemcpyDtoHAsync"] * 2, [b"cuEventSynchronize"]
+    assert plan.bands > 2
+    assert found == sent + (sent + waited) * (plan.bands - 1) + waited
 
 
 def test_the_declared_signatures_are_those_of_the_header() -> None:

@@ -8,6 +8,7 @@ beside the picture.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from yonos_trt.backends.adapter import adapted
-from yonos_trt.backends.base import Array, Backend, timed_by
+from yonos_trt.backends.base import Array, Backend, RowsSpoilt, timed_by
 from yonos_trt.cuda.arrays import DeviceView
 from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.planning import from_row
@@ -26,6 +27,8 @@ from yonos_trt.tiles.color import finished_rows, first_canvas_row
 from yonos_trt.tiles.plan import TileBatch, TilePlan, batches, rows_final_after_band
 
 __all__ = ["STAGES", "Timings", "upscale", "upscale_array"]
+
+_log = logging.getLogger(__name__)
 
 STAGES = ("upload", "gather", "encode", "noise", "step", "decode", "blend", "download", "color")
 
@@ -93,45 +96,92 @@ def upscale(
         `cancel` was set (``concurrent.futures.CancelledError``).
     """
     _check(image, backend, plan)
-    begin = first_canvas_row(color_fix, first_row_px)
-    plan = from_row(plan, begin)
+    first_canvas_row(color_fix, first_row_px)  # refuses a row to begin at before anything is done
     clock = timings if timings is not None else Timings()
-
-    def run_batch(batch: TileBatch, lane: int) -> Any:
-        with timed_by(clock):
-            return backend.run(source, plan, batch, seed, lane)
-
     if not hasattr(backend, "run"):
         backend = adapted(backend)
     lanes = min(lanes or backend.lanes, backend.lanes)
     backend.use_lanes(lanes)
     with clock("upload"):
         source = backend.upload(image)
+    row = first_row_px
+    options: dict[str, Any] = {
+        "seed": seed, "color_fix": color_fix, "lanes": lanes, "threads": threads, "on_tiles": on_tiles,
+        "cancel": cancel, "lend": lend,
+    }  # fmt: skip
+    for ahead in (True, False):
+        try:
+            with closing(_rows(source, backend, plan, row, clock, ahead=ahead, **options)) as blocks:
+                for rows in blocks:
+                    row += len(rows)
+                    yield rows
+            return
+        except RowsSpoilt as error:
+            _log.warning("%s: going on from row %d, waiting for every row of tiles", error, row)
+
+
+def _rows(
+    source: Any,
+    backend: Backend,
+    plan: TilePlan,
+    first_row_px: int,
+    clock: Timings,
+    *,
+    ahead: bool,
+    seed: int,
+    color_fix: str,
+    lanes: int,
+    threads: int,
+    on_tiles: Callable[[int, int], None] | None,
+    cancel: threading.Event | None,
+    lend: bool,
+) -> Generator[Any, None, None]:
+    """Yield the rows of an uploaded picture; with `ahead` the back end may be a band ahead of them."""
+    begin = first_canvas_row(color_fix, first_row_px)
+    plan = from_row(plan, begin)
+
+    def run_batch(batch: TileBatch, lane: int) -> Any:
+        with timed_by(clock):
+            return backend.run(source, plan, batch, seed, lane)
+
+    with clock("upload"):
         canvas = backend.canvas(plan)
         finish = backend.finish(
             source, canvas, plan, color_fix=color_fix, threads=threads, first_row_px=begin
         )
-    finish.lend = lend
+    finish.lend, finish.ahead = lend, ahead
     todo = list(batches(plan))
     y0, at = begin, finished_rows(color_fix, plan.height_px, begin)
+
+    def fresh(rows: Any) -> Any:
+        nonlocal at
+        first, at = max(0, first_row_px - at), at + len(rows)
+        return rows[first:]
+
     with closing(_on_lanes(run_batch, todo, lanes, cancel)) as results:
         for batch, tiles in zip(todo, results, strict=True):
             with clock("blend"):
                 backend.blend(canvas, tiles, plan, batch)
-            done = batch.first + batch.live
+            done = batch.first + batch.live - plan.first_tile
             if on_tiles is not None:
-                on_tiles(done, len(plan.ys) * len(plan.xs))
+                on_tiles(plan.first_tile + done, plan.first_tile + plan.tiles)
             if done < (batch.band + 1) * len(plan.xs):
                 continue
             final = rows_final_after_band(plan, batch.band)
             while y0 < final:
                 y1 = min(y0 + finish.block_rows, final)
                 with timed_by(clock):
-                    rows = finish.push(y0, y1)
-                fresh = rows[max(0, first_row_px - at) :]
-                y0, at = y1, at + len(rows)
-                if len(fresh):
-                    yield fresh
+                    rows = fresh(finish.push(y0, y1))
+                y0 = y1
+                if len(rows):
+                    yield rows
+        while True:
+            with timed_by(clock):
+                rest = finish.rest()
+            if rest is None:
+                return
+            if len(rows := fresh(rest)):
+                yield rows
 
 
 def upscale_array(image: Array, backend: Backend, *, plan: TilePlan, **options: Any) -> Array:

@@ -217,7 +217,7 @@ def from_row(plan: TilePlan, first_px: int) -> TilePlan:
     skipped = 0
     while plan.ys[skipped] + plan.tile_h_px <= first_px:
         skipped += 1
-    return replace(plan, ys=plan.ys[skipped:]) if skipped else plan
+    return replace(plan, ys=plan.ys[skipped:], first_tile=plan.first_tile + skipped * len(plan.xs))
 
 
 def _even(tiles: int, best: int) -> int:

@@ -48,10 +48,13 @@ class _Adapter(HostBackend):
 
 
 class _AdaptedFinish:
-    lend = False
+    lend = ahead = False
 
     def __init__(self, old: Any) -> None:
         self._old, self.block_rows = old, old.block_rows
 
     def push(self, y0_px: int, y1_px: int) -> Any:
         return self._old.push(y0_px, y1_px, stage)
+
+    def rest(self) -> None:
+        """Nothing is held back."""

@@ -20,7 +20,7 @@ from yonos_trt.tiles.plan import TileBatch, TilePlan
 if TYPE_CHECKING:
     from yonos_trt.engine.schema import EngineManifest
 
-__all__ = ["Array", "Backend", "Clock", "RowFinish", "stage", "timed_by"]
+__all__ = ["Array", "Backend", "Clock", "RowFinish", "RowsSpoilt", "stage", "timed_by"]
 
 Array = NDArray[Any]
 
@@ -80,14 +80,29 @@ class RowFinish(Protocol):
     block_rows: int
     """Rows to push at a time, at most."""
     lend: bool
-    """Set it where rows are done with at the next push: they may lie in memory that is used again."""
+    """Set it where rows are done with at the next call: they may lie in memory that is used again."""
+    ahead: bool
+    """Set it to let a push return before its rows are there; they come with the next one."""
 
     def push(self, y0_px: int, y1_px: int) -> Any:
-        """Take the canvas rows [y0, y1), which follow the rows pushed before and are final; waits for them.
+        """Take the canvas rows [y0, y1), which follow the rows pushed before and are final.
 
-        Returns the rows that this finishes, (n, width_px, 3) with n >= 0, a sequence: a colour fix may hold
-        some back, but none after the last push. The caller owns them, unless `lend` is set.
+        Returns the rows that are finished, (n, width_px, 3) with n >= 0, a sequence: a colour fix may hold
+        some back, and with `ahead` a device those of this push, for which it does not wait. The caller owns
+        them, unless `lend` is set.
+
+        Raises
+        ------
+        RowsSpoilt
+            Only with `ahead`: begin again at the first row that was not returned, without `ahead`.
         """
+
+    def rest(self) -> Any:
+        """Return further rows after the last push, as `push` does; None when there are no more."""
+
+
+class RowsSpoilt(Exception):
+    """Rows that were queued ahead have tiles with NaN or infinity, and the canvas has moved on meanwhile."""
 
 
 # ---------------------------------------------------------------------------------------------------------

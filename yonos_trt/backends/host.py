@@ -234,7 +234,7 @@ class HostFinish:
         As in `yonos_trt.pipeline.upscale`.
     """
 
-    lend = False
+    lend = ahead = False
 
     def __init__(
         self,
@@ -265,6 +265,9 @@ class HostFinish:
             if y1_px == self._plan.height_px:
                 self._fix.flush()  # says so if rows are missing
             return self._kernels.finalize(fixed, self._dtype, threads=self._threads)
+
+    def rest(self) -> None:
+        """See `RowFinish`: every push waits for all of its rows."""
 
 
 if TYPE_CHECKING:

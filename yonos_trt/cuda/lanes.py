@@ -16,7 +16,8 @@ pictures in. Five edges keep safe what these streams share, two more order a cal
                                  "blend->decode" (batch 4 takes the slot of batch 0)
 
 Blends, colour fix and downloads lie on one stream, so their order is that of the calls: the picture is the
-same bit for bit whatever the number of lanes. Nothing here makes the host wait but the end of `downloading`.
+same bit for bit whatever the number of lanes. Nothing here makes the host wait but the end of `downloading`,
+and `arrived`, which waits for one of the two copies to the host that may be on their way (`sending`).
 """
 
 from __future__ import annotations
@@ -127,6 +128,7 @@ class LaneScheduler:
             self._copy = self._new_stream()
             self._canvas = self._new_stream()
             self._downloaded = self._new_event()
+            self._sent = (self._new_event(), self._new_event())
             self._handover = self._new_event()
             self._lanes = [_Lane(self._new_stream(), []) for _ in range(lanes)]
             for index in range(lanes):
@@ -279,6 +281,18 @@ class LaneScheduler:
         yield self._canvas
         self._record(self._downloaded, self._canvas)
         self._driver.event_synchronize(self._downloaded)
+
+    @contextmanager
+    def sending(self, buffer: int) -> Iterator[int]:
+        """Give the canvas stream for copies into one of the host's two buffers, 0 or 1. Does not wait."""
+        self._check()
+        yield self._canvas
+        self._record(self._sent[buffer], self._canvas)
+
+    def arrived(self, buffer: int) -> None:
+        """Wait until the copies of the last `sending` into this buffer are done, not for what came after."""
+        self._check()
+        self._driver.event_synchronize(self._sent[buffer])
 
     @contextmanager
     def handing_over(self, caller: int) -> Iterator[int]:

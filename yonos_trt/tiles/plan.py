@@ -63,6 +63,8 @@ class TilePlan:
     """Tiles per batch.  Batches never straddle a band; a short last batch is padded by repeating its last
     tile.
     """
+    first_tile: int = 0
+    """Number of the first tile, where rows of tiles above it were left out."""
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -270,7 +272,7 @@ def batches(plan: TilePlan) -> Iterator[TileBatch]:
             xs += xs[-1:] * (plan.batch - live)
             yield TileBatch(
                 band=band,
-                first=band * columns + start,
+                first=plan.first_tile + band * columns + start,
                 ys=np.full(plan.batch, y, np.int64),
                 xs=np.asarray(xs, np.int64),
                 live=live,

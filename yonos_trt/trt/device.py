@@ -17,7 +17,7 @@ from yonos_trt.cuda.device import Results
 from yonos_trt.errors import ConfigError, InputError, OutOfMemoryError
 from yonos_trt.tiles.plan import TilePlan
 from yonos_trt.trt.backend import TrtBackend
-from yonos_trt.trt.buffers import Canvas, Source
+from yonos_trt.trt.buffers import Canvas, QueuedBatch, Source
 
 __all__ = ["OnDevice", "same_kind", "upscale_on_device"]
 
@@ -100,7 +100,7 @@ class OnDevice:
         The back end does not run on a GPU, or on another one; or the picture has another shape or type.
     """
 
-    lend = False
+    lend = ahead = False
 
     def __init__(
         self, image: Any, backend: Backend, stream: Any = None, *, check: bool = True, out: Any = None
@@ -118,7 +118,9 @@ class OnDevice:
         self._backend, self._check, self._stream = backend, check, stream
         self._given = out
         self._out: DeviceArray | None = None
-        self._written = 0
+        self._written = self._told = 0  # rows queued, and those of which nothing can change any more
+        self._sent: tuple[range, list[QueuedBatch]] | None = None
+        self._buffer = 0
         self.manifest, self.lanes, self.any_tile = backend.manifest, backend.lanes, backend.any_tile
         self.best_batch = backend.best_batch
         self.working_bytes, self.use_lanes, self.canvas = (
@@ -147,6 +149,7 @@ class OnDevice:
         """Return this object, which is its own `RowFinish`."""
         self._canvas, self.block_rows = canvas, plan.height_px
         self._finish = self._backend.finish(source, canvas, plan, color_fix=color_fix)
+        self._written, self._sent, self.ahead = self._told, None, False
         if self._out is None:
             try:
                 self._out = self._allocate((plan.height_px, plan.width_px, 3))
@@ -156,9 +159,13 @@ class OnDevice:
         return self
 
     def push(self, y0_px: int, y1_px: int) -> range:
-        """Queue the rows that this finishes for `result`; with `check`, wait and repair first."""
+        """Queue the rows that this finishes for `result`.
+
+        With `check` it waits for the tiles and repairs them first; with `ahead` as well it waits afterwards,
+        for those of the push before.
+        """
         assert self._out is not None
-        if self._check:
+        if self._check and not self.ahead:
             self._backend.check(self._canvas)
         finish = self._finish
         finish.take(y0_px, y1_px)
@@ -168,6 +175,22 @@ class OnDevice:
             row_bytes = self._out.nbytes // self._out.shape[0]
             finish.write(first, rows.stop, self._out.address + first * row_bytes)
             self._written = rows.stop
+        if not self._check or not self.ahead:
+            self._told = self._written
+            return rows
+        self._buffer = 1 - self._buffer
+        sent, self._sent = self._sent, (rows, self._backend.send_flags(self._canvas, self._buffer))
+        return range(rows.start, rows.start) if sent is None else self._checked(sent, 1 - self._buffer)
+
+    def rest(self) -> range | None:
+        """See `yonos_trt.backends.base.RowFinish`."""
+        sent, self._sent = self._sent, None
+        return None if sent is None else self._checked(sent, self._buffer)
+
+    def _checked(self, sent: tuple[range, list[QueuedBatch]], buffer: int) -> range:
+        rows, fetched = sent
+        self._backend.refuse_spoilt(self._canvas, fetched, buffer)
+        self._told = max(self._told, rows.stop)
         return rows
 
     def result(self) -> Any:

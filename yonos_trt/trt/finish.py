@@ -3,11 +3,15 @@
 The canvas stays as it is. Rows that the wavelet fix holds back lie in the canvas' halo, above its band; the
 adain fix keeps a copy of all rows until it has seen the last. All work is queued on the canvas stream, and
 every call can be repeated with the same result, which is what happens when a tile had to be run again.
+
+Rows go to two page-locked buffers in turn. With `ahead`, a push queues its copy and waits for that of the
+push before, so that the device has a band of work while the host waits; else it waits for its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -30,12 +34,21 @@ from yonos_trt.errors import ConfigError
 from yonos_trt.tiles.color import MODES, finished_rows
 from yonos_trt.tiles.color_cells import BLOCK_PX, cell_taps, progress
 from yonos_trt.tiles.plan import TilePlan
-from yonos_trt.trt.buffers import Canvas, PlanBuffers
+from yonos_trt.trt.buffers import Canvas, PlanBuffers, QueuedBatch
 from yonos_trt.trt.memory import finish_layout, fold_counts, grid_shape
 from yonos_trt.trt.ranges import Nvtx
 from yonos_trt.trt.repair import Repair
 
 __all__ = ["DeviceFinish"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """Rows, and the flags of the batches they come from, on their way to one of the host's two buffers."""
+
+    buffer: int
+    rows: int
+    batches: list[QueuedBatch]
 
 
 class DeviceFinish:
@@ -55,7 +68,7 @@ class DeviceFinish:
         Called first by `push`: raises if the canvas is no longer there.
     """
 
-    lend = False
+    lend = ahead = False
 
     def __init__(
         self,
@@ -85,46 +98,82 @@ class DeviceFinish:
         self._row_bytes = 3 * self._plan.width_px * self.dtype.itemsize
         self._at = buffers.for_finish(color_fix, self.dtype.itemsize, order)
         sizes = finish_layout(self._plan, scale, color_fix=color_fix, item_bytes=self.dtype.itemsize)
-        self.block_rows = sizes["finished"] // self._row_bytes
+        self._block_bytes = sizes["finished"]
+        self.block_rows = min(self._plan.height_px, self._plan.tile_h_px)
+        self._next = self._end = 0  # finished rows that are not on their way yet
+        self._sent: _Sent | None = None  # with `ahead`, what nobody has waited for
+        self._buffer = 0
 
     # --- to the host --------------------------------------------------------------------------------------
 
     def push(self, y0_px: int, y1_px: int) -> Array:
-        """See `yonos_trt.backends.base.RowFinish`. Waits, and runs tiles with NaN or infinity again.
+        """See `yonos_trt.backends.base.RowFinish`. Tiles with NaN or infinity run again, but with `ahead`.
 
         Raises
         ------
         NumericError
             A tile is not finite, and there are no FP32 engines to run it again.
+        RowsSpoilt
+            With `ahead`, a tile of the push before is not finite.
         """
         with stage("download"), self._driver.current():
             self._enter(self._canvas)
-            first, last = self.finished(y0_px), self.finished(y1_px)
-            lent = self.lend and 0 < last - first <= self.block_rows
-            out = np.empty((0 if lent else last - first, self._plan.width_px, 3), self.dtype)
-            y = first
-            while True:
-                end = min(y + self.block_rows, last)
-                nbytes = (end - y) * self._row_bytes
-                pinned = self._pictures.pinned("rows", nbytes) if nbytes else 0
-                with self._nvtx.range(f"download rows {y}-{end}"), self._scheduler.downloading() as stream:
-                    if y == first:
-                        self.take(y0_px, y1_px)
-                    if nbytes:
-                        self.write(y, end, self._at["finished"])
-                        self._driver.copy_out(pinned, self._at["finished"], nbytes, stream)
-                    self._repair.fetch_flags(self._canvas, stream)
-                if self._repair.done(self._canvas):
-                    continue  # the canvas has changed: once more
-                if nbytes:
-                    raw = self._driver.host_view(pinned, nbytes).view(self.dtype)
-                    rows = raw.reshape(end - y, self._plan.width_px, 3)
-                    if lent:
-                        return rows
-                    out[y - first : end - first] = rows
-                y = end
-                if y >= last:
-                    return out
+            self._next, self._end = self.finished(y0_px), self.finished(y1_px)
+            sent = self._send(lambda: self.take(y0_px, y1_px))
+            if self.ahead:
+                sent, self._sent = self._sent, sent
+                return self._arrived(sent)
+            first = self._next - sent.rows
+            while self._repaired(sent):  # the canvas has changed: once more
+                self._next = first
+                sent = self._send(lambda: self.take(y0_px, y1_px))
+            return self._rows(sent)
+
+    def rest(self) -> Array | None:
+        """See `yonos_trt.backends.base.RowFinish`."""
+        with stage("download"), self._driver.current():
+            self._enter(self._canvas)
+            sent = self._send() if self._next < self._end else None
+            if self.ahead:
+                sent, self._sent = self._sent, sent
+            return None if sent is None else self._arrived(sent)
+
+    def _send(self, before: Callable[[], None] = lambda: None) -> _Sent:
+        """Queue `before` and a copy of the next rows to the host; does not wait."""
+        first, end = self._next, min(self._next + self._block_bytes // self._row_bytes, self._end)
+        self._buffer = buffer = 1 - self._buffer
+        with self._nvtx.range(f"download rows {first}-{end}"), self._scheduler.sending(buffer) as stream:
+            before()
+            if end > first:
+                self.write(first, end, self._at["finished"])
+                nbytes = (end - first) * self._row_bytes
+                self._driver.copy_out(self._pinned(buffer), self._at["finished"], nbytes, stream)
+            fetched = self._repair.fetch_flags(self._canvas, stream, buffer)
+        self._next = end
+        return _Sent(buffer, end - first, fetched)
+
+    def _pinned(self, buffer: int) -> int:
+        return self._pictures.pinned(("rows", buffer), self._block_bytes)
+
+    def _repaired(self, sent: _Sent) -> bool:
+        self._scheduler.arrived(sent.buffer)
+        return self._repair.done(self._canvas, sent.batches, sent.buffer)
+
+    def _arrived(self, sent: _Sent | None) -> Array:
+        """Wait for rows and their flags, not for what was queued after them."""
+        if sent is None:
+            return np.empty((0, self._plan.width_px, 3), self.dtype)
+        self._scheduler.arrived(sent.buffer)
+        self._repair.refuse(self._canvas, sent.batches, sent.buffer)
+        return self._rows(sent)
+
+    def _rows(self, sent: _Sent) -> Array:
+        nbytes = sent.rows * self._row_bytes
+        if not nbytes:
+            return np.empty((0, self._plan.width_px, 3), self.dtype)
+        raw = self._driver.host_view(self._pinned(sent.buffer), nbytes).view(self.dtype)
+        rows = raw.reshape(sent.rows, self._plan.width_px, 3)
+        return rows if self.lend else rows.copy()
 
     # --- on the device ------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from yonos_trt.backends.base import RowsSpoilt
 from yonos_trt.cuda.device import Driver
 from yonos_trt.cuda.kernels import TileKernels
 from yonos_trt.cuda.lanes import LaneScheduler, PictureOrder
@@ -57,15 +58,32 @@ class Repair:
         self._networks: LaneNetworks | None = None
         self._tried = False
 
-    def fetch_flags(self, canvas: Canvas, stream: int) -> None:
-        """Queue a copy of the flags of the batches that nobody has looked at yet."""
-        fresh = len(canvas.blended)
-        if fresh:
-            nbytes = 4 * canvas.plan.batch * fresh
-            pinned = self._buffers.memory.pinned("flags", nbytes)
-            self._driver.copy_out(pinned, self._buffers.flags(canvas.count - fresh), nbytes, stream)
+    def fetch_flags(self, canvas: Canvas, stream: int, buffer: int = 0) -> list[QueuedBatch]:
+        """Queue a copy of the flags of the batches that nobody has looked at yet; returns these batches.
 
-    def done(self, canvas: Canvas) -> bool:
+        `buffer`, 0 or 1, is where the flags go on the host; no other copy into it may be on its way.
+        """
+        fresh, canvas.blended = canvas.blended, []
+        if fresh:
+            nbytes = 4 * canvas.plan.batch * len(fresh)
+            pinned = self._buffers.memory.pinned(("flags", buffer), nbytes)
+            self._driver.copy_out(pinned, self._buffers.flags(canvas.count - len(fresh)), nbytes, stream)
+        return fresh
+
+    def spoilt(
+        self, canvas: Canvas, fetched: list[QueuedBatch], buffer: int = 0
+    ) -> list[tuple[QueuedBatch, NDArray[np.bool_]]]:
+        """Return the batches whose flags, which have arrived, name tiles that are not finite; and which."""
+        if not fetched:
+            return []
+        nbytes = 4 * canvas.plan.batch * len(fetched)
+        pinned = self._buffers.memory.pinned(("flags", buffer), nbytes)
+        raised = self._driver.host_view(pinned, nbytes).view(np.int32).reshape(-1, canvas.plan.batch) != 0
+        for tiles, bad in zip(fetched, raised, strict=True):
+            bad[tiles.batch.live :] = False
+        return [(tiles, bad) for tiles, bad in zip(fetched, raised, strict=True) if bad.any()]
+
+    def done(self, canvas: Canvas, fetched: list[QueuedBatch], buffer: int = 0) -> bool:
         """Look at the flags that were fetched and repair what they say; True if the canvas has changed since.
 
         Raises
@@ -73,17 +91,26 @@ class Repair:
         NumericError
             As `run`.
         """
-        fresh, canvas.blended = canvas.blended, []
-        if not fresh:
-            return False
-        nbytes = 4 * canvas.plan.batch * len(fresh)
-        flags = self._driver.host_view(self._buffers.memory.pinned("flags", nbytes), nbytes).view(np.int32)
-        raised = flags.reshape(-1, canvas.plan.batch) != 0
-        for tiles, bad in zip(fresh, raised, strict=True):
-            bad[tiles.batch.live :] = False
-            if bad.any():
-                self.run(canvas, tiles, bad)
-        return bool(raised.any())
+        spoilt = self.spoilt(canvas, fetched, buffer)
+        for tiles, bad in spoilt:
+            self.run(canvas, tiles, bad)
+        return bool(spoilt)
+
+    def refuse(self, canvas: Canvas, fetched: list[QueuedBatch], buffer: int) -> None:
+        """Look at the flags that were fetched, after which the canvas may have moved on.
+
+        Raises
+        ------
+        RowsSpoilt
+            They name a tile.
+        """
+        numbers = [
+            int(tiles.batch.first + i)
+            for tiles, bad in self.spoilt(canvas, fetched, buffer)
+            for i in np.flatnonzero(bad)
+        ]
+        if numbers:
+            raise RowsSpoilt(f"NaN or infinity in the tiles {numbers}")
 
     def run(self, canvas: Canvas, tiles: QueuedBatch, bad: NDArray[np.bool_]) -> None:
         """Add the bad tiles of a batch to the canvas after all, computed in FP32.
