@@ -164,7 +164,7 @@ def _rows(
                 backend.blend(canvas, tiles, plan, batch)
             done = batch.first + batch.live - plan.first_tile
             if on_tiles is not None:
-                on_tiles(plan.first_tile + done, plan.first_tile + plan.tiles)
+                on_tiles(done, plan.tiles)
             if done < (batch.band + 1) * len(plan.xs):
                 continue
             final = rows_final_after_band(plan, batch.band)

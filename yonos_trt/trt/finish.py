@@ -121,8 +121,8 @@ class DeviceFinish:
             self._next, self._end = self.finished(y0_px), self.finished(y1_px)
             sent = self._send(lambda: self.take(y0_px, y1_px))
             if self.ahead:
-                sent, self._sent = self._sent, sent
-                return self._arrived(sent)
+                earlier, self._sent = self._sent, sent
+                return self._arrived(earlier)
             first = self._next - sent.rows
             while self._repaired(sent):  # the canvas has changed: once more
                 self._next = first
