@@ -1,30 +1,23 @@
-"""Walk a JPEG's segments: size and completeness; and ask a second decoder whether its pixels are whole.
-
-ITU-T T.81, annex B. Pillow hides the warnings of its decoder, which goes on after damage with whatever comes:
-grey areas, shifted rows. libvips tells them.
-"""
+"""Walk a JPEG's segments and scans: size and completeness. ITU-T T.81, annex B."""
 
 from __future__ import annotations
 
-import logging
 import re
 import struct
-import threading
 from collections.abc import Iterator
 
-from yonos_trt.host import require_bytes
 from yonos_trt.images.header import Header, MalformedError
 
-__all__ = ["check_jpeg_pixels", "jpeg_header", "segments"]
+__all__ = ["is_frame", "jpeg_header", "scans", "segments"]
 
-_SOS, _EOI, _APP0, _APP15, _COM = 0xDA, 0xD9, 0xE0, 0xEF, 0xFE
-_DECODER_BYTES = 48 << 20  # buffers and threads of libvips
-_ASKING = threading.Lock()
-_BASELINE = (0xC0, 0xC1)  # sequential, Huffman coded
-_TAIL_BYTES = 16
+_SOS, _EOI = 0xDA, 0xD9
 # A progressive picture has some ten scans; each costs the time of a whole picture.
 _MOST_SCANS = 100
-_DAMAGE = re.compile(r"(Corrupt JPEG data: (?!bad ICC)|Premature end of JPEG|Inconsistent progression)[^\n]*")
+# Inside the coded data FF is followed by 00, a restart marker or more FF; anything else is a marker.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+# Between scans: tables, restart interval, number of lines, comments and application segments.
+_BETWEEN = frozenset((_SOS, 0xC4, 0xCC, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)))
+_TEM = 0x01  # has no length
 
 
 def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -53,6 +46,50 @@ def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         position = end
 
 
+def scans(data: bytes, position: int) -> list[tuple[int, int]]:
+    """Return (start, end) of every scan's coded data; the last one ends at the picture's end marker.
+
+    Parameters
+    ----------
+    data
+        The file.
+    position
+        Where the first scan's coded data begin: the end of the last of ``segments``.
+
+    Raises
+    ------
+    MalformedError
+        The file ends, or something begins that is no scan, before the end marker; or more scans than any
+        picture needs.
+    """
+    found: list[tuple[int, int]] = []
+    start: int | None = position
+    while (match := _MARKER.search(data, position)) is not None:
+        marker, position = data[match.end() - 1], match.end()
+        if marker == _TEM:
+            continue
+        if start is not None:
+            found.append((start, match.start()))
+            start = None
+        if marker == _EOI:
+            return found
+        if marker not in _BETWEEN:
+            raise MalformedError(
+                f"the JPEG is damaged: marker FF{marker:02X} stands in front of its end marker"
+            )
+        position += int.from_bytes(data[position : position + 2], "big")
+        if marker == _SOS:
+            start = position
+            if len(found) >= _MOST_SCANS:
+                raise MalformedError(f"the JPEG has more than {_MOST_SCANS} scans, which no picture needs")
+    raise MalformedError("the JPEG is truncated: its end marker is missing")
+
+
+def is_frame(marker: int) -> bool:
+    """Tell whether a segment is a frame header."""
+    return 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
+
+
 def jpeg_header(data: bytes) -> Header:
     """Return the header of the main picture; behind its end marker anything may follow.
 
@@ -63,93 +100,11 @@ def jpeg_header(data: bytes) -> Header:
     """
     size, scan_at = None, 0
     for marker, start, end in segments(data):
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        if is_frame(marker):
             bits, height_px, width_px, channels = struct.unpack_from(">BHHB", data, start + 4)
             size = (height_px, width_px, bits, channels)
         scan_at = end
     if size is None:
         raise MalformedError("the JPEG has no frame header")
-    # Inside the coded data FF is always followed by 00 or a restart marker, so the first FFD9 is the end.
-    end_at = data.find(b"\xff\xd9", scan_at)
-    if end_at < 0:
-        raise MalformedError("the JPEG is truncated: its end marker is missing")
-    if data.count(b"\xff\xda", scan_at, end_at) >= _MOST_SCANS:
-        raise MalformedError(f"the JPEG has more than {_MOST_SCANS} scans, which no picture needs")
+    scans(data, scan_at)
     return Header("JPEG", *size)
-
-
-def check_jpeg_pixels(data: bytes, header: Header) -> None:
-    """Decode a JPEG that passed ``jpeg_header`` with libvips; refuse it if that decoder warns of damage.
-
-    A baseline picture is decoded a second time without the last of its coded bytes: if nothing is missing
-    then, they belong to no pixel, and the decoder lost its way before them. Memory stays at some rows.
-    Application segments are left out, so that only what is said about the pixels counts. Without pyvips (the
-    extra ``images``) nothing is checked.
-
-    Raises
-    ------
-    MalformedError
-        Names the damage in the decoder's words.
-    MemoryError
-        There is no room for the decoding.
-    """
-    require_bytes(_DECODER_BYTES + 8 * header.height_px * header.width_px)  # the coefficients, if progressive
-    kept, scan_at, frame = [data[:2]], 2, 0
-    for marker, start, scan_at in segments(data):
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            frame = marker
-        if not _APP0 <= marker <= _APP15 and marker != _COM:
-            kept.append(data[start:scan_at])
-    head = b"".join(kept)
-    damage = _damage(head + data[scan_at:])
-    end_at = data.find(b"\xff\xd9", scan_at)
-    coded = data[scan_at:end_at].rstrip(b"\0\xff")  # some devices pad
-    if damage == "" and frame in _BASELINE and len(coded) > 2 * _TAIL_BYTES and b"\xff\xda" not in coded:
-        cut = coded[:-_TAIL_BYTES].rstrip(b"\xff")
-        if _damage(head + cut + b"\xff\xd9") == "":
-            damage = "coded bytes that belong to no pixel"
-    if damage:
-        raise MalformedError(
-            f"the JPEG is damaged ({damage}), its picture is wrong from there on; to use it all the same, "
-            "save it anew with a program that opens it"
-        )
-
-
-class _Said(logging.Handler):
-    """Collect what libvips says while it is asked about one file."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.text = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.text += f"{record.getMessage()}\n"
-
-
-def _damage(data: bytes) -> str | None:
-    """Return what libvips says is damaged, "" if nothing is, None without it or if it fails otherwise."""
-    try:
-        import pyvips
-    except (ImportError, OSError):
-        return None
-    pyvips.cache_set_max(0)  # it would keep the last hundred files in memory
-    log, said = logging.getLogger("pyvips"), _Said()
-    if log.manager.disable >= logging.WARNING:
-        return None
-    with _ASKING:  # warnings about the last rows are not raised but logged, without the name of the file
-        before = log.level, log.propagate
-        log.addHandler(said)
-        log.setLevel(logging.WARNING)
-        log.propagate = False
-        try:
-            pyvips.Image.new_from_buffer(data, "", fail_on="warning", access="sequential").avg()
-        except pyvips.Error as error:
-            said.text += str(error)
-            if not _DAMAGE.search(said.text):
-                return None
-        finally:
-            log.removeHandler(said)
-            log.setLevel(before[0])
-            log.propagate = before[1]
-    damage = _DAMAGE.search(said.text)
-    return damage[0].removeprefix("Corrupt JPEG data: ") if damage else ""

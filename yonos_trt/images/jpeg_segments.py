@@ -10,7 +10,7 @@ import hashlib
 import re
 import struct
 
-from yonos_trt.images.jpeg_header import segments
+from yonos_trt.images.jpeg_header import scans, segments
 from yonos_trt.images.metadata import Metadata
 from yonos_trt.images.photoshop import parse_resources
 from yonos_trt.images.xmp_parts import merged
@@ -37,8 +37,6 @@ _DEPTH_MARKS = (
     b"PortraitEffectsMatte",
 )
 _CM_PER_INCH = 2.54
-# Inside the coded data FF is followed by 00, a restart marker or more FF; anything else is a marker.
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
 def pixel_segments(data: bytes) -> bytes:
@@ -56,17 +54,8 @@ def pixel_segments(data: bytes) -> bytes:
 
 def _end_of_picture(data: bytes) -> int:
     """Return where the first picture ends, after all of its scans."""
-    position = 0
-    for marker, _, end in segments(data):
-        if marker == 0xDA:
-            position = end
-    while (match := _MARKER.search(data, position)) is not None:
-        marker = data[match.start() + 1]
-        if marker == 0xD9:
-            return match.end()
-        length = int.from_bytes(data[match.end() : match.end() + 2], "big")
-        position = match.end() + (length if marker != 0x01 else 0)
-    return len(data)
+    *_, (_, _, scan_at) = segments(data)
+    return scans(data, scan_at)[-1][1] + 2
 
 
 def jpeg_metadata(data: bytes) -> Metadata:

@@ -19,7 +19,7 @@ from yonos_trt.host import require_bytes
 from yonos_trt.images.header import FORMAT_SUFFIXES, Header, MalformedError
 from yonos_trt.images.high_depth import high_depth_png, high_depth_tiff, pillow_keeps_tiff
 from yonos_trt.images.inspection import check_png_pixels, inspect
-from yonos_trt.images.jpeg_header import check_jpeg_pixels
+from yonos_trt.images.jpeg_pixels import check_jpeg_pixels
 from yonos_trt.images.metadata import Metadata, color_of, picture_fields, upright
 from yonos_trt.images.metadata_reading import pil_metadata, pixels_alone, read_metadata
 from yonos_trt.images.modes import planes_from_pil
