@@ -14,7 +14,6 @@ import re
 import struct
 import threading
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -65,7 +64,7 @@ def check_jpeg_pixels(data: bytes, header: Header) -> None:
 
 
 @functools.cache
-def _pyvips() -> ModuleType | None:
+def _pyvips() -> Any:
     try:
         import pyvips
     except (ImportError, OSError):  # OSError: the bindings are there, the library is not
