@@ -33,6 +33,7 @@ from yonos_trt.images.exif import Entry, Exif
 from yonos_trt.images.icc import SRGB_CURVE, adobe_rgb_profile, matrix_profile
 from yonos_trt.images.photoshop import iptc_of, parse_resources
 from yonos_trt.images.png_rows import PngRows
+from yonos_trt.images.xmp import grown_xmp
 from yonos_trt.images.xmp_parts import split
 
 RNG = np.random.default_rng(5)
@@ -235,6 +236,7 @@ def test_text_is_text_whatever_it_is_called(tmp_path: Path, keyword: str, bits: 
 
 def test_chunks_are_kept_or_named(tmp_path: Path) -> None:
     kept = [(b"tIME", bytes((7, 230, 1, 2, 3, 4, 5))), (b"cLLI", struct.pack(">II", 10, 20))]
+    kept += [(b"mDCV", struct.pack(">8H2I", *range(8), 10_000_000, 1))]
     named = [(b"sBIT", b"\5\5\5"), (b"bKGD", bytes(6)), (b"prVt", b"private"), (b"caBX", b"jumb")]
     png_with(tmp_path / "in.png", *kept, *named, (b"pHYs", struct.pack(">IIB", 3, 4, 0)))
     result, left_out = result_of(tmp_path / "in.png", tmp_path / "out.png")
@@ -508,6 +510,30 @@ def test_iptc_is_named_where_it_cannot_go_and_pictures_of_the_old_picture_are_re
         assert any("IPTC" in entry and "cannot hold" in entry for entry in left_out)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_photoshop_resources_that_are_true_of_any_size_are_kept(tmp_path: Path, suffix: str) -> None:
+    """Resolution, caption, copyright flag, URL, a path, the clipping path's name; no groups of layers."""
+    kept = {
+        0x03ED: b"r" * 16,
+        0x03F0: b"\5hello",
+        0x040A: b"\1",
+        0x040B: b"https://example.org",
+        0x07D0: b"p" * 26,
+    }
+    kept |= {0x0BB7: b"\4clip"}
+    block = b"Photoshop 3.0\0" + b"".join(resource(n, d) for n, d in {**kept, 0x0402: b"xx"}.items())
+    jpeg_with(tmp_path / "in.jpg", (0xED, block))
+    result, left_out = result_of(tmp_path / "in.jpg", tmp_path / f"out{suffix}")
+    found = {number: data for number, _, data in parse_resources(result.resources or b"")}
+    if suffix == ".png":
+        assert found == kept
+    else:
+        assert {n: d for n, d in found.items() if n != 0x03ED} == {
+            n: d for n, d in kept.items() if n != 0x03ED
+        }
+    assert any("1026" in entry for entry in left_out)
+
+
 def test_damaged_photoshop_resources_are_named(tmp_path: Path) -> None:
     jpeg_with(tmp_path / "in.jpg", (0xED, b"Photoshop 3.0\0" + resource(0x0404, IPTC)[:-9]))
     _, left_out = result_of(tmp_path / "in.jpg", tmp_path / "out.jpg")
@@ -639,6 +665,70 @@ def test_places_of_a_turned_picture_are_removed_by_name(tmp_path: Path, body: st
     assert any("unturned" in entry for entry in left_out)
     assert b"CroppedArea" not in xmp
     assert b"Regions" not in xmp
+
+
+IPTC_REGIONS = (
+    "><Iptc4xmpExt:ImageRegion><rdf:Bag><rdf:li><rdf:Description>"
+    '<Iptc4xmpExt:RegionBoundary Iptc4xmpExt:rbUnit="pixel" Iptc4xmpExt:rbX="3" Iptc4xmpExt:rbY="4" '
+    'Iptc4xmpExt:rbW="11" Iptc4xmpExt:rbH="12"/></rdf:Description></rdf:li>'
+    '<rdf:li><rdf:Description><Iptc4xmpExt:RegionBoundary Iptc4xmpExt:rbUnit="relative" '
+    'Iptc4xmpExt:rbX="0.25" Iptc4xmpExt:rbRx="0.125"/></rdf:Description></rdf:li>'
+    "</rdf:Bag></Iptc4xmpExt:ImageRegion>"
+)
+IPTC_NAMES = {"Iptc4xmpExt": "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"}
+DRONE_NAMES = {
+    "drone-dji": "http://www.dji.com/drone-dji/1.0/",
+    "Camera": "http://pix4d.com/camera/1.0/",
+}
+DEWARP = "2018-09-04;3705.25,3695.5,-27.21,-13.5,-0.273189,0.10866,0.000189,-0.000144,-0.029036"
+DRONE = (
+    'drone-dji:CalibratedFocalLength="3666.5" drone-dji:CalibratedOpticalCenterX="15.5" '
+    'drone-dji:CalibratedOpticalCenterY="10.25" drone-dji:RelativeOpticalCenterX="1.5" '
+    f'drone-dji:DewarpData="{DEWARP}" drone-dji:DewarpFlag="0" '
+    'drone-dji:CalibratedHMatrix="1,0.5,8,0.25,1,4,0.0625,0.125,1" '
+    'drone-dji:VignettingData="0.5,0.25,0.125,1,1,1">'
+    "<Camera:VignettingCenter><rdf:Seq><rdf:li>7</rdf:li><rdf:li>9</rdf:li></rdf:Seq></Camera:VignettingCenter>"
+    "<Camera:VignettingPolynomial><rdf:Seq><rdf:li>0.5</rdf:li><rdf:li>0.25</rdf:li><rdf:li>1</rdf:li>"
+    "<rdf:li>1</rdf:li></rdf:Seq></Camera:VignettingPolynomial>"
+)
+
+
+def test_iptc_regions_in_pixels_are_scaled_and_those_in_parts_stay(tmp_path: Path) -> None:
+    xmp, left_out = xmp_result(tmp_path, xmp_of(IPTC_REGIONS, **IPTC_NAMES))
+    assert left_out == ()
+    for word in ('rbX="6"', 'rbY="8"', 'rbW="22"', 'rbH="24"', 'rbX="0.25"', 'rbRx="0.125"'):
+        assert word.encode() in xmp
+
+
+def test_the_calibration_of_a_drone_s_camera_is_made_true(tmp_path: Path) -> None:
+    xmp, left_out = xmp_result(tmp_path, xmp_of(DRONE, **DRONE_NAMES))
+    assert left_out == ()
+    for word in (
+        'CalibratedFocalLength="7333"', 'CalibratedOpticalCenterX="31"', 'CalibratedOpticalCenterY="20.5"',
+        'RelativeOpticalCenterX="3"', 'DewarpFlag="0"',
+        'DewarpData="2018-09-04;7410.5,7391,-54.42,-27,-0.273189,0.10866,0.000189,-0.000144,-0.029036"',
+        'CalibratedHMatrix="1,0.5,16,0.25,1,8,0.03125,0.0625,1"',
+        'VignettingData="0.25,0.0625,0.015625,0.0625,0.03125,0.015625"',
+        "<rdf:li>14</rdf:li><rdf:li>18</rdf:li>", "<rdf:li>0.25</rdf:li><rdf:li>0.0625</rdf:li>",
+    ):  # fmt: skip
+        assert word in xmp.decode()
+    wider = grown_xmp(xmp_of(DRONE, **DRONE_NAMES), 20, 90, (20, 30))
+    assert b"11115.75,3695.5,-81.63,-13.5" in wider
+
+
+@pytest.mark.parametrize("body", [IPTC_REGIONS, DRONE])
+def test_iptc_regions_and_calibrations_of_a_turned_picture_are_named(tmp_path: Path, body: str) -> None:
+    xmp, left_out = xmp_result(tmp_path, xmp_of(body, **IPTC_NAMES, **DRONE_NAMES), orientation=6)
+    assert any("unturned" in entry for entry in left_out)
+    for word in (b"rbX", b"DewarpData", b"OpticalCenter", b"HMatrix", b"VignettingCenter"):
+        assert word not in xmp
+
+
+@pytest.mark.parametrize("value", ["2018;a,b,c,d", "1,2", "", "nothing"])
+def test_a_calibration_of_another_form_is_named(tmp_path: Path, value: str) -> None:
+    xmp, left_out = xmp_result(tmp_path, xmp_of(f'drone-dji:DewarpData="{value}">', **DRONE_NAMES))
+    assert left_out == ("XMP that counts pixels in a way that is not known: drone-dji",)
+    assert b"DewarpData" not in xmp
 
 
 def test_xmp_that_cannot_be_read_is_named(tmp_path: Path) -> None:

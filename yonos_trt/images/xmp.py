@@ -10,6 +10,7 @@ from typing import Any
 
 from yonos_trt.images.xmp_names import (
     CROP,
+    LISTS,
     NOT_CARRIED,
     PLACES,
     SCALED,
@@ -71,6 +72,8 @@ def upright_xmp(xmp: bytes, orientation: int) -> tuple[bytes | None, tuple[str, 
     turned = orientation != 1
     if gone := remove_where(tree, lambda node: turned and (key_of(node) in TURNED or _is_crop(node))):
         left_out.append(f"XMP places, which are given for the unturned picture: {', '.join(gone)}")
+    if gone := remove_where(tree, lambda node: key_of(node) in LISTS and _grown_list(node, 1, 1) is None):
+        left_out.append(f"XMP that counts pixels in a way that is not known: {', '.join(gone)}")
     note = remove_where(tree, lambda node: node.namespaceURI == XMP_NOTE)  # long packets are split anew
     if not (changed or left_out or note):
         return xmp, ()
@@ -93,6 +96,11 @@ def grown_xmp(xmp: bytes, height_px: int, width_px: int, source_px: tuple[int, i
     changed = False
     for node in list(nodes(tree)):
         key, value = key_of(node), value_of(node)
+        if key in LISTS and (numbers := _grown_list(node, float(scale["x"]), float(scale["y"]))):
+            for place, text in numbers:
+                set_value(place, text)
+            changed = True
+            continue
         new = value
         if value is None:
             if key in PLACES:
@@ -114,6 +122,30 @@ def _scale_sequence(node: Any, scale: dict[str, Fraction]) -> bool:
     for index, item in enumerate(items):
         set_value(item, _times(value_of(item) or "", scale["y" if index % 2 else "x"]))
     return bool(items)
+
+
+def _grown_list(node: Any, wide: float, high: float) -> list[tuple[Any, str]] | None:
+    """Return the nodes whose text changes, with it; None where there is no list of numbers as it should be.
+
+    The list is the items of an ``rdf:Seq``, or ``[...;]number,number,...``.
+    """
+    value = value_of(node)
+    if value is None:
+        items = [child for child in node.getElementsByTagNameNS(RDF, "li") if value_of(child) is not None]
+        head, texts = "", [value_of(item) or "" for item in items]
+    else:
+        before, semicolon, rest = value.rpartition(";")
+        head, items, texts = before + semicolon, [], rest.split(",")
+    powers = LISTS[key_of(node)]
+    try:
+        factors = [wide**x * high**y for x, y in powers][: len(texts)]
+        grown = [f"{float(t) * f:.9g}" for t, f in zip(texts, factors, strict=False)]
+    except ValueError:
+        return None
+    if len(texts) < min(4, len(powers)):
+        return None
+    grown += texts[len(grown) :]
+    return list(zip(items, grown, strict=True)) if value is None else [(node, head + ",".join(grown))]
 
 
 def _counts_pixels(node: Any, unit: tuple[str, str] | None) -> bool:

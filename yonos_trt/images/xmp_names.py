@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 __all__ = [
     "CROP",
+    "LISTS",
     "NOT_CARRIED",
     "PLACES",
     "SCALED",
@@ -26,6 +27,7 @@ _REGIONS = "http://www.metadataworkinggroup.com/schemas/regions/"
 _AREA, _DIMENSIONS = "http://ns.adobe.com/xmp/sType/Area#", "http://ns.adobe.com/xap/1.0/sType/Dimensions#"
 _IPTC = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 _DJI = "http://www.dji.com/drone-dji/1.0/"
+_PIX4D = "http://pix4d.com/camera/1.0/"
 
 CROP = "http://ns.adobe.com/camera-raw-settings/1.0/"
 XMP_NOTE = "http://ns.adobe.com/xmp/note/"
@@ -84,7 +86,7 @@ SIZES = {
 }
 """Properties that say the picture's size -> axis."""
 
-PLACES = frozenset({(_EXIF, "SubjectArea"), (_EXIF, "SubjectLocation")})
+PLACES = frozenset({(_EXIF, "SubjectArea"), (_EXIF, "SubjectLocation"), (_PIX4D, "VignettingCenter")})
 """Sequences of pixel coordinates: x, y, then a size."""
 
 
@@ -115,12 +117,27 @@ SCALED = {
     (_DJI, "CalibratedFocalLength"): Scaled("x"),
     (_DJI, "CalibratedOpticalCenterX"): Scaled("x"),
     (_DJI, "CalibratedOpticalCenterY"): Scaled("y"),
+    (_DJI, "RelativeOpticalCenterX"): Scaled("x"),
+    (_DJI, "RelativeOpticalCenterY"): Scaled("y"),
 }  # fmt: skip
 """Properties that count pixels."""
+
+_HOMOGRAPHY = ((0, 0), (1, -1), (1, 0), (-1, 1), (0, 0), (0, 1), (-1, 0), (0, -1), (0, 0))
+_FALL_OFF = tuple((-power / 2, -power / 2) for power in range(1, 7))  # of the distance, its square, ...
+
+LISTS = {
+    (_DJI, "DewarpData"): ((1, 0), (0, 1), (1, 0), (0, 1)),  # fx, fy, cx, cy; then distortion, without unit
+    (_DJI, "DewarpHMatrix"): _HOMOGRAPHY,
+    (_DJI, "CalibratedHMatrix"): _HOMOGRAPHY,
+    (_DJI, "VignettingData"): _FALL_OFF,
+    (_PIX4D, "VignettingPolynomial"): _FALL_OFF,
+}
+"""Lists of numbers -> by which powers of the enlargements along x and y the first of them grow."""
 
 TURNED = frozenset(
     {
         *PLACES,
+        *LISTS,
         *(key for key in SCALED if key[0] in (_PANO, _DJI)),
         (_REGIONS, "Regions"),
         ("http://ns.acdsee.com/regions/", "Regions"),
