@@ -6,6 +6,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import struct
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import av
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from helpers import make_engine_dir
 from PIL import Image, ImageCms
 from video_clips import damage, packets, picture_planes, run, shown, write_clip
 
@@ -407,6 +409,39 @@ def test_a_pipe_given_as_a_path_is_refused_before_any_work(tmp_path: Path) -> No
     os.close(reading)
     assert "is no regular file" in refused_before_work("/dev/zero", tmp_path / "out.mkv")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fifo.mkv", "in.mkv"]
+
+
+FFMPEG = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg program on this machine")
+
+
+def follow(advice: str, source: Path, folder: Path) -> Path:
+    """Run a line that a message gives, with its IN and OUT replaced; return OUT."""
+    yonos = f"{shlex.quote(sys.executable)} -m yonos_trt.cli video -s 2 -m {{engine}}"
+    engine = make_engine_dir(folder / "engine", scale=2)
+    target = folder / "advised.mkv"
+    line = advice.replace(" IN ", f" {shlex.quote(str(source))} ").replace("OUT.mkv", str(target))
+    line = line.replace("yonos video", yonos.format(engine=engine)).replace("ffmpeg -i", "ffmpeg -v error -i")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    subprocess.run(["bash", "-c", f"set -o pipefail; {line}"], check=True, env=environment)
+    return target
+
+
+@FFMPEG
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv420p10le", "yuv444p"])
+def test_the_advice_for_pipes_works(tmp_path: Path, pix_fmt: str) -> None:
+    clip = write_clip(tmp_path / "in.mkv", frames=3, codec="ffv1", pix_fmt=pix_fmt)
+    os.mkfifo(tmp_path / "fifo.mkv")
+    advice = "ffmpeg" + refused_before_work(tmp_path / "fifo.mkv", tmp_path / "out.mkv").split("ffmpeg")[1]
+    assert times(follow(advice, clip, tmp_path)) == times(clip)
+
+
+@FFMPEG
+@pytest.mark.parametrize("name", ["a.png", "a.avif"])
+def test_the_advice_for_transparent_pictures_works(tmp_path: Path, name: str) -> None:
+    source = save_all(tmp_path / name, pictures("RGBA", alpha=0))
+    message = refused_before_work(source, tmp_path / "out.mkv")
+    flat = follow("ffmpeg" + message.split("ffmpeg")[1], source, tmp_path)
+    assert run(flat, tmp_path / "out.mkv").frames == 5
 
 
 @pytest.mark.parametrize(

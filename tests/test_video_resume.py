@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -15,16 +17,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 av = pytest.importorskip("av")
 
+from helpers import make_engine_dir  # noqa: E402
 from video_clips import FAST, damage, enlarge, packets, run, shown, write_clip  # noqa: E402
 
+from yonos_trt.cli.main import cli  # noqa: E402
 from yonos_trt.errors import ConfigError, InputError  # noqa: E402
+from yonos_trt.sr import SR  # noqa: E402
 from yonos_trt.video import VideoOptions, upscale_video  # noqa: E402
 from yonos_trt.video.format import EncoderSettings  # noqa: E402
 from yonos_trt.video.ledger import read_stamp  # noqa: E402
-from yonos_trt.video.segments import SegmentFolder, read_segment, work_folder  # noqa: E402
+from yonos_trt.video.segments import SegmentFolder, going_on, read_segment, work_folder  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -384,6 +390,7 @@ def test_a_full_disk_is_named_and_the_work_is_kept(tmp_path: Path) -> None:
     assert b"out.mkv cannot be written: File too large; " in message
     assert b"(ulimit -f) allows no larger file" in message
     assert b"free space" not in message
+    assert b"run the same command with --resume (finished segments are kept)" in message
     assert not target.exists()
     assert not list(tmp_path.glob(".yonos-*.part"))
     # a limit that lets no segment through
@@ -392,7 +399,9 @@ def test_a_full_disk_is_named_and_the_work_is_kept(tmp_path: Path) -> None:
     _, message = process.communicate()
     assert process.returncode == 1
     assert b"writing a segment failed: File too large" in message
-    assert b"--resume" in message
+    assert b"run the same command again (no segment was finished)" in message
+    assert b"--resume" not in message
+    assert not work_folder(other).exists()
     report = run(source, target, segment_frames=4, resume=True)
     assert report.frames_resumed == 18
     assert shown(target) == shown(whole)
@@ -479,3 +488,78 @@ def test_the_interval_outside_the_clip_is_an_error_that_leaves_nothing(tmp_path:
     with pytest.raises(ConfigError, match=r"--end must lie after --start"):
         run(source, tmp_path / "out.mkv", start_s=2, end_s=1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mkv"]
+
+
+def test_what_came_from_a_pipe_is_not_said_to_be_kept(tmp_path: Path) -> None:
+    """--resume needs a file to read again."""
+    reader = io.BytesIO()
+    upscale_video(clip(tmp_path), reader, lambda rgb: rgb, scale=1)
+    target = tmp_path / "out.mkv"
+    made = 0
+
+    def upscale(rgb: np.ndarray) -> np.ndarray:
+        nonlocal made
+        made += 1
+        if made > 15:
+            raise Stop
+        return enlarge()(rgb)
+
+    options = VideoOptions(encoder=FAST, segment_frames=4, max_in_flight=1)
+    with pytest.raises(Stop):
+        upscale_video(io.BytesIO(reader.getvalue()), target, upscale, scale=2, options=options)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mkv"]
+    folder = work_folder(target)
+    job = SegmentFolder(target, {"input": None}, resume=False, overwrite=False, anew=True)
+    job.path_of(0).touch()
+    assert going_on(folder) == "run the same command again (what came from a pipe is not kept)"
+    job.close()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(("frames", "kept"), [(2, False), (15, True)])
+def test_an_interrupt_promises_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frames: int, kept: bool
+) -> None:
+    source, target, made = clip(tmp_path), tmp_path / "out.mkv", 0
+    engine = make_engine_dir(tmp_path / "engine")
+
+    def upscale(self: object, rgb: np.ndarray, **_: object) -> np.ndarray:
+        nonlocal made
+        made += 1
+        if made > frames:
+            raise KeyboardInterrupt
+        return rgb.repeat(4, axis=0).repeat(4, axis=1)
+
+    monkeypatch.setattr(SR, "upscale", upscale)
+    command = ["video", "-m", str(engine), "-i", str(source), "-o", str(target), "--segment-frames", "4"]
+    command += ["--preset", "ultrafast", "--max-in-flight", "1"]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 130, result.output
+    assert ("--resume" in result.stderr) == kept, result.stderr
+    assert work_folder(target).exists() == kept
+    monkeypatch.undo()
+    again = CliRunner().invoke(cli, [*command, *(["--resume"] if kept else [])])
+    assert again.exit_code == 0, again.output
+    assert len(shown(target)) == 18
+
+
+def test_segments_are_written_by_the_atomic_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of it never has a segment's name, and what a killed process left goes with the next run."""
+    target = tmp_path / "out.mkv"
+    job = SegmentFolder(target, {"input": 1}, resume=False, overwrite=False)
+    writer = job.begin(0, 0)
+    writer.add(0, True, b"payload")
+    (part,) = (p.name for p in job.folder.iterdir() if p.name not in ("lock", "job.json"))
+    assert re.fullmatch(r"\.yonos-[0-9a-f]{16}\.part", part)
+    writer.abort()
+    writer.abort()
+    assert {p.name for p in job.folder.iterdir()} == {"lock", "job.json"}
+    writer = job.begin(0, 0)
+    writer.add(0, True, b"payload")
+    job.segments.append(writer.finish(extradata=b"", last_duration=1, repeated_s=[]))
+    (job.folder / ".yonos-0123456789abcdef.part").write_bytes(b"half")
+    job.close()
+    again = SegmentFolder(target, {"input": 1}, resume=True, overwrite=False)
+    assert again.frames == 1
+    assert {p.name for p in again.folder.iterdir()} == {"lock", "job.json", "segment-000000"}
+    again.remove()

@@ -149,7 +149,7 @@ def video(
     \b
     yonos video -i clip.mp4                              writes clip_x4.mkv
     yonos video -i clip.mp4 -o big.mp4 -c libx265 --crf 18 --resume
-    ffmpeg -i clip.mp4 -f yuv4mpegpipe - | yonos video -i - -o - | ffmpeg -i - big.mkv
+    ffmpeg -i clip.mp4 -f yuv4mpegpipe -strict -1 - | yonos video -i - -o - | ffmpeg -i - big.mkv
     """
     from yonos_trt.cli.progress import make_progress
     from yonos_trt.sizing import Sizing
@@ -249,6 +249,8 @@ class _kept:
             context = click.get_current_context()
             message = "the stream on stdout is cut off"
             if self._target != "-":
-                message = "finished segments are kept; run it again with --resume to go on"
+                from yonos_trt.video.segments import going_on, work_folder
+
+                message = going_on(work_folder(Path(self._target)))
             last_line(context.meta.get(META_KEY), "interrupted", message)
             context.exit(130)

@@ -54,7 +54,9 @@ class Entry:
 Ledger = dict[int, tuple[int, Entry]]
 
 
-def read_back(part: Path, name: str, frames: int, video_index: int, ledger: Ledger) -> list[CopiedStream]:
+def read_back(
+    part: Path, name: str, frames: int, video_index: int, ledger: Ledger, again: str
+) -> list[CopiedStream]:
     """Read the written file and compare it with the ledger.
 
     Parameters
@@ -69,6 +71,8 @@ def read_back(part: Path, name: str, frames: int, video_index: int, ledger: Ledg
         The new video stream, which the ledger does not list.
     ledger
         The copied streams.
+    again
+        How to go on where it does not agree.
 
     Raises
     ------
@@ -86,7 +90,7 @@ def read_back(part: Path, name: str, frames: int, video_index: int, ledger: Ledg
     if {index: counts.get(index) for index in expected} != expected:
         raise InputError(
             f"{name} does not hold what was written: packets by stream {counts}, expected {expected}; is the "
-            f"disk sound? All frames are done and kept: run the same command with --resume to write it anew"
+            f"disk sound? Then {again}"
         )
     copied = []
     for index, (source_index, entry) in ledger.items():

@@ -18,7 +18,7 @@ from yonos_trt.video.info import VideoInfo, open_input, require_av
 from yonos_trt.video.ledger import CopiedStream, Stamp, read_back, write_stamp
 from yonos_trt.video.muxing import Muxing
 from yonos_trt.video.read import main_video_stream
-from yonos_trt.video.segments import Segment, remedy
+from yonos_trt.video.segments import Segment, going_on, remedy, work_folder
 
 __all__ = ["CONTAINERS", "MuxReport", "container_of", "count_frames", "mux_video", "rehearse"]
 
@@ -154,20 +154,18 @@ def mux_video(
     av = require_av()
     container = container_of(target)
     job = Muxing(container_of(target), source_path, info, form, segments, plan_options, start_s, end_s)
+    again = going_on(work_folder(target))
     try:
         with atomic_file(target) as part:
             with part.open("wb+") as file:
                 job.write(file)
             sync(part)
             frames = sum(segment.frames for segment in segments)
-            copied = read_back(part, target.name, frames, job.video_index, job.ledger)
+            copied = read_back(part, target.name, frames, job.video_index, job.ledger, again)
             left_out = job.plan.left_out + job.lost(part)
             write_stamp(part, container, stamp)
     except (OSError, av.error.FFmpegError) as error:
-        raise InputError(
-            f"{target} cannot be written: {_reason(error, container)}run the same command with --resume (all "
-            "frames are done and kept)"
-        ) from error
+        raise InputError(f"{target} cannot be written: {_reason(error, container)}{again}") from error
     return MuxReport(frames, copied, left_out, float(job.shift))
 
 

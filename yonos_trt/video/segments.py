@@ -8,9 +8,10 @@
         segment-000000         packets of frames 0 .. n-1, starting with a key frame
         segment-000001         packets of frames n .. 2n-1, ...
 
-A segment is written under another name, synced, and renamed when it is complete, and it ends in an index with
-a checksum: what has the name `segment-...` is whole, or is noticed. Segments start at multiples of a fixed
-number of frames and each has an encoder of its own, so their bits do not depend on where a job was killed.
+A segment is written by `yonos_trt.atomic`, so it has its name when it is complete and synced, and it ends in
+an index with a checksum: what has the name `segment-...` is whole, or is noticed. Segments start at multiples
+of a fixed number of frames and each has an encoder of its own, so their bits do not depend on where a job was
+killed.
 A folder is this program's if ``job.json`` says so, and of its files only those with the names above are ever
 removed.
 """
@@ -32,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from yonos_trt.atomic import write_file
+from yonos_trt.atomic import atomic_file, remove_leftovers, write_file
 from yonos_trt.errors import ConfigError, InputError
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Segment",
     "SegmentFolder",
     "SegmentWriter",
+    "going_on",
     "read_segment",
     "remedy",
     "work_folder",
@@ -99,11 +101,22 @@ def remedy(error: BaseException) -> str:
     return f"{words}, then " if words else ""
 
 
-def _trouble(path: Path, error: OSError, doing: str) -> InputError:
-    return InputError(
-        f"{path}: {doing} failed: {error.strerror or error}; {remedy(error)}run the same command with "
-        f"--resume (finished segments are kept)"
-    )
+def going_on(folder: Path) -> str:
+    """Say how to go on with the work in a folder after an error: --resume only where something is kept."""
+    if not (folder / "segment-000000").exists():
+        return "run the same command again (no segment was finished)"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        if json.loads((folder / "job.json").read_text(encoding="utf-8"))["identity"]["input"] is None:
+            return "run the same command again (what came from a pipe is not kept)"
+    return "run the same command with --resume (finished segments are kept)"
+
+
+def _trouble(path: Path, error: OSError, doing: str, folder: Path) -> InputError:
+    return InputError(f"{path}: {doing} failed: {error.strerror or error}; {remedy(error)}{going_on(folder)}")
+
+
+class _Dropped(Exception):
+    """A segment is not finished."""
 
 
 class SegmentWriter:
@@ -111,14 +124,15 @@ class SegmentWriter:
 
     def __init__(self, path: Path, first_frame: int) -> None:
         self.path = path
-        self._part = path.with_name(path.name + ".part")
         self._first_frame = first_frame
         self._records: list[PacketRecord] = []
         self._crc = 0
+        self._whole = contextlib.ExitStack()
         try:
-            self._file: BinaryIO = self._part.open("wb")
+            self._file: BinaryIO = self._whole.enter_context(atomic_file(path)).open("wb")
         except OSError as error:
-            raise _trouble(self._part, error, "creating a segment") from error
+            self.abort()
+            raise _trouble(path, error, "creating a segment", path.parent) from error
 
     def add(self, pts: int, key: bool, payload: bytes) -> None:
         """Append one packet.
@@ -132,7 +146,7 @@ class SegmentWriter:
             self._file.write(payload)
         except OSError as error:
             self.abort()
-            raise _trouble(self.path, error, "writing a segment") from error
+            raise _trouble(self.path, error, "writing a segment", self.path.parent) from error
         self._crc = zlib.crc32(payload, self._crc)
         self._records.append(PacketRecord(pts, key, len(payload)))
 
@@ -156,23 +170,21 @@ class SegmentWriter:
         ).encode()
         try:
             self._file.write(index + struct.pack("<QI", len(index), zlib.crc32(index)) + MAGIC)
-            self._file.flush()
-            os.fsync(self._file.fileno())
             self._file.close()
-            os.replace(self._part, self.path)
+            self._whole.close()
         except OSError as error:
             self.abort()
-            raise _trouble(self.path, error, "writing a segment") from error
+            raise _trouble(self.path, error, "writing a segment", self.path.parent) from error
         return Segment(
             self.path, self._first_frame, tuple(self._records), extradata, last_duration, tuple(repeated_s)
         )
 
     def abort(self) -> None:
         """Remove what was written. Idempotent."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, AttributeError):  # it may never have been opened
             self._file.close()
-        with contextlib.suppress(OSError):
-            self._part.unlink()
+        with contextlib.suppress(_Dropped, OSError), self._whole:
+            raise _Dropped
 
 
 def read_segment(path: Path) -> Segment | None:
@@ -302,7 +314,7 @@ class SegmentFolder:
         self, output: Path, identity: dict[str, Any], *, resume: bool, overwrite: bool, anew: bool = False
     ) -> None:
         self.folder = work_folder(output)
-        self._output = output
+        self._output, self._anew = output, anew
         wanted = json.loads(json.dumps({"format": FORMAT, **identity}))
         #: digest of what the output is made from and how, in hexadecimal
         self.identity = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
@@ -312,12 +324,13 @@ class SegmentFolder:
             self._handle, self._open = _lock(self.folder), True
             try:
                 found = None if anew else _read_record(self.folder)
+                remove_leftovers(self.folder)
                 record = self._take(found, wanted, resume=resume, overwrite=overwrite)
             except BaseException:
                 self._unlock()
                 raise
         except OSError as error:
-            raise _trouble(self.folder, error, "creating the work folder") from error
+            raise _trouble(self.folder, error, "creating the work folder", self.folder) from error
         #: names this job, from its beginning through every resume, in hexadecimal
         self.id: str = record["job"]
         #: whether an output that exists is to be replaced
@@ -392,7 +405,7 @@ class SegmentFolder:
         """Let go of the folder, which stays if there is something in it to go on from. Idempotent."""
         if self._open:
             pending = self.replaces and self._output.exists()  # a resume must not take the old file for ours
-            if not (self.path_of(0).exists() or pending):
+            if self._anew or not (self.path_of(0).exists() or pending):
                 self.remove()
         self._unlock()
 

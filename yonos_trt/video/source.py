@@ -75,7 +75,7 @@ def regular_file(source: str | Path) -> Path:
         raise InputError(
             f"{path} is no regular file (a pipe or a device?), so its other streams could not be read after "
             f"its frames; save it to a file first, or send y4m to standard input: "
-            f"ffmpeg -i IN -f yuv4mpegpipe - | yonos video -i -"
+            f"ffmpeg -i IN -f yuv4mpegpipe -strict -1 - | yonos video -i - -o OUT.mkv"
         )
     return path
 

@@ -240,7 +240,7 @@ class NvencEncoder:
         if self._times:
             raise InputError(
                 f"NVENC gave {self._frames - len(self._times)} packets for {self._frames} frames; the "
-                "segment is not kept, run again with --resume, or with --hwaccel none"
+                "segment is not kept; run again with --resume if others are finished, or with --hwaccel none"
             )
 
     def _asked(self, method: str, *arguments: Any) -> list[dict[str, Any]]:
@@ -248,8 +248,8 @@ class NvencEncoder:
             packets: list[dict[str, Any]] = getattr(self._encoder, method)(*arguments)
         except Exception as error:
             raise InputError(
-                f"NVENC failed after {self._frames} frames of a segment: {error}; finished segments are "
-                "kept, run again with --resume, or start again with --hwaccel none"
+                f"NVENC failed after {self._frames} frames of a segment: {error}; run again, with "
+                "--resume if segments are finished (they are kept), or start again with --hwaccel none"
             ) from error
         return packets
 
