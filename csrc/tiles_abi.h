@@ -40,11 +40,11 @@ YONOS_EXPORT int yonos_check(const void* tiles, int32_t* flags, int count, int64
 // canvas float32 (canvas_h_px, canvas_w_px, 3) += weights_y weights_x tile, tiles (count, 3, tile_h_px,
 // tile_w_px) in index order. rows and columns (count,) int64 place the tiles on the canvas; what lies outside
 // is dropped. Where a weight is 0 the tile is not read. skip (count,) int32 or null: tiles with a flag other
-// than 0 are left out.
+// than 0 are left out. Only the canvas columns [first_px, first_px + span_px) are worked on.
 YONOS_EXPORT int yonos_blend(float* canvas, const void* tiles, const int64_t* rows, const int64_t* columns,
                              const float* weights_y, const float* weights_x, const int32_t* skip, int count,
-                             int tile_h_px, int tile_w_px, int canvas_h_px, int canvas_w_px, int half,
-                             void* stream);
+                             int tile_h_px, int tile_w_px, int canvas_h_px, int canvas_w_px, int first_px,
+                             int span_px, int half, void* stream);
 
 // The colour fix's coarse grid has a cell of 8 x 8 canvas px; grid row g of a buffer lies at row g % ring.
 //

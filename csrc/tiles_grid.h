@@ -272,11 +272,12 @@ struct BlendArgs {
     const float* weights_x;       // (count, tile_w)
     const std::int32_t* skip;     // (count,) or null
     int count, tile_h, tile_w, canvas_h, canvas_w;
+    int first, span;  // the canvas columns that the tiles can touch
 };
 
 template <class In>
 Geometry blend_geometry(const BlendArgs& a) {
-    return geometry(ceil_div(a.canvas_w, kRun<In>), a.canvas_h, 1);
+    return geometry(ceil_div(a.span, kRun<In>), a.canvas_h, 1);
 }
 
 // One run of canvas pixels: reads them once, adds every tile that covers them in index order, writes them
@@ -284,9 +285,10 @@ Geometry blend_geometry(const BlendArgs& a) {
 template <class In>
 YONOS_HD void blend_thread(const BlendArgs& a, unsigned run, unsigned row, unsigned) {
     constexpr int run_px = kRun<In>;
-    const int x0 = static_cast<int>(run) * run_px, y = static_cast<int>(row);
-    if (x0 >= a.canvas_w || y >= a.canvas_h) return;
-    const int pixels = a.canvas_w - x0 < run_px ? a.canvas_w - x0 : run_px;
+    const int x0 = a.first + static_cast<int>(run) * run_px, y = static_cast<int>(row);
+    const int end = a.first + a.span;
+    if (x0 >= end || y >= a.canvas_h) return;
+    const int pixels = end - x0 < run_px ? end - x0 : run_px;
     float* place = a.canvas + (static_cast<std::int64_t>(y) * a.canvas_w + x0) * 3;
     const bool whole = pixels == run_px && aligned(place);
     alignas(16) float sums[3 * run_px];

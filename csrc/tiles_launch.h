@@ -95,13 +95,14 @@ YONOS_EXPORT int yonos_check(const void* tiles, int32_t* flags, int count, int64
 
 YONOS_EXPORT int yonos_blend(float* canvas, const void* tiles, const int64_t* rows, const int64_t* columns,
                              const float* weights_y, const float* weights_x, const int32_t* skip, int count,
-                             int tile_h_px, int tile_w_px, int canvas_h_px, int canvas_w_px, int half,
-                             void* stream) {
+                             int tile_h_px, int tile_w_px, int canvas_h_px, int canvas_w_px, int first_px,
+                             int span_px, int half, void* stream) {
     using namespace yonos::grid;
-    if (count < 1 || tile_h_px < 1 || tile_w_px < 1 || canvas_h_px < 1 || canvas_w_px < 1)
+    if (count < 1 || tile_h_px < 1 || tile_w_px < 1 || canvas_h_px < 1 || canvas_w_px < 1 || first_px < 0 ||
+        span_px < 1 || span_px > canvas_w_px - first_px)
         return kInvalidValue;
-    const BlendArgs a = {canvas, tiles, rows,      columns,   weights_y,   weights_x,
-                         skip,   count, tile_h_px, tile_w_px, canvas_h_px, canvas_w_px};
+    const BlendArgs a = {canvas, tiles,     rows,      columns,     weights_y,   weights_x, skip,
+                         count,  tile_h_px, tile_w_px, canvas_h_px, canvas_w_px, first_px,  span_px};
     const Geometry g = half != 0 ? blend_geometry<yonos::Half>(a) : blend_geometry<float>(a);
     if (!fits(g)) return kInvalidValue;
     return half != 0 ? launch(g, blend<yonos::Half>{}, a, stream) : launch(g, blend<float>{}, a, stream);

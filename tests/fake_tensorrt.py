@@ -436,6 +436,8 @@ class FakeKernels:
         def run() -> None:
             at = self.at
             acc = at(c.canvas, canvas_shape, np.float32)
+            beside = np.r_[: c.first_px, c.first_px + c.span_px : c.canvas_w_px]
+            kept = acc[:, beside].copy()
             for i in np.flatnonzero(at(c.skip, (c.count,), np.int32) == 0):
                 kernels.blend(
                     acc,
@@ -445,7 +447,9 @@ class FakeKernels:
                     at(c.weights_y, (c.count, c.tile_h_px), np.float32)[i : i + 1],
                     at(c.weights_x, (c.count, c.tile_w_px), np.float32)[i : i + 1],
                 )
+            acc[:, beside] = kept
 
+        assert 0 <= c.first_px < c.first_px + c.span_px <= c.canvas_w_px
         nbytes = int(np.prod(canvas_shape)) * 4
         reads = [
             (c.canvas, nbytes),

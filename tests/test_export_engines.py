@@ -388,6 +388,92 @@ def test_a_users_quantised_graph_is_built_and_gated_like_any_other(graphs: Path,
     assert gated.parity.stages["decoder"]["fp16"].psnr_db is not None
 
 
+def test_the_real_builder_takes_every_setting() -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    from yonos_export.engine_from_onnx import _configure
+
+    config = trt.Builder(trt.Logger()).create_builder_config()
+    assert not config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    _configure(trt, config, RTX)
+    assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    assert config.profiling_verbosity == trt.ProfilingVerbosity.DETAILED
+    resize = getattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10", None)
+    assert resize is None or config.get_preview_feature(resize)
+
+
+LITE_X4 = Path(__file__).resolve().parents[1] / "yonos_trt" / "models" / "lite-x4"
+
+
+def test_fixed_filters_are_slices_and_sums_in_engines_and_convolutions_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: Any
+) -> None:
+    import onnx
+
+    seen: dict[str, Any] = {}
+
+    class Parser(fake.OnnxParser):  # type: ignore[misc]
+        def parse_from_file(self, path: str) -> bool:
+            seen[Path(path).name.partition(".")[0]] = onnx.load(path)
+            return True
+
+    monkeypatch.setattr(fake, "OnnxParser", Parser)
+    monkeypatch.setattr(machine, "load_module", lambda runtime: fake)
+    config = ExportConfig(
+        source=LITE_X4, engine_dir=tmp_path / "out", runtime="tensorrt", precision="fp16", verify_tile_px=64
+    )
+    export(config)
+
+    def filters(model: Any) -> list[int]:
+        return [a.i for n in model.graph.node for a in n.attribute if a.name == "group" and a.i > 1]
+
+    def count(kind: str) -> int:
+        return sum(node.op_type == kind for node in seen["decoder"].graph.node)
+
+    assert filters(seen["decoder"]) == []
+    assert (count("Slice"), count("Mul")) == (2 * 2 * 5 + 8, 2 * 2 * 3 + 1)
+    kept = load_manifest(tmp_path / "out").stages.decoder.find("onnx", "fp16")[0]
+    assert filters(onnx.load(tmp_path / "out" / kept.file)) == [32, 3]
+    # weights that are filled in later come from the kept graph, whose names they have
+    export(dataclasses.replace(config, engine_dir=tmp_path / "s", strip_weights=True, verify=False))
+    assert filters(seen["decoder"]) == [32, 3]
+
+
+@pytest.mark.parametrize("name", ["lite-x4", "lite-x8"])
+def test_a_decoder_with_its_filters_as_sums_gives_the_same_picture(name: str, tmp_path: Path) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    from yonos_export.onnx_from_torch import load_graph, save_graph
+    from yonos_export.separable import separate_filters
+
+    path = LITE_X4.with_name(name) / "decoder.onnx"
+    model = load_graph(path)
+    assert separate_filters(model) == 2
+    assert separate_filters(model) == 0
+    save_graph(model, tmp_path / "sums.onnx")
+    right, sums = (ort.InferenceSession(str(p)) for p in (path, tmp_path / "sums.onnx"))
+    for h, w in ((5, 9), (16, 12)):
+        z = np.random.default_rng(h).standard_normal((2, 16, h, w)).astype(np.float32)
+        assert np.abs(right.run(None, {"z_0": z})[0] - sums.run(None, {"z_0": z})[0]).max() < 1e-6
+
+
+def test_only_a_column_times_a_row_alike_on_every_channel_is_taken_apart() -> None:
+    ir = pytest.importorskip("onnx_ir")
+    from yonos_export.separable import taps_of
+
+    taps = np.array([-1, 4, 10, 4, -1]) / 16
+
+    def node(weight: Any, **attributes: Any) -> Any:
+        given = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT))
+        value = ir.Value(name="w", const_value=ir.tensor(np.asarray(weight, np.float32)))
+        return ir.node("Conv", [given, value], attributes={"group": 3, **attributes})
+
+    kernel = np.broadcast_to(np.outer(taps, taps), (3, 1, 5, 5))
+    assert np.allclose(taps_of(node(kernel)), taps)
+    others = [node(kernel, pads=[2, 2, 2, 2]), node(kernel, strides=[2, 2]), node(kernel, group=1)]
+    others += [node(kernel * np.array([1, 1, 2]).reshape(3, 1, 1, 1)), node(kernel + np.eye(5) / 99)]
+    others += [node(np.broadcast_to(np.outer(taps, taps**2), (3, 1, 5, 5))), node(kernel[..., :4, :4])]
+    assert [taps_of(other) for other in others] == [None] * len(others)
+
+
 @pytest.mark.slow
 def test_attention_to_a_constant_prompt_is_one_kernel(tmp_path: Path) -> None:
     """Of the size that Stable Diffusion 1.5 and 2.1 have first."""

@@ -244,6 +244,7 @@ def test_noise_on_the_grid_is_its_twin(
     count=st.integers(1, 4),
     half=st.booleans(),
     skipping=st.booleans(),
+    wide=st.booleans(),
     shift=st.integers(0, 3),
     order=ORDERS,
     seed=st.integers(0, 99),
@@ -255,6 +256,7 @@ def test_blend_on_the_grid_is_its_twin(
     count: int,
     half: bool,
     skipping: bool,
+    wide: bool,
     shift: int,
     order: int,
     seed: int,
@@ -271,13 +273,14 @@ def test_blend_on_the_grid_is_its_twin(
     expected = start.copy()
     shown = wy if skip is None else wy * (skip == 0)[:, None].astype(np.float32)
     kernels.blend(expected, tiles.astype(np.float32), rows, columns, shown, wx)
+    first, last = (0, canvas[1]) if wide else (int(columns.min()), int(columns.max()) + w)
     with grid.output(start.shape, np.float32, shift) as out:
         out[...] = start
         grid.call(
             "yonos_blend",
             address(out),
             *(grid.put(array) for array in (tiles, rows, columns, wy, wx, skip)),
-            *(count, h, w, *canvas, int(half)),
+            *(count, h, w, *canvas, first, last - first, int(half)),
             grid.stream(order),
         )
         assert np.array_equal(out, expected)
@@ -290,7 +293,7 @@ def test_blend_on_the_grid_drops_what_lies_outside_the_canvas(grid: Emulation) -
     with grid.output((6, 10, 3), np.float32) as out:
         out[...] = 0
         arrays = (grid.put(array) for array in (tiles, rows, columns, wy, wx))
-        grid.call("yonos_blend", address(out), *arrays, None, 2, 12, 80, 6, 10, 0, None)
+        grid.call("yonos_blend", address(out), *arrays, None, 2, 12, 80, 6, 10, 0, 10, 0, None)
         assert np.all(out[5, 8:] == 2)
         out[5, 8:] = 1
         assert np.all(out == 1)
@@ -550,7 +553,8 @@ def test_half_precision_of_the_emulation_is_numpys() -> None:
         ("yonos_gather", (None, 0, 1, 1, 3, None, None, 70000, 1, 1, 1, 0, 0, None)),
         ("yonos_noise", (0, None, None, 1, 0, 4, 1, 1, 0, None)),
         ("yonos_check", (None, None, 1, 0, 0, None)),
-        ("yonos_blend", (None, None, None, None, None, None, None, 0, 1, 1, 1, 1, 0, None)),
+        ("yonos_blend", (None, None, None, None, None, None, None, 0, 1, 1, 1, 1, 0, 1, 0, None)),
+        ("yonos_blend", (None, None, None, None, None, None, None, 1, 1, 1, 1, 8, 4, 5, 0, None)),
         (
             "yonos_color_cells",
             (None, 8, None, 0, 1, 1, 3, None, None, 1, None, None, 1, None, 1, 0, 2, 16, 8, None),

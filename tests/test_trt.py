@@ -19,6 +19,7 @@ from simulated_device import Op, Race, SimulatedDriver, ThreadedDriver
 from yonos_trt import pipeline
 from yonos_trt.backends.numpy import NumpyBackend
 from yonos_trt.cuda.lanes import EDGES, LaneScheduler
+from yonos_trt.cuda.launches import Blend
 from yonos_trt.engine.manifest import identity_manifest
 from yonos_trt.errors import (
     ClosedError,
@@ -322,6 +323,30 @@ def test_a_row_of_tiles_is_queued_before_the_copy_of_the_one_above_is_waited_for
     assert np.array_equal(upscale(backend, image, plan, color_fix=fix), right)
     assert [name for name in driver.log if name in ("finish", "event_synchronize")] == now
     assert [key for key in backend._pictures._pinned if key[0] == "rows"] == [("rows", 1), ("rows", 0)]
+    backend.close()
+
+
+def test_a_blend_is_launched_over_the_columns_of_its_batch_only(engines: dict[str, Path]) -> None:
+    driver = SimulatedDriver(random.Random(0).randrange)
+    backend = open_backend(engines["fp16"], driver)
+    image = picture(24, 200)
+    plan = plan_for(image, batch=4)
+    launched: list[Blend] = []
+    launch = backend._kernels.launch
+
+    def watched(call: Any, *, stream: int) -> None:
+        launched.extend([call] if isinstance(call, Blend) else [])
+        launch(call, stream=stream)
+
+    backend._kernels.launch = watched  # type: ignore[method-assign]
+    right = reference(image, plan)
+    assert np.array_equal(upscale(backend, image, plan), right)
+    todo = list(batches(plan))
+    assert [(b.first_px, b.first_px + b.span_px) for b in launched] == [
+        (batch.xs[0], batch.xs[batch.live - 1] + plan.tile_w_px) for batch in todo
+    ]
+    assert len(launched) == len(todo)  # one for up to four tiles
+    assert 2 * sum(b.span_px for b in launched) < 1.2 * len(todo) * plan.padded_w_px
     backend.close()
 
 

@@ -148,6 +148,8 @@ def blend(bench: Bench, size: int, half: bool) -> dict[str, Any]:
                 tile_w_px=size,
                 canvas_h_px=size,
                 canvas_w_px=width,
+                first_px=0,
+                span_px=width,
                 half=half,
             )
         )

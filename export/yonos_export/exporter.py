@@ -149,7 +149,8 @@ def _export(config: ExportConfig, source: Source, work: Path, report: OnStage) -
         report(f"convert {config.precision}", 0.3)
         graphs = _low(config, graphs, samples, expected, directory, work, stands)
     if config.runtime != "onnx":
-        _engines(config, source, graphs, directory, work, report, stands)
+        written = _for_engines(config, graphs, expected, samples, work)
+        _engines(config, source, written, directory, work, report, stands)
     manifest = directory.manifest(source)
     if config.runtime != "onnx" and config.verify:
         _try_engines(config, directory, manifest, work, report)
@@ -226,6 +227,40 @@ def _low(
         for name, raw in comparison_files(expected[0]).items():
             directory.add_file(name, raw)
     return low.graphs
+
+
+def _for_engines(
+    config: ExportConfig,
+    graphs: dict[str, GraphFile],
+    expected: list[Chain],
+    samples: list[Sample],
+    work: Path,
+) -> dict[str, GraphFile]:
+    """Return the graphs as engines are built from them; what was written anew passes the same gate.
+
+    Engines whose weights come from the directory's graphs later are built from these as they are.
+    """
+    from yonos_export.low_precision import verify_low
+    from yonos_export.onnx_from_torch import load_graph, save_graph
+    from yonos_export.separable import separate_filters
+
+    if config.refit or config.strip_weights:
+        return graphs
+    written = dict(graphs)
+    for stage, graph in graphs.items():
+        model = load_graph(graph.path)
+        if count := separate_filters(model):
+            written[stage] = save_graph(model, work / f"{stage}.{config.precision}.separated.onnx")
+            log.info("%s: %d filters as slices, products and sums for the engine", stage, count)
+    if not config.verify or written == graphs:
+        return written
+    if config.precision == "fp32":
+        candidate = functions_from_onnx({stage: graph.path for stage, graph in written.items()})
+        figures = measure(expected[:1], candidate, samples[:1])
+        gate(figures, config.limits, what="the graph that the engines are built from")
+    else:
+        verify_low(written, config.precision, expected[:1], samples[:1], config.limits, work)
+    return written
 
 
 def _engines(

@@ -144,7 +144,8 @@ class Blend(Launch):
     """Add `count` tiles to the float32 canvas (canvas_h_px, canvas_w_px, 3) in index order.
 
     rows, columns (count,) int64 are the tiles' places on the canvas, weights (count, tile_h_px) and (count,
-    tile_w_px) float32. A tile whose int32 flag in `skip` is not 0 is left out.
+    tile_w_px) float32. A tile whose int32 flag in `skip` is not 0 is left out. Only the canvas columns
+    [first_px, first_px + span_px) are worked on: those that the tiles cover.
     """
 
     name = "blend"
@@ -160,6 +161,8 @@ class Blend(Launch):
     tile_w_px: int
     canvas_h_px: int
     canvas_w_px: int
+    first_px: int
+    span_px: int
     half: bool
 
 

@@ -237,6 +237,8 @@ class PlanBuffers:
             tile_w_px=plan.tile_w_px,
             canvas_h_px=plan.tile_h_px,
             canvas_w_px=plan.padded_w_px,
+            first_px=int(batch.xs[0]),
+            span_px=int(batch.xs[-1] - batch.xs[0]) + plan.tile_w_px,
             half=half,
         )
         kernels.launch(blend, stream=stream)
