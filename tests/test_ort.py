@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +17,7 @@ import numpy as np
 import pytest
 from helpers import edit_manifest, make_engine_dir, picture, psnr_db
 
+from yonos_trt.backends import ort as ort_backend
 from yonos_trt.backends import ort_providers
 from yonos_trt.backends.ort import OrtBackend, pick_onnx
 from yonos_trt.backends.ort_providers import DEVICE_MEMORY, Providers
@@ -31,6 +35,7 @@ from yonos_trt.errors import (
 )
 from yonos_trt.pipeline import upscale_array
 from yonos_trt.planning import plan_picture
+from yonos_trt.tiles.plan import batches
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +142,11 @@ def test_a_provider_that_the_session_did_not_get_is_refused(
 ) -> None:
     with pytest.raises(EngineDeviceError, match=r"without CUDAExecutionProvider, on CPUExecutionProvider"):
         OrtBackend(engine_dir, providers=["CUDAExecutionProvider"], device=1)
-    assert no_cuda_after_all == {"CUDAExecutionProvider": {"device_id": "1"}}
+    assert no_cuda_after_all == {"CUDAExecutionProvider": {"device_id": "1", "enable_cuda_graph": "1"}}
+    given = {"device_id": "3", "enable_cuda_graph": "0"}
     with pytest.raises(EngineDeviceError, match="CUDAExecutionProvider"):
-        OrtBackend(engine_dir, providers=[("CUDAExecutionProvider", {"device_id": "3"})])
-    assert no_cuda_after_all == {"CUDAExecutionProvider": {"device_id": "3"}}
+        OrtBackend(engine_dir, providers=[("CUDAExecutionProvider", given)])
+    assert no_cuda_after_all == {"CUDAExecutionProvider": given}
 
 
 def test_with_the_cpu_named_as_well_it_is_a_warning_and_the_log_says_what_runs(
@@ -154,6 +160,9 @@ def test_with_the_cpu_named_as_well_it_is_a_warning_and_the_log_says_what_runs(
     (opened,) = (r.getMessage() for r in caplog.records if r.getMessage().startswith("opened "))
     assert "CUDA" not in opened
     assert backend.providers == ("CPUExecutionProvider",)
+    image = picture(20, 20)
+    plan = plan_picture(backend.manifest, 20, 20).tiles
+    np.testing.assert_array_equal(upscale_array(image, backend, plan=plan), run(engine_dir, image))
     backend.close()
 
 
@@ -198,6 +207,95 @@ def test_on_a_device_latents_stay_there_and_the_bits_are_the_same(
     backend.close()
 
 
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """The CPU in the place of a provider with CUDA graphs; what sessions were asked for."""
+    import onnxruntime
+
+    seen: dict[str, list[Any]] = {"graphs": [], "threads": [], "made": [], "updated": []}
+    opened, made = onnxruntime.InferenceSession, onnxruntime.OrtValue.ortvalue_from_numpy
+    updated, graph = onnxruntime.OrtValue.update_inplace, ort_backend._Session._graph
+
+    def open_without(model: Any, *, sess_options: Any, providers: Any) -> Any:
+        return opened(model, sess_options=sess_options, providers=[p[0] for p in providers])
+
+    def numbered(self: Any, number: int) -> Any:
+        seen["graphs"].append((self._name, number))
+        seen["threads"].append(threading.current_thread().name)
+        return graph(self, number)
+
+    def from_numpy(array: Any, *device: Any) -> Any:
+        seen["made"].append(device)
+        return made(array, *device)
+
+    def update(self: Any, array: Any) -> None:
+        seen["updated"].append(self.data_ptr())
+        updated(self, array)
+
+    monkeypatch.setitem(DEVICE_MEMORY, "CPUExecutionProvider", "cpu")
+    monkeypatch.setitem(ort_providers.GRAPH_OPTIONS, "CPUExecutionProvider", "enable_cuda_graph")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_without)
+    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", staticmethod(from_numpy))
+    monkeypatch.setattr(onnxruntime.OrtValue, "update_inplace", update)
+    monkeypatch.setattr(ort_backend._Session, "_graph", numbered)
+    return seen
+
+
+def test_graphs_are_captured_at_the_second_run_of_a_shape_and_addresses_stay(
+    engine_dir: Path, captured: dict[str, list[Any]]
+) -> None:
+    pictures = picture(61, 67), picture(30, 40)
+    backend = OrtBackend(engine_dir, lanes=2)
+    plans = [
+        plan_picture(backend.manifest, *array.shape[:2], batch=batch, tile_px=64).tiles
+        for array, batch in zip(pictures, (2, 1), strict=True)
+    ]
+    plain = OrtBackend(engine_dir, providers=[("CPUExecutionProvider", {"enable_cuda_graph": "0"})])
+    right = [upscale_array(array, plain, plan=plan) for array, plan in zip(pictures, plans, strict=True)]
+    for found in captured.values():
+        found.clear()
+    for array, plan, wanted in zip(pictures * 2, plans * 2, right * 2, strict=True):
+        np.testing.assert_array_equal(upscale_array(array, backend, plan=plan), wanted)
+    backend.close()
+    first, second = (len(list(batches(plan))) for plan in plans)
+    assert min(first, second) > 2
+    assert captured["made"] == [("cpu", 0)] * 4  # image and noise of each shape, once
+    assert len(captured["updated"]) == 2 * 2 * (first + second) - 4
+    assert len(set(captured["updated"])) == 4
+    for name in ("encoder", "step", "decoder"):
+        numbers = [number for stage, number in captured["graphs"] if stage == name]
+        assert numbers == [-1] + [1] * (first - 1) + [-1] + [2] * (second - 1) + [1] * first + [2] * second
+    assert set(captured["threads"]) == {"yonos-ort_0"}
+
+
+def test_without_graphs_where_they_cannot_be_captured(
+    engine_dir: Path, captured: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    import onnxruntime
+
+    opened = onnxruntime.InferenceSession
+
+    def refuses(model: Any, *, sess_options: Any, providers: Any) -> Any:
+        if providers[0][1]["enable_cuda_graph"] == "1":
+            raise RuntimeError("This session cannot use the CUDA Graph feature as requested")
+        return opened(model, sess_options=sess_options, providers=providers)
+
+    expected = run(engine_dir, picture(20, 20))
+    with monkeypatch.context() as patch, caplog.at_level("INFO", logger="yonos_trt.backends"):
+        patch.setattr(onnxruntime, "InferenceSession", refuses)
+        np.testing.assert_array_equal(run(engine_dir, picture(20, 20)), expected)
+    assert "without CUDA graphs only" in caplog.text
+
+    def no_memory(array: Any, *device: Any) -> Any:
+        raise RuntimeError("Can't allocate memory on the device using this package")
+
+    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", staticmethod(no_memory))
+    captured["graphs"].clear()
+    np.testing.assert_array_equal(run(engine_dir, picture(20, 20)), expected)
+    assert {number for _, number in captured["graphs"]} == {-1}
+    assert "the encoder runs without CUDA graphs" in caplog.text
+
+
 def test_a_spoilt_latent_on_a_device_names_its_network(
     engine_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,13 +338,16 @@ def test_the_rtx_plugin_that_is_not_installed_names_its_extra(
         OrtBackend(engine_dir, providers=["NvTensorRTRTXExecutionProvider"])
 
 
-def test_a_plugins_device_and_options_reach_the_session(
-    engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_plugins_device_options_and_what_it_compiled_reach_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     import onnxruntime
 
     class Options:
         added: ClassVar[list[Any]] = []
+
+        def __init__(self) -> None:
+            self.compiled: bytes | None = None
 
         def add_provider_for_devices(self, devices: list[Any], settings: dict[str, str]) -> None:
             self.added.append((devices, settings))
@@ -262,16 +363,54 @@ def test_a_plugins_device_and_options_reach_the_session(
         onnxruntime, "register_execution_provider_library", lambda *a: registered.append(a), raising=False
     )
     monkeypatch.setattr(onnxruntime, "get_ep_devices", lambda: devices, raising=False)
-    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda model, *, sess_options: sess_options)
+    compiled: list[Any] = []
+
+    class Compiler:
+        def __init__(self, options: Any, model: bytes, *, embed_compiled_data_into_model: bool) -> None:
+            assert embed_compiled_data_into_model
+            assert options.added
+            compiled.append(model)
+            if model == b"refused":
+                raise RuntimeError("cannot be compiled")
+
+        def compile_to_bytes(self) -> bytes:
+            return b"EPContext of " + compiled[-1]
+
+    def session(model: bytes, *, sess_options: Any) -> bytes:
+        if model.startswith(b"EPContext of stale"):
+            raise RuntimeError("another driver")
+        return model
+
+    monkeypatch.setattr(onnxruntime, "ModelCompiler", Compiler, raising=False)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
     monkeypatch.setenv("YONOS_CACHE_DIR", str(tmp_path))
     for _ in range(2):
         providers = Providers(onnxruntime, [(name, {"nv_max_workspace_size": 5})], device=1)
-        providers.open(b"", Options())
+        assert providers.graphs
+        assert providers.open(b"a", Options) == b"EPContext of a"
     assert registered == [(name, "plugin.so")]
-    settings = {"nv_runtime_cache_path": str(tmp_path / "ort-rtx"), "nv_max_workspace_size": "5"}
+    assert compiled == [b"a"]  # the second start finds it
+    folder = tmp_path / "ort-rtx" / hashlib.sha256(b"a").hexdigest()[:32]
+    settings = {
+        "nv_runtime_cache_path": str(folder / "kernels"),
+        "nv_max_workspace_size": "5",
+        "enable_cuda_graph": "1",
+    }
     assert Options.added == [([devices[1]], settings)] * 2
+    (kept,) = folder.glob("context-*.onnx")
+    assert kept.stat().st_mode & 0o777 == 0o600
+    with caplog.at_level("WARNING"):
+        assert providers.open(b"stale", Options) == b"stale"
+        assert providers.open(b"refused", Options) == b"refused"
+    assert "what was compiled is not used: another driver" in caplog.text
+    assert "compiling ahead is left out: cannot be compiled" in caplog.text
+    assert not list((tmp_path / "ort-rtx" / hashlib.sha256(b"stale").hexdigest()[:32]).glob("context-*"))
+    assert providers.open(b"weights elsewhere", Options, compiled=False) == b"weights elsewhere"
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    assert providers.open(b"a", Options) == b"a"
+    assert "it belongs to user" in caplog.text
     with pytest.raises(EngineDeviceError, match="offers 2 devices, asked for is number 2"):
-        Providers(onnxruntime, [name], device=2).open(b"", Options())
+        Providers(onnxruntime, [name], device=2).open(b"", Options)
 
 
 def test_no_provider_at_all_is_refused(engine_dir: Path) -> None:

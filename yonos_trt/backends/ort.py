@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +48,8 @@ _log = logging.getLogger(__name__)
 # Hands over external data that is too large for one message; older ONNX Runtimes lack it.
 _FILES_IN_MEMORY = "add_external_initializers_from_files_in_memory"
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_GRAPHS = 16
+"""Shapes whose places are kept."""
 # How ONNX Runtime's providers word a failed allocation.
 _MEMORY_WORDS = ("failed to allocate memory", "bad_alloc", "out of memory", "bad allocation")
 
@@ -159,6 +164,12 @@ class OrtBackend(HostBackend):
                 name, graph, network, self.manifest, self._providers, max(1, threads // lanes)
             )
         self.networks = {**sessions}
+        # Sessions with CUDA graphs take calls of one thread only, always the same.
+        self._on_device = self._providers.memory is not None and all(
+            self._providers.names[0] in session.providers for session in sessions.values()
+        )
+        captures = any(session.captures for session in sessions.values())
+        self._worker = ThreadPoolExecutor(1, "yonos-ort") if captures else None
         found = [session.providers for session in sessions.values()]
         self.providers = tuple(name for name in found[0] if all(name in names for names in found))
         """The execution providers that the sessions have, which may be fewer than were named."""
@@ -174,27 +185,52 @@ class OrtBackend(HostBackend):
         There the time of all three counts as "decode". Tiles that are not finite run again, one network after
         the other on the host, which tells the one that spoilt them.
         """
-        if self._providers.memory is None:
-            return super().run(source, plan, batch, seed, lane)
+        on_host = partial(super().run, source, plan, batch, seed, lane)
+        if not self._on_device:
+            return on_host()
         encoder, step, decoder = (self._session(name) for name in ("encoder", "step", "decoder"))
         if encoder.gives != step.takes["z_l"] or step.gives != decoder.takes["z_0"]:
-            return super().run(source, plan, batch, seed, lane)
+            return self._on_worker(on_host)
         with stage("gather"):
             image = self.gather(source, plan, batch, lane=lane)
         with stage("noise"):
             noise = self.noise(plan, batch, seed=seed, lane=lane)
-        with stage("decode"):
+
+        def networks() -> Array:
             z_l = encoder.bound(image, keep=True)
-            z_0 = step.bound(noise, z_l, keep=True)
-            tiles = decoder.bound(z_0, keep=False).astype(np.float32, copy=False)
+            z_0 = step.bound(*((z_l,) if len(step.takes) == 1 else (noise, z_l)), keep=True)
+            found: Array = decoder.bound(z_0, keep=False)
+            return found.astype(np.float32, copy=self._worker is not None)  # the next batch writes there
+
+        with stage("decode"):
+            tiles = self._on_worker(networks)
         if not np.isfinite(tiles[: batch.live]).all():
-            return super().run(source, plan, batch, seed, lane)
+            return self._on_worker(on_host)
         return tiles
+
+    def _on_worker(self, work: Callable[[], Any]) -> Any:
+        return work() if self._worker is None else self._worker.submit(work).result()
+
+    def close(self) -> None:
+        """See `HostBackend.close`."""
+        super().close()
+        if self._worker is not None:
+            self._worker.shutdown()
 
     def _session(self, name: str) -> _Session:
         session = self._network(name)
         assert isinstance(session, _Session)
         return session
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Inputs and output of one shape at fixed addresses on the device, as a CUDA graph needs them."""
+
+    binding: Any
+    inputs: dict[str, Any]
+    output: Any
+    number: int
 
 
 class _Session:
@@ -209,24 +245,30 @@ class _Session:
         providers: Providers,
         threads: int,
     ) -> None:
-        ort = import_onnxruntime()
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Threads that wait for work would spin: through the time of the tile kernels, and against other
-        # processes (on two cores with other work it doubled wall and CPU time, measured 2026-11-21).
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads > 1 else "1")
-        options.add_session_config_entry("session.load_model_format", "ONNX")
-        path, model = graph.path, graph.model
+        ort = self._ort = import_onnxruntime()
+        path, model, in_memory = graph.path, graph.model, False
         if graph.external:
-            if graph.nbytes > LARGEST_MODEL_BYTES and hasattr(options, _FILES_IN_MEMORY):
+            in_memory = graph.nbytes > LARGEST_MODEL_BYTES and hasattr(ort.SessionOptions, _FILES_IN_MEMORY)
+            model = model if in_memory else graph.inlined()
+
+        def options() -> Any:
+            made = ort.SessionOptions()
+            made.intra_op_num_threads = threads
+            made.inter_op_num_threads = 1
+            made.log_severity_level = 3
+            # Threads that wait for work would spin: through the time of the tile kernels, and against other
+            # processes (on two cores with other work it doubled wall and CPU time, measured 2026-11-21).
+            made.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads > 1 else "1")
+            made.add_session_config_entry("session.load_model_format", "ONNX")
+            if in_memory:
                 names, files = list(graph.external), list(graph.external.values())
-                getattr(options, _FILES_IN_MEMORY)(names, files, list(map(len, files)))
-            else:
-                model = graph.inlined()
+                getattr(made, _FILES_IN_MEMORY)(names, files, list(map(len, files)))
+            return made
+
         try:
-            self._session: onnxruntime.InferenceSession = providers.open(model, options)
+            self._session: onnxruntime.InferenceSession = providers.open(
+                model, options, compiled=not in_memory
+            )
         except EngineDeviceError:
             raise
         except Exception as error:
@@ -242,6 +284,9 @@ class _Session:
         self.providers: list[str] = self._session.get_providers()
         check(path, providers.names, self.providers)
         self._device = (providers.memory or "cpu", providers.device)
+        self.captures = self._replays = providers.graphs and providers.names[0] in self.providers
+        self._places: dict[Any, _Places] = {}
+        self._made = 0
         inputs = [(i.name, i.shape, i.type) for i in self._session.get_inputs()]
         outputs = [(o.name, o.shape, o.type) for o in self._session.get_outputs()]
         for kind, found, wanted in (("inputs", inputs, stage.inputs), ("outputs", outputs, stage.outputs)):
@@ -275,7 +320,7 @@ class _Session:
             for (name, dtype), array in zip(self._inputs, arrays, strict=True)
         }
         with self._errors(feed):
-            result: Array = self._session.run(self._outputs, feed)[0]
+            result: Array = self._session.run(self._outputs, feed, self._graph(-1))[0]
             return result.astype(np.float32, copy=False) if self._name == "decoder" else result
 
     def bound(self, *values: Any, keep: bool) -> Any:
@@ -285,6 +330,14 @@ class _Session:
             for (name, dtype), value in zip(self._inputs, values, strict=True)
         }
         with self._errors({n: v for n, v in feed.items() if isinstance(v, np.ndarray)}):
+            if self._replays:
+                try:
+                    output = self._replayed(feed)
+                    return output if keep else output.numpy()
+                except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+                    _log.warning("the %s runs without CUDA graphs: %s", self._name, _first_line(error))
+                    self._replays = False
+                    self._places.clear()
             binding = self._session.io_binding()
             for name, value in feed.items():
                 if isinstance(value, np.ndarray):
@@ -295,8 +348,49 @@ class _Session:
                 binding.bind_output(self._outputs[0], *self._device)
             else:
                 binding.bind_output(self._outputs[0])
-            self._session.run_with_iobinding(binding)
+            self._session.run_with_iobinding(binding, self._graph(-1))
             return binding.get_outputs()[0] if keep else binding.copy_outputs_to_cpu()[0]
+
+    def _replayed(self, feed: dict[str, Any]) -> Any:
+        """Run by a CUDA graph of this shape, whose inputs and output keep their addresses; return the output.
+
+        The first run of a shape is not captured: it allocates the output and lets libraries do their set-up.
+        """
+        key = tuple(v.shape if isinstance(v, np.ndarray) else v.data_ptr() for v in feed.values())
+        places = self._places.get(key)
+        if places is None:
+            if len(self._places) == _GRAPHS:  # graphs cannot be given back one by one
+                self._places.pop(next(iter(self._places)))
+            self._made += 1
+            binding, name = self._session.io_binding(), self._outputs[0]
+            inputs = {
+                n: self._ort.OrtValue.ortvalue_from_numpy(v, *self._device)
+                if isinstance(v, np.ndarray)
+                else v
+                for n, v in feed.items()
+            }
+            for n, value in inputs.items():
+                binding.bind_ortvalue_input(n, value)
+            binding.bind_output(name, *self._device)
+            self._session.run_with_iobinding(binding, self._graph(-1))
+            output = binding.get_outputs()[0]
+            binding.clear_binding_outputs()
+            binding.bind_ortvalue_output(name, output)
+            self._places[key] = _Places(binding, inputs, output, self._made)
+            return output
+        for name, value in feed.items():
+            if isinstance(value, np.ndarray):
+                places.inputs[name].update_inplace(value)
+        self._session.run_with_iobinding(places.binding, self._graph(places.number))
+        return places.output
+
+    def _graph(self, number: int) -> Any:
+        """Return the options of a run by the CUDA graph of this number; -1: by none."""
+        if not self.captures:
+            return None
+        options = self._ort.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(number))
+        return options
 
     @contextmanager
     def _errors(self, feed: dict[str, Array]) -> Iterator[None]:

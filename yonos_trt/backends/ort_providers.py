@@ -8,16 +8,19 @@ on the CPU without an error: `check` asks it.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.metadata
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from yonos_trt.atomic import atomic_file
 from yonos_trt.errors import ConfigError, EngineDeviceError, MissingExtraError
 
-__all__ = ["CPU_PROVIDER", "DEVICE_MEMORY", "Provider", "Providers", "check"]
+__all__ = ["CPU_PROVIDER", "DEVICE_MEMORY", "GRAPH_OPTIONS", "Provider", "Providers", "check"]
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +30,10 @@ CPU_PROVIDER = "CPUExecutionProvider"
 RTX_PROVIDER = "NvTensorRTRTXExecutionProvider"
 DEVICE_MEMORY = dict.fromkeys(("CUDAExecutionProvider", "TensorrtExecutionProvider", RTX_PROVIDER), "cuda")
 """Providers that keep arrays in memory of their own, and ONNX Runtime's name of that."""
+GRAPH_OPTIONS = dict.fromkeys(("CUDAExecutionProvider", RTX_PROVIDER), "enable_cuda_graph")
+"""Providers that keep one CUDA graph per number and session, and the option that asks for them."""
+LARGEST_CONTEXT_BYTES = 1 << 30
+"""A compiled graph is one message, of which 2 GB at most can be read."""
 _PLUGINS = {RTX_PROVIDER: ("onnxruntime_ep_nv_tensorrt_rtx", "ort-rtx")}
 _registered: set[str] = set()
 
@@ -58,6 +65,9 @@ class Providers:
         self.wanted = [_with_options(provider, device) for provider in wanted]
         self.names = [name for name, _ in self.wanted]
         self.memory = DEVICE_MEMORY.get(self.names[0]) if self.names else None
+        option = GRAPH_OPTIONS.get(self.names[0]) if self.names else None
+        self.graphs = option is not None and self.wanted[0][1].get(option) in ("1", "True", "true")
+        """Whether sessions capture CUDA graphs: inputs and outputs have to stay where they are then."""
         known = ort.get_available_providers()
         if not self.names:
             raise ConfigError(f"providers is empty, expected at least one of {', '.join(known)}")
@@ -72,8 +82,29 @@ class Providers:
             elif name in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
                 ort.preload_dlls()  # CUDA and cuDNN of the wheels that onnxruntime-gpu[cuda,cudnn] brings
 
-    def open(self, model: bytes, options: Any) -> Any:
-        """Return a session, whatever it got; see `check`."""
+    def open(self, model: bytes, options: Callable[[], Any], *, compiled: bool = True) -> Any:
+        """Return a session, whatever it got; see `check`.
+
+        `options` makes the session's options. What the RTX plugin compiled is kept for the next start
+        (`compiled`: only graphs that hold their weights), beside the kernels that it made for this GPU. A
+        graph that cannot be captured is opened without, and so are those after it.
+        """
+        try:
+            return self._open(model, options(), compiled)
+        except EngineDeviceError:
+            raise
+        except Exception as error:
+            if not self.graphs:
+                raise
+            _log.info("ONNX Runtime opens this graph without CUDA graphs only: %s", error)
+            self.graphs = False
+            self.wanted = [
+                (name, {k: "0" if k == GRAPH_OPTIONS.get(name) else v for k, v in settings.items()})
+                for name, settings in self.wanted
+            ]
+            return self._open(model, options(), compiled)
+
+    def _open(self, model: bytes, options: Any, keep: bool) -> Any:
         plugins = [(name, settings) for name, settings in self.wanted if name in _registered]
         if not plugins:
             named = [(name, settings) if settings else name for name, settings in self.wanted]
@@ -85,8 +116,41 @@ class Providers:
                     f"{name} offers {len(found)} devices, asked for is number {self.device}; choose another "
                     "-g / device"
                 )
+            folder = _cache_folder() / hashlib.sha256(model).hexdigest()[:32]  # files in it have plain names
+            settings = {"nv_runtime_cache_path": str(folder / "kernels"), **settings}
             options.add_provider_for_devices([found[self.device]], settings)
+        compiled = self._compiled(model, options, folder) if keep else None
+        if compiled is not None:
+            try:
+                return self._ort.InferenceSession(compiled, sess_options=options)
+            except Exception as error:
+                _log.warning("%s: what was compiled is not used: %s", folder, " ".join(str(error).split()))
+                (folder / _context_name(self._ort)).unlink(missing_ok=True)
         return self._ort.InferenceSession(model, sess_options=options)
+
+    def _compiled(self, model: bytes, options: Any, folder: Path) -> bytes | None:
+        """Return the graph with its engine inside (EP context), compiled now or before; None where it fails.
+
+        It is executable code that no manifest vouches for: only a file of this user's own is taken.
+        """
+        if not hasattr(self._ort, "ModelCompiler") or len(model) > LARGEST_CONTEXT_BYTES:
+            return None
+        place = folder / _context_name(self._ort)
+        try:
+            if place.is_file():
+                if hasattr(os, "getuid") and place.stat().st_uid != os.getuid():
+                    raise PermissionError(f"it belongs to user {place.stat().st_uid}; delete it")
+                return place.read_bytes()
+            compiler = self._ort.ModelCompiler(options, model, embed_compiled_data_into_model=True)
+            compiled: bytes = compiler.compile_to_bytes()
+            place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with atomic_file(place) as part:
+                part.write_bytes(compiled)
+                part.chmod(0o600)
+            return compiled
+        except Exception as error:
+            _log.warning("%s: compiling ahead is left out: %s", place, " ".join(str(error).split()))
+            return None
 
 
 def _with_options(provider: Provider, device: int) -> tuple[str, dict[str, str]]:
@@ -94,8 +158,8 @@ def _with_options(provider: Provider, device: int) -> tuple[str, dict[str, str]]
     settings: dict[str, str] = {}
     if name in DEVICE_MEMORY and name not in _PLUGINS:  # a plugin's device is named by itself
         settings["device_id"] = str(device)
-    if name == RTX_PROVIDER:  # kernels that it compiles for this GPU are kept for the next start
-        settings["nv_runtime_cache_path"] = str(_cache_folder())
+    if name in GRAPH_OPTIONS:
+        settings[GRAPH_OPTIONS[name]] = "1"
     return name, settings | {key: str(value) for key, value in given.items()}
 
 
@@ -104,6 +168,15 @@ def _cache_folder() -> Path:
     if named:
         return Path(named) / "ort-rtx"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yonos-trt" / "ort-rtx"
+
+
+def _context_name(ort: Any) -> str:
+    """Name the compiled graph of an ONNX Runtime and plugin: others compile anew."""
+    try:
+        plugin = importlib.metadata.version("onnxruntime-ep-nv-tensorrt-rtx")
+    except importlib.metadata.PackageNotFoundError:
+        plugin = "unknown"
+    return f"context-{ort.__version__}-{plugin}.onnx"
 
 
 def _register(ort: Any, name: str) -> None:
