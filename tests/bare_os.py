@@ -1,6 +1,6 @@
-"""pytest plugin (``-p bare_os``): takes away what only Linux has, before anything of the project is imported.
+"""Takes away what only Linux has; to be imported before anything of the project, as `test_portable` does.
 
-What is left is what macOS and Windows have in common with it. ``os.getuid`` stays: pytest itself asks for it.
+What is left is what macOS and Windows have in common with it. ``os.getuid`` stays.
 """
 
 # ruff: noqa: SIM905

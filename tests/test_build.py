@@ -35,6 +35,23 @@ def test_every_extra_a_message_names_exists() -> None:
     assert names <= set(project["optional-dependencies"])
 
 
+def test_ci_notices_files_in_the_home_folder(tmp_path: Path) -> None:
+    def check() -> tuple[int, str]:
+        command = ["bash", str(REPOSITORY / ".ci/run"), "--check-home", str(tmp_path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr
+
+    (tmp_path / ".cache/matplotlib").mkdir(parents=True)
+    (tmp_path / ".cache/matplotlib/fontlist.json").touch()
+    assert check() == (0, "")
+    (tmp_path / ".cache/tracker-id").touch()
+    code, said = check()
+    assert code == 1
+    assert said.splitlines()[1:] == [f"{tmp_path}/.cache/tracker-id"]
+    script = (REPOSITORY / ".ci/run").read_text(encoding="utf-8")
+    assert 'check_home "$HOME"' in script.split("--inside ]; then")[1].split("\nfi\n")[0]
+
+
 def test_the_makefile_installs_extras_that_exist() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     (extras,) = re.findall(r"^EXTRAS := (.*)$", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)

@@ -295,6 +295,14 @@ def test_the_readmes_command_builds_the_shipped_model_without_torch(tmp_path: Pa
         assert stage.find("onnx", "fp32")
 
 
+def test_the_readme_opens_what_its_command_writes() -> None:
+    result = CliRunner().invoke(main, ["--fp16", "--onnx-only", "--dry-run"])
+    assert result.exit_code == 0, result.output
+    folder = json.loads(result.stdout)["engine_dir"]
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert f'yonos_trt.SR("{folder}").upscale(array)' in readme
+
+
 def test_extras_that_build_engines_bring_no_torch() -> None:
     import tomllib
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,26 @@ def test_the_sdist_holds_what_git_tracks(tmp_path: Path) -> None:
         held = {m.name.partition("/")[2] for m in archive if not m.isdir()}
     assert held - files == {"PKG-INFO"}
     assert files - held == set()
+
+
+def test_the_summary_says_which_kernels_a_wheel_holds(project: dict[str, Any]) -> None:
+    """Of a build with the compiled ones, and of the second try of one whose compiler did not fit."""
+    pytest.importorskip("scikit_build_core")
+    from scikit_build_core.build.metadata import get_standard_metadata
+    from scikit_build_core.settings.skbuild_read_settings import SettingsReader
+
+    said = {}
+    for failed in (False, True):
+        settings = SettingsReader(project, {}, state="wheel", retry=failed).settings
+        assert settings.wheel.cmake != failed
+        said[failed] = get_standard_metadata(project, settings).description or ""
+    assert "(compiled tile kernels)" in said[False]
+    assert "(NumPy tile kernels, slow: no fitting C++ compiler was found)" in said[True]
+    try:
+        summary = metadata.metadata("yonos-trt")["Summary"]
+    except metadata.PackageNotFoundError:
+        return
+    assert summary in said.values()
 
 
 def test_the_stable_abi_begins_where_nanobind_has_it(project: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from yonos_trt.cli.progress import Bar, JsonLines, Silent, make_progress, set_up_logging
+from yonos_trt.cli.progress import Bar, JsonLines, Silent, _spoken, make_progress, set_up_logging
 
 
 @pytest.mark.parametrize(
@@ -91,3 +91,50 @@ def test_warnings_of_the_package_are_shown_unless_quiet(
     assert ("careful" in text) == shown
     if mode == "json":
         assert json.loads(text)["event"] == "log"
+
+
+class Clock:
+    """Stands in for ``time.monotonic``; moves when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 1000.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now_s)
+
+
+def test_the_time_that_is_left_is_the_mean_of_what_was_worked_times_what_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, stream = Clock(monkeypatch), io.StringIO()
+    lines = JsonLines(stream)
+    for index, (takes_s, end) in enumerate([(10, "finish"), (0, "skip"), (20, "fail"), (6, "finish")]):
+        lines.start(f"{index}", index, 6)
+        clock.now_s += takes_s
+        if end == "fail":
+            lines.fail(f"{index}", ValueError("bad"))
+        else:
+            getattr(lines, end)(f"{index}", *(["exists"] if end == "skip" else []))
+    lines.start("4", 4, 6)
+    starts = [e for e in map(json.loads, stream.getvalue().splitlines()) if e["event"] == "start"]
+    # nothing known; 10 s each for 5; the same for 4 (a skipped one took none); 15 s for 3; 12 s for 2
+    assert [e["eta_s"] for e in starts] == [None, 50.0, 40.0, 45.0, 24.0]
+
+
+def test_the_bar_says_the_time_that_all_items_still_take(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock, bar = Clock(monkeypatch), Bar()
+    labels = []
+    for index, takes_s in enumerate([40, 20, 600]):
+        bar.start("a.png", index, 4)
+        labels.append(bar._bar.desc)
+        clock.now_s += takes_s
+        bar.finish("a.png")
+    bar.start("a.png", 3, 4)
+    labels.append(bar._bar.desc)
+    bar.end()
+    assert [label.partition("]")[0] for label in labels] == [
+        "[1/4", "[2/4, 2 min left", "[3/4, 60 s left", "[4/4, 4 min left",
+    ]  # fmt: skip
+    assert [_spoken(s) for s in (0.4, 99.4, 99.6, 5969, 5971, 86400)] == [
+        "0 s", "99 s", "2 min", "99 min", "1.7 h", "24.0 h",
+    ]  # fmt: skip

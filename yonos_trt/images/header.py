@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["FORMAT_SUFFIXES", "Header", "MalformedError"]
+__all__ = ["FORMAT_SUFFIXES", "Header", "MalformedError", "quoted"]
 
 FORMAT_SUFFIXES = {
     "PNG": (".png", ".apng"),
@@ -16,6 +16,11 @@ FORMAT_SUFFIXES = {
     "GIF": (".gif",),
     "BMP": (".bmp", ".dib"),
 }
+
+
+def quoted(name: bytes) -> str:
+    """Return the name of a part of a file as messages show it: 'mdat'."""
+    return repr(name.decode("latin-1"))
 
 
 class MalformedError(Exception):

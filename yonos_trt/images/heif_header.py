@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from mmap import mmap
 
-from yonos_trt.images.header import Header, MalformedError
+from yonos_trt.images.header import Header, MalformedError, quoted
 
 __all__ = ["boxes", "heif_header", "primary_properties"]
 
@@ -32,7 +32,7 @@ def boxes(data: bytes | mmap, start: int, end: int) -> Iterator[tuple[bytes, int
         elif length == 0:
             length = end - position
         if position + length > end or position + length < body:
-            raise MalformedError(f"the file is truncated inside box {kind!r} at byte {position}")
+            raise MalformedError(f"the file is truncated inside box {quoted(kind)} at byte {position}")
         yield kind, body, position + length
         position += length
 
@@ -55,7 +55,7 @@ def heif_header(data: bytes) -> Header:
         format_ = "HEIC"
     else:
         raise MalformedError(
-            f"the file is ISO media of kind {data[8:12]!r}, such as video, expected a picture; "
+            f"the file is ISO media of kind {quoted(data[8:12])}, such as video, expected a picture; "
             "for videos there is `yonos video`"
         )
     if not any(kind in (b"mdat", b"idat", b"meta") for kind, _, _ in boxes(data, 0, len(data))):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 import zlib
 
-from yonos_trt.images.header import FORMAT_SUFFIXES, Header, MalformedError
+from yonos_trt.images.header import FORMAT_SUFFIXES, Header, MalformedError, quoted
 from yonos_trt.images.heif_header import heif_header
 from yonos_trt.images.jpeg_header import jpeg_header
 from yonos_trt.images.tiff_header import tiff_header
@@ -77,10 +77,10 @@ def _png(data: bytes) -> Header:
         length, kind = struct.unpack_from(">I4s", data, position)
         body, end = position + 8, position + 12 + length
         if end > len(data):
-            raise MalformedError(f"the PNG is truncated inside chunk {kind!r} at byte {position}")
+            raise MalformedError(f"the PNG is truncated inside chunk {quoted(kind)} at byte {position}")
         critical = not kind[0] & 0x20
         if critical and zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
-            raise MalformedError(f"the PNG is damaged: check sum of chunk {kind!r} at byte {position}")
+            raise MalformedError(f"the PNG is damaged: check sum of chunk {quoted(kind)} at byte {position}")
         if header is None:
             if kind != b"IHDR" or length != 13:
                 raise MalformedError("the PNG does not start with the chunk IHDR")
@@ -146,7 +146,7 @@ def _webp(data: bytes) -> Header:
         kind, length = struct.unpack_from("<4sI", data, position)
         body = position + 8
         if body + length > size:
-            raise MalformedError(f"the WebP is truncated inside chunk {kind!r} at byte {position}")
+            raise MalformedError(f"the WebP is truncated inside chunk {quoted(kind)} at byte {position}")
         if kind == b"VP8X":
             width_px = int.from_bytes(data[body + 4 : body + 7], "little") + 1
             height_px = int.from_bytes(data[body + 7 : body + 10], "little") + 1

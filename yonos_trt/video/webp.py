@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from yonos_trt.errors import InputError
+from yonos_trt.images.header import quoted
 
 __all__ = ["animated_webp"]
 
@@ -51,8 +52,8 @@ def _check_parts(path: Path, end: int) -> None:
             head = file.read(8)
             if head[:4] not in _PARTS:
                 raise InputError(
-                    f"{path} is not whole: what begins at byte {at} ({head[:4]!r}) is no part of a WebP, "
-                    f"so that a frame may be lost; get the file again"
+                    f"{path} is not whole: what begins at byte {at} ({quoted(head[:4])}) is no part of a "
+                    f"WebP, so that a frame may be lost; get the file again"
                 )
             at += 8 + (int.from_bytes(head[4:], "little") + 1 & ~1)
 
