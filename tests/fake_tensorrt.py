@@ -12,8 +12,9 @@ import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from simulated_device import SimulatedDriver, Span
 
@@ -33,7 +34,6 @@ from yonos_trt.cuda.launches import (
     Noise,
 )
 from yonos_trt.engine.manifest import (
-    STAGE_TENSORS,
     Artifact,
     EngineManifest,
     Precision,
@@ -45,6 +45,7 @@ from yonos_trt.engine.manifest import (
     Tensor,
     identity_manifest,
     save_manifest,
+    stage_tensors,
 )
 from yonos_trt.tiles import color_cells, kernels, noise
 from yonos_trt.tiles.bicubic import upscale_bicubic
@@ -98,6 +99,12 @@ def fake_plan(spec: Mapping[str, Any], *, version: str = VERSION, rtx: bool = Fa
     return bytes(header) + body
 
 
+def starts(manifest: EngineManifest, start: Literal["noise", "latent"]) -> EngineManifest:
+    """Return the manifest of a model whose step starts there."""
+    replace = msgspec.structs.replace
+    return replace(manifest, model=replace(manifest.model, start=start))
+
+
 def write_engines(
     root: Path,
     *,
@@ -108,6 +115,7 @@ def write_engines(
     largest: tuple[int, int] = (4, 4096),
     best: int = 1,
     encoder_input: str = "upsampled",
+    start: Literal["noise", "latent"] = "noise",
     io_dtype: Mapping[str, str] | None = None,
     manifest_changes: Mapping[str, Any] | None = None,
     artifact_changes: Mapping[str, Any] | None = None,
@@ -115,10 +123,10 @@ def write_engines(
     """Write a directory whose engines only `FakeTensorRT` can load; returns its manifest."""
     root.mkdir(parents=True, exist_ok=True)
     version = version or (RTX_VERSION if runtime == "tensorrt-rtx" else VERSION)
-    manifest = identity_manifest(encoder_input=encoder_input, **(manifest_changes or {}))
+    manifest = starts(identity_manifest(encoder_input=encoder_input, **(manifest_changes or {})), start)
     batch, px = largest
     stages = {}
-    for name, (inputs, outputs) in STAGE_TENSORS.items():
+    for name, (inputs, outputs) in stage_tensors(start).items():
         artifacts = []
         for precision in precisions:
             dtype = (io_dtype or {"fp16": "HALF", "bf16": "HALF", "fp32": "FLOAT"})[precision]

@@ -61,6 +61,35 @@ def prompt_file(path: Path, width: int = 12) -> Path:
     return path
 
 
+def text_parts(base: Path, width: int = 12) -> Path:
+    """Add tokenizer and text encoder to a base folder, as Stable Diffusion's has them; needs transformers.
+
+    The words are the letters (id 1 to 26; 27 to 52 where a word ends), ``!`` (0) pads; 53 begins, 54 ends.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    letters = [chr(c) for c in range(97, 123)]
+    words = ["!", *letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    special = {"bos_token": words[-2], "eos_token": words[-1], "unk_token": words[-1], "pad_token": "!"}
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 7, "do_lower_case": True, **special}
+    (base / "tokenizer").mkdir()
+    for name, document in (
+        ("vocab", {word: i for i, word in enumerate(words)}),
+        ("tokenizer_config", config),
+        ("special_tokens_map", special),
+    ):
+        (base / "tokenizer" / f"{name}.json").write_text(json.dumps(document))
+    (base / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    torch.manual_seed(6)
+    CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words), hidden_size=width, intermediate_size=16, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=7, bos_token_id=53, eos_token_id=54,
+        )
+    ).save_pretrained(base / "text_encoder")  # fmt: skip
+    return base
+
+
 _GREP = {
     "vae": ("conv1", "conv2", "conv_in", "conv_shortcut", "conv", "conv_out",
             "to_k", "to_q", "to_v", "to_out.0"),
@@ -119,6 +148,60 @@ def osediff_document(base: Path) -> dict[str, Any]:
                 state[f"conv_in.base_layer.{kind_}"] = value + 0.01
         document[f"state_dict_{part}"] = state
     return document
+
+
+def pisasr_document(base: Path) -> dict[str, Any]:
+    """Make what ``pisa_sr.pkl`` holds, for a base folder."""
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(4)
+    network = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
+    state: dict[str, Tensor] = {}
+    document: dict[str, Any] = {"lora_rank_unet_pix": RANK, "lora_rank_unet_sem": 2, "state_dict_unet": state}
+    for kind in ("pix", "sem"):
+        for adapter, names in adapted(network, "unet").items():
+            document[f"unet_lora_{adapter}_modules_{kind}"] = names
+            for name in names:
+                a, b = _lora(network.get_submodule(name), document[f"lora_rank_unet_{kind}"])
+                state[f"{name}.lora_A.default_{adapter}_{kind}.weight"] = a
+                state[f"{name}.lora_B.default_{adapter}_{kind}.weight"] = b
+    return document
+
+
+def omgsr_folder(base: Path, folder: Path) -> Path:
+    """Write the two adapters of OMGSR-S as PEFT does, for a base folder."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from safetensors.torch import save_file
+
+    torch.manual_seed(5)
+    names = [
+        "conv1",
+        "conv2",
+        "conv_in",
+        "conv_shortcut",
+        "conv",
+        "conv_out",
+        "to_k",
+        "to_q",
+        "to_v",
+        "to_out.0",
+    ]
+    unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
+    encoder = AutoencoderKL.from_pretrained(base, subfolder="vae").encoder
+    for part, network in (("unet_lora_adapter", unet), ("vae_encoder_lora_adapter", encoder)):
+        state = {}
+        for name, layer in network.named_modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d) and f".{name}".endswith(
+                tuple(f".{n}" for n in names)
+            ):
+                a, b = _lora(layer, RANK)
+                state[f"base_model.model.{name}.lora_A.weight"] = a
+                state[f"base_model.model.{name}.lora_B.weight"] = b
+        (folder / part).mkdir(parents=True)
+        save_file(state, folder / part / "adapter_model.safetensors")
+        facts = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": names, "bias": "none"}
+        (folder / part / "adapter_config.json").write_text(json.dumps(facts))
+    return folder
 
 
 def osediff_files(folder: Path) -> tuple[Path, Path, Path]:

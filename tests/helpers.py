@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import numpy as np
@@ -24,6 +24,7 @@ def tiny_graphs(
     seed: int = 1,
     nan_stage: str | None = None,
     names: dict[str, str] | None = None,
+    start: Literal["noise", "latent"] = "noise",
 ) -> tuple[dict[str, bytes], int, int]:
     """Make encoder, step and decoder graphs without normalisation: (file -> bytes, latent factor, channels).
 
@@ -102,21 +103,23 @@ def tiny_graphs(
             {"weight": conv(channels, channels, 1.0, 0.003)},
         )
         unpack = conv(channels, channels, 1.0, 0.003)
+    mixed = np.concatenate(
+        [conv(channels, channels, 1.0, 0.01), conv(channels, channels, 1.0, 0.003)], axis=1
+    )
+    noised = [
+        node("Mul", ["noise", "sigma"], "scaled"),
+        node("Concat", ["scaled", "z_l"], "both", axis=1),
+        node("Conv", ["both", "weight"], "z_0", **pads),
+    ]
+    latent = start == "latent"
     step = graph(
         "step",
-        [
-            node("Mul", ["noise", "sigma"], "scaled"),
-            node("Concat", ["scaled", "z_l"], "both", axis=1),
-            node("Conv", ["both", "weight"], "z_0", **pads),
-        ],
-        {"noise": channels, "z_l": channels},
+        [node("Conv", ["z_l", "weight"], "z_0", **pads)] if latent else noised,
+        {"z_l": channels} if latent else {"noise": channels, "z_l": channels},
         {"z_0": channels},
-        {
-            "sigma": np.asarray(0.05, np.float32),
-            "weight": np.concatenate(
-                [conv(channels, channels, 1.0, 0.01), conv(channels, channels, 1.0, 0.003)], axis=1
-            ),
-        },
+        {"weight": mixed[:, channels:]}
+        if latent
+        else {"sigma": np.asarray(0.05, np.float32), "weight": mixed},
     )
     # CRD order keeps one colour's cells together, DCR is what SpaceToDepth does.
     decoder = graph(
@@ -133,7 +136,13 @@ def tiny_graphs(
 
 
 def tiny_manifest(
-    files: dict[str, bytes], factor: int, channels: int, *, scale: int = 4, encoder_input: str = "upsampled"
+    files: dict[str, bytes],
+    factor: int,
+    channels: int,
+    *,
+    scale: int = 4,
+    encoder_input: str = "upsampled",
+    start: Literal["noise", "latent"] = "noise",
 ) -> m.EngineManifest:
     """Describe the graphs of `tiny_graphs`."""
     import hashlib
@@ -145,7 +154,7 @@ def tiny_manifest(
             )
 
         raw = files[f"{name}.onnx"]
-        inputs, outputs = m.STAGE_TENSORS[name]
+        inputs, outputs = m.stage_tensors(start)[name]
         artifact = m.Artifact(
             runtime="onnx",
             precision="fp32",
@@ -171,6 +180,7 @@ def tiny_manifest(
             weights_sha256="ab" * 32,
             training={"stages": ["none"]},
             licences=(m.Licence(part="code", licence="Apache-2.0"),),
+            start=start,
         ),
         tiles=m.Tiles(
             smallest_px=2 * multiple,
@@ -196,12 +206,18 @@ def make_engine_dir(
     seed: int = 1,
     nan_stage: str | None = None,
     names: dict[str, str] | None = None,
+    start: Literal["noise", "latent"] = "noise",
 ) -> Path:
     """Write an engine directory with the graphs of `tiny_graphs`."""
     files, factor, channels = tiny_graphs(
-        scale=scale, encoder_input=encoder_input, seed=seed, nan_stage=nan_stage, names=names
+        scale=scale,
+        encoder_input=encoder_input,
+        seed=seed,
+        nan_stage=nan_stage,
+        names=names,
+        start=start,
     )
-    manifest = tiny_manifest(files, factor, channels, scale=scale, encoder_input=encoder_input)
+    manifest = tiny_manifest(files, factor, channels, scale=scale, encoder_input=encoder_input, start=start)
     return m.write_engine_dir(path, files, manifest)
 
 

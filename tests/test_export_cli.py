@@ -146,7 +146,8 @@ def test_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
         [
             "--auto-islands", "--batch", "--bf16", "--builder-optimization-level", "--compute-capability",
             "--base", "--checkpoint", "--config", "--decoder", "--device", "--encoder", "--from",
-            "--half-decoder", "--licence", "--prompt", "--prompt-embeds", "--scale", "--step",
+            "--half-decoder", "--licence", "--pixel", "--prompt", "--prompt-embeds", "--scale", "--semantic",
+            "--step",
             "--dry-run", "--engine-dir", "--force", "--fp16", "--fp32", "--fp32-islands",
             "--hardware-compatibility", "--help", "--keep-fp32", "--max-shape", "--min-cosine", "--min-psnr",
             "--min-shape", "--no-auto-islands", "--no-keep-fp32", "--no-verify", "--onnx-dir", "--onnx-only",

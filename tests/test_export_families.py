@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def _open(**fields: Any) -> Any:
 
 
 def test_every_family_names_what_it_needs() -> None:
-    assert set(FAMILIES) == {"lite", "sd", "osediff", "adcsr", "onnx"}
+    assert set(FAMILIES) == {"lite", "sd", "osediff", "pisasr", "omgsr-s", "adcsr", "onnx"}
     fields = {f.name for f in dataclasses.fields(ExportConfig)}
     for family in FAMILIES.values():
         assert set(family.needs) | set(family.takes) <= fields
@@ -56,6 +57,8 @@ def test_every_family_names_what_it_needs() -> None:
         ({"base": "x"}, "only for a family that is named with --from"),
         ({"family": "osediff", "prompt": "a", "prompt_embeds": "b"}, "leave one out"),
         ({"family": "osediff", "scale": 17}, "expected 1 to 16"),
+        ({"family": "pisasr", "pixel": float("nan")}, "pixel is nan, expected 0 to 4"),
+        ({"family": "pisasr", "semantic": 5.0}, "semantic is 5.0, expected 0 to 4"),
         ({"licence": ("MIT",)}, "expected PART=TERMS"),
     ],
 )
@@ -429,6 +432,206 @@ def test_osediff_becomes_fp16_graphs_engines_and_pictures(
     assert "the step starts from the picture, without noise" in told
     assert "family      osediff" in told
     assert "CreativeML" in told
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The prompt
+
+
+def test_a_prompt_is_what_the_bases_own_text_encoder_makes_of_it(
+    osediff: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="--prompt needs transformers, no dependency")
+    import torch
+    from family_models import text_parts
+    from yonos_export.families.prompt import read_prompt
+
+    base = text_parts(shutil.copytree(osediff[0], tmp_path / "base"))
+    encoder = transformers.CLIPTextModel.from_pretrained(base / "text_encoder").eval()
+    for prompt, ids in (("a Cat", [53, 27, 3, 1, 46, 54, 0]), (None, [53, 54, 0, 0, 0, 0, 0])):
+        with torch.no_grad():
+            wanted = encoder(torch.tensor([ids]))[0]
+        torch.testing.assert_close(read_prompt(base, prompt, None), wanted)
+    sources = [_open(source=osediff[1], family="osediff", base=base, prompt=p) for p in ("a cat", None)]
+    assert [s.info.origin.prompt for s in sources] == ["a cat", "(empty)"]
+    assert sources[0].weights_sha256 != sources[1].weights_sha256
+    (base / "text_encoder" / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"the text encoder of .*base cannot be loaded"):
+        read_prompt(base, None, None)
+
+
+def test_an_embedding_from_a_file_needs_no_package_and_a_prompt_names_it(
+    osediff: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+    from yonos_export.families.prompt import read_prompt
+
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    base, pkl, prompt = osediff
+    assert torch.equal(read_prompt(base, None, prompt), load_file(prompt)["context"])
+    source = _open(source=pkl, family="osediff", base=base, prompt_embeds=prompt)
+    assert source.info.origin.prompt == "embedding of prompt.safetensors"
+    whole = tmp_path / "base"
+    for part in ("tokenizer", "text_encoder"):
+        (whole / part).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"pip install transformers.*--prompt-embeds FILE"):
+        read_prompt(whole, "a cat", None)
+    for tensors, said in (
+        ({"other": torch.zeros(1, 7, 12)}, "context is None"),
+        ({"context": torch.zeros(2, 7, 12)}, r"context is \(2, 7, 12\)"),
+    ):
+        save_file(tensors, tmp_path / "wrong.safetensors")
+        with pytest.raises(ConfigError, match=said):
+            read_prompt(base, None, tmp_path / "wrong.safetensors")
+    with pytest.raises(ConfigError, match=r"expected a \.safetensors file"):
+        read_prompt(base, None, pkl)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# PiSA-SR and OMGSR-S: the same base, other files
+
+
+@pytest.fixture(scope="module")
+def pisasr(osediff: tuple[Path, Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from family_models import pisasr_document
+
+    path = tmp_path_factory.mktemp("pisasr") / "pisa_sr.pkl"
+    torch.save(pisasr_document(osediff[0]), path)
+    return path
+
+
+def _merged(base: Path, part: str, state: dict[str, Any], scales: dict[str, float]) -> Any:
+    """Load a part of the base and add B A times a factor by adapter, with plain matrix products."""
+    import diffusers
+    import torch
+
+    kind = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}[part]
+    network = kind.from_pretrained(base, subfolder=part)
+    own = dict(network.named_parameters())
+    with torch.no_grad():
+        for key in [k for k in state if ".lora_A." in k]:
+            layer, _, adapter = key.removesuffix(".weight").partition(".lora_A.")
+            if adapter in scales:
+                a, b = state[key], state[key.replace("lora_A", "lora_B")]
+                weight = own[f"{layer}.weight"]
+                weight += scales[adapter] * (b.flatten(1) @ a.flatten(1)).view(weight.shape)
+    return network
+
+
+@pytest.mark.parametrize(("pixel", "semantic"), [(None, None), (1.5, 0.0), (0.8, 1.3)])
+def test_pisasr_weighs_what_its_two_sets_predict(
+    osediff: tuple[Path, Path, Path], pisasr: Path, pixel: float | None, semantic: float | None
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+    from yonos_export.verify import functions_from_torch
+
+    base, _, prompt = osediff
+    source = _open(
+        source=pisasr, family="pisasr", base=base, prompt_embeds=prompt, pixel=pixel, semantic=semantic
+    )
+    document = torch.load(pisasr, weights_only=True)
+    names = [k.removeprefix("unet_lora_").replace("_modules_", "_") for k in document if "modules" in k]
+    scales = {f"default_{n}": 8 / document[f"lora_rank_unet_{n[-3:]}"] for n in names}
+    pix, both = (
+        _merged(base, "unet", document["state_dict_unet"], {k: v for k, v in scales.items() if kind in k})
+        for kind in ("pix", "default")
+    )
+    z_l, context = torch.randn(1, 4, 8, 16), load_file(prompt)["context"]
+    with torch.no_grad():
+        eps_pix, eps_both = (
+            u(z_l, torch.tensor(1), encoder_hidden_states=context).sample for u in (pix, both)
+        )
+    p, s = (1.0 if x is None else x for x in (pixel, semantic))
+    wanted = z_l - (p * eps_pix + s * (eps_both - eps_pix))
+    got = functions_from_torch(source.stages)["step"]({"z_l": z_l.numpy()})
+    np.testing.assert_allclose(got, wanted.numpy(), atol=1e-4)
+    assert f"pixel {p:g}, semantic {s:g}" in source.info.origin.adapter
+    assert len(getattr(source.stages.step.unet, "networks", [1])) == (2 if p != s and s else 1)
+
+
+def test_strengths_are_part_of_the_weights_hash(osediff: tuple[Path, Path, Path], pisasr: Path) -> None:
+    base, _, prompt = osediff
+    hashes = {
+        _open(source=pisasr, family="pisasr", base=base, prompt_embeds=prompt, **more).weights_sha256
+        for more in ({}, {"pixel": 1.0}, {"pixel": 0.5, "semantic": 0.5}, {"semantic": 0.0})
+    }
+    assert len(hashes) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_without("lora_rank_unet_sem"), "lacks lora_rank_unet_sem"),
+        (lambda d: d.update(lora_rank_unet_sem=4), "has rank 2, the file says 4"),
+        (lambda d: d["unet_lora_encoder_modules_sem"].pop(), "has unknown"),
+        (lambda d: d["state_dict_unet"].update({"conv_in.base_layer.bias": d["state_dict_unet"][_layer(d)]}),
+         "has unknown conv_in.bias; expected LoRA weights alone"),
+    ],
+)  # fmt: skip
+def test_pisasr_file_that_does_not_fit_is_named(
+    osediff: tuple[Path, Path, Path],
+    pisasr: Path,
+    tmp_path: Path,
+    change: Callable[[dict[str, Any]], Any],
+    said: str,
+) -> None:
+    import torch
+
+    document = torch.load(pisasr, weights_only=True)
+    change(document)
+    torch.save(document, tmp_path / "changed.pkl")
+    with pytest.raises(ConfigError, match=said):
+        _open(source=tmp_path / "changed.pkl", family="pisasr", base=osediff[0], prompt_embeds=osediff[2])
+
+
+def test_omgsr_takes_its_step_at_273(osediff: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    import torch
+    from diffusers import DDPMScheduler
+    from family_models import omgsr_folder
+    from safetensors.torch import load_file
+    from yonos_export.verify import functions_from_torch
+
+    base, _, prompt = osediff
+    folder = omgsr_folder(base, tmp_path / "adapter")
+    options: dict[str, Any] = {"family": "omgsr-s", "base": base, "prompt_embeds": prompt}
+    source = _open(source=folder, **options)
+    states = [
+        {
+            prefix + k.removeprefix("base_model.model.").replace(".weight", ".x.weight"): v
+            for k, v in load_file(folder / part / "adapter_model.safetensors").items()
+        }
+        for part, prefix in (("unet_lora_adapter", ""), ("vae_encoder_lora_adapter", "encoder."))
+    ]
+    unet, vae = (
+        _merged(base, part, state, {"x": 1.0}) for part, state in zip(("unet", "vae"), states, strict=True)
+    )
+    image, context = torch.rand(1, 3, 64, 128) * 2 - 1, load_file(prompt)["context"]
+    alpha2 = DDPMScheduler.from_pretrained(base, subfolder="scheduler").alphas_cumprod[273]
+    with torch.no_grad():
+        z_l = vae.encode(image).latent_dist.mode() * vae.config.scaling_factor
+        eps = unet(z_l, torch.tensor(273), encoder_hidden_states=context).sample
+        z_0 = (z_l - (1 - alpha2).sqrt() * eps) / alpha2.sqrt()
+    stages = functions_from_torch(source.stages)
+    np.testing.assert_allclose(stages["encoder"]({"image": image.numpy()}), z_l.numpy(), atol=2e-5)
+    np.testing.assert_allclose(stages["step"]({"z_l": z_l.numpy()}), z_0.numpy(), atol=1e-4)
+    assert restrictive(source.info.licence["adapter"]["licence"])
+    config = folder / "unet_lora_adapter" / "adapter_config.json"
+    facts = json.loads(config.read_text())
+    for change, said in (
+        ({"use_dora": True}, "use_dora is True, expected False: plain LoRA weights"),
+        ({"r": 8}, "has rank 4, the file says 8"),
+        ({"target_modules": ["to_k"]}, "has unknown"),
+        ({"lora_alpha": None}, "is no adapter_config.json of PEFT"),
+    ):
+        config.write_text(json.dumps({**facts, **change}))
+        with pytest.raises(ConfigError, match=said):
+            _open(source=folder, **options)
+    config.unlink()
+    with pytest.raises(ConfigError, match="expected OMGSR-S's folder with unet_lora_adapter"):
+        _open(source=folder, **options)
 
 
 # ---------------------------------------------------------------------------------------------------------

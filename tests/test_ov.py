@@ -62,6 +62,15 @@ def test_fp32_agrees_with_onnx_runtime(tmp_path: Path, encoder_input: str) -> No
     assert psnr_db(ours, theirs) > 60
 
 
+def test_a_step_without_noise_runs_in_lanes_as_in_onnx_runtime(tmp_path: Path) -> None:
+    directory = make_engine_dir(tmp_path / "engine", start="latent")
+    image = picture(53, 71)
+    theirs = run(OrtBackend(directory, threads=1), image)
+    for lanes, batch in ((1, 1), (3, 2)):
+        backend = OpenVinoBackend(directory, precision="fp32", threads=2, lanes=lanes)
+        assert psnr_db(run(backend, image, batch=batch), theirs) > 60
+
+
 def test_bf16_stays_close_and_is_the_default_where_the_cpu_has_it(engine_dir: Path) -> None:
     image = picture(53, 71)
     backend = OpenVinoBackend(engine_dir, threads=1)

@@ -11,7 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_tensorrt import FUNCTIONS, FakeKernels, FakeTensorRT, Function, decode, encode, step, write_engines
+from fake_tensorrt import (
+    FUNCTIONS,
+    FakeKernels,
+    FakeTensorRT,
+    Function,
+    decode,
+    encode,
+    starts,
+    step,
+    write_engines,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_device import Op, Race, SimulatedDriver, ThreadedDriver
@@ -46,6 +56,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_engines(root / "both", precisions=("fp16", "fp32"))
     write_engines(root / "lr", precisions=("fp16",), encoder_input="lr")
     write_engines(root / "rtx", precisions=("fp16",), runtime="tensorrt-rtx")
+    write_engines(root / "latent", precisions=("fp16",), start="latent")
     write_engines(root / "small", precisions=("fp16",), largest=(2, 64))
     return {path.name: path for path in root.iterdir()}
 
@@ -121,6 +132,38 @@ def upscale(backend: TrtBackend, image: np.ndarray, plan: TilePlan, **options: A
 
 # ---------------------------------------------------------------------------------------------------------
 # The picture
+
+
+@pytest.mark.parametrize(("lanes", "batch", "graphs"), [(1, 1, True), (2, 3, True), (3, 2, False)])
+def test_a_step_that_starts_from_the_latent_takes_no_noise(
+    engines: dict[str, Path], lanes: int, batch: int, graphs: bool
+) -> None:
+    def rounded(x: np.ndarray) -> np.ndarray:
+        return x.astype(np.float16).astype(np.float32)
+
+    functions = {**FUNCTIONS, "step": lambda z_l: z_l * np.float32(0.75) + np.float32(0.1)}
+    driver = SimulatedDriver()
+    module = FakeTensorRT(driver, functions)
+    image = picture(33, 50)
+    plan = plan_for(image, batch=batch)
+    backend = open_backend(engines["latent"], driver, lanes=lanes, graphs=graphs, module=module)
+    ours = [upscale(backend, image, plan, seed=seed) for seed in (0, 5)]
+    backend.close()
+    wanted = pipeline.upscale_array(
+        image,
+        NumpyBackend(
+            starts(identity_manifest(), "latent"),
+            encode=lambda t: rounded(functions["encoder"](rounded(t))),
+            step=lambda z: rounded(functions["step"](z)),
+            decode=lambda z: rounded(functions["decoder"](z)),
+        ),
+        plan=plan,
+        color_fix="none",
+    )
+    assert np.array_equal(ours[0], wanted)
+    assert np.array_equal(ours[1], wanted)
+    assert "gather" in driver.log
+    assert "noise" not in driver.log
 
 
 @settings(max_examples=25)

@@ -1,9 +1,11 @@
 """Export a model of Stable Diffusion 2.1's size with random weights, and write down seconds and gigabytes.
 
     python benchmarks/studies/full_size_export.py [--work FOLDER] [--no-verify] [--out FILE.json]
+    python benchmarks/studies/full_size_export.py --family osediff   # or adcsr
     python benchmarks/studies/full_size_export.py --graphs FOLDER [--out FILE.json]  # engines only
 
-An 866 M parameter U-Net (8 input channels) and AutoencoderKL go the whole way: FP32 graphs, range check, FP16
+An 866 M parameter U-Net (8 input channels; 4 and LoRA of rank 4 for osediff; pruned to 0.75 of its channels,
+without time and prompt, for adcsr) and its autoencoder go the whole way: FP32 graphs, range check, FP16
 graphs with parity, TensorRT-RTX engines (no GPU needed). Wants about 12 GB of memory and 25 GB of disk. Each
 phase runs in the one process of the export; memory is its peak resident set up to the end of the phase.
 """
@@ -12,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
 import resource
 import shutil
 import sys
@@ -66,6 +70,69 @@ def make_folder(folder: Path) -> dict[str, int]:
         "unet": sum(p.numel() for p in unet.parameters()),
         "autoencoder": sum(p.numel() for p in vae.parameters()),
     }
+
+
+def make_osediff(folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """Write a base of the real size and ``osediff.pkl``; return the config's fields and the parameters."""
+    import torch
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from safetensors.torch import save_file
+
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+    from family_models import osediff_document
+
+    torch.manual_seed(0)
+    base = folder / "base"
+    unet, vae = UNet2DConditionModel(**UNET | {"in_channels": 4}), AutoencoderKL(**VAE)
+    counts = {name: sum(p.numel() for p in n.parameters()) for name, n in (("unet", unet), ("vae", vae))}
+    unet.save_pretrained(base / "unet")
+    vae.save_pretrained(base / "vae")
+    DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").save_pretrained(
+        base / "scheduler"
+    )
+    del unet, vae
+    torch.save(osediff_document(base), folder / "osediff.pkl")
+    save_file({"context": torch.randn(1, 77, UNET["cross_attention_dim"])}, folder / "prompt.safetensors")
+    fields = {"source": folder / "osediff.pkl", "base": base, "prompt_embeds": folder / "prompt.safetensors"}
+    return fields, counts
+
+
+def make_adcsr(folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """Write AdcSR's two files with the real shapes; return the config's fields and the parameters."""
+    import torch
+    from diffusers import UNet2DConditionModel
+    from diffusers.models.autoencoders.vae import Decoder
+
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        whole = UNet2DConditionModel(**UNET | {"in_channels": 16, "out_channels": 342}).state_dict()
+    gone = re.compile(r"time_emb|\.attn2\.|transformer_blocks\.\d+\.norm2\.")
+    net = {}
+    for key, tensor in whole.items():
+        if not gone.search(key):
+            shape = [int(n * 0.75) for n in tensor.shape[:2]] + list(tensor.shape[2:])
+            fan_in = max(1, math.prod(shape[1:]))
+            one = "norm" in key and key.endswith("weight")
+            net[f"module.body.1.{key}"] = torch.ones(shape) if one else torch.randn(shape) * fan_in**-0.5
+    decoder = Decoder(
+        in_channels=4,
+        out_channels=3,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(64, 128, 256, 256),
+        layers_per_block=2,
+    ).state_dict()
+    middle = {k: v for k, v in decoder.items() if k.startswith("mid_block.")}
+    net |= {f"module.body.2.{key.removeprefix('mid_block.')}": value for key, value in middle.items()}
+    folder.mkdir(parents=True)
+    torch.save(net, folder / "net_params_200.pkl")
+    half = {f"decoder.{key}": value for key, value in decoder.items()}
+    torch.save({"state_dict": half}, folder / "halfDecoder.ckpt")
+    counts = {
+        "unet": sum(v.numel() for k, v in net.items() if k.startswith("module.body.1.")),
+        "decoder": sum(v.numel() for k, v in decoder.items() if not k.startswith("conv_in.")),
+    }
+    fields = {"source": folder / "net_params_200.pkl", "half_decoder": folder / "halfDecoder.ckpt"}
+    return fields, counts
 
 
 def peak_gb() -> float:
@@ -140,6 +207,7 @@ def main() -> None:
     parser.add_argument(
         "--graphs", type=Path, help="folder with FP16 graphs: build their engines, nothing else"
     )
+    parser.add_argument("--family", choices=["sd", "osediff", "adcsr"], default="sd")
     parser.add_argument("--no-verify", dest="verify", action="store_false", help="leave parity out")
     parser.add_argument("--verify-tile", type=int, default=256)
     options = parser.parse_args()
@@ -149,11 +217,16 @@ def main() -> None:
     work = Path(tempfile.mkdtemp(prefix="full-size-", dir=options.work))
     try:
         source, target = work / "model", work / "engines"
-        parameters = make_folder(source)
+        if options.family == "sd":
+            fields, parameters = {"source": source}, make_folder(source)
+        else:
+            make = {"osediff": make_osediff, "adcsr": make_adcsr}[options.family]
+            fields, parameters = make(source)
+            fields["family"] = options.family
         phases = Phases()
         export(
             ExportConfig(
-                source=source,
+                **fields,
                 engine_dir=target,
                 precision="fp16",
                 runtime="tensorrt-rtx",

@@ -60,9 +60,48 @@ DEFAULT_THRESHOLDS: dict[str, Thresholds] = {
 # The export itself
 
 
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How engines are built, whichever runtime they are for.
+
+    Attributes
+    ----------
+    workspace_mb
+        Scratch memory the engine builder may use, MiB. None: TensorRT's own limit (all of it).
+    builder_optimization_level
+        0 (fast build) to 5 (fast engine). None: TensorRT's default.
+    device
+        CUDA device number: the GPU that TensorRT measures its kernels on, and that finished engines are
+        tried on.
+    timing_cache
+        Folder with measured kernel times, one file per GPU and version, read and updated. TensorRT-RTX
+        measures nothing at build time and ignores it.
+    hardware_compatibility
+        ``tensorrt`` only: run on other GPUs than the one of the build.
+    version_compatible
+        ``tensorrt`` only: run on later TensorRT versions of the same major version.
+    compute_capabilities
+        ``tensorrt-rtx`` only: such as ``("8.6", "8.9")``; empty: any supported GPU, kernels chosen at load.
+    refit
+        Let the weights of the engine be replaced later.
+    strip_weights
+        Leave the weights out of the engine; they come from the graph beside it when the engine is loaded.
+    """
+
+    device: int = 0
+    workspace_mb: int | None = None
+    builder_optimization_level: int | None = None
+    timing_cache: Path | None = None
+    hardware_compatibility: Hardware = "none"
+    version_compatible: bool = False
+    compute_capabilities: tuple[str, ...] = ()
+    refit: bool = False
+    strip_weights: bool = False
+
+
 @dataclass(frozen=True)
-class ExportConfig:
-    """Everything `yonos_export.export` is told; one field per option of ``yonos-export``.
+class ExportConfig(BuildOptions):
+    """Everything `yonos_export.export` is told; one field, here or above, per option of ``yonos-export``.
 
     Attributes
     ----------
@@ -93,6 +132,9 @@ class ExportConfig:
         ``onnx``: the three graphs.
     scale
         Enlargement, where the family works at any; None: the family's own.
+    pixel, semantic
+        ``pisasr``: strengths of its two sets of LoRA weights, 0 to 4; None: 1, as published. Two that differ
+        take two U-Net calls a tile, unless `semantic` is 0.
     licence
         Terms as ``PART=TERMS``, beside those that are known of the family or in place of them.
     command
@@ -113,26 +155,6 @@ class ExportConfig:
     batch
         Tiles per batch: best and largest of the profile; the smallest is 1. None: tuned for 4, up to 8; which
         it is then is the planner's choice, by picture and memory.
-    workspace_mb
-        Scratch memory the engine builder may use, MiB. None: TensorRT's own limit (all of it).
-    builder_optimization_level
-        0 (fast build) to 5 (fast engine). None: TensorRT's default.
-    device
-        CUDA device number: the GPU that TensorRT measures its kernels on, and that finished engines are
-        tried on.
-    timing_cache
-        Folder with measured kernel times, one file per GPU and version, read and updated. TensorRT-RTX
-        measures nothing at build time and ignores it.
-    hardware_compatibility
-        ``tensorrt`` only: run on other GPUs than the one of the build.
-    version_compatible
-        ``tensorrt`` only: run on later TensorRT versions of the same major version.
-    compute_capabilities
-        ``tensorrt-rtx`` only: such as ``("8.6", "8.9")``; empty: any supported GPU, kernels chosen at load.
-    refit
-        Let the weights of the engine be replaced later.
-    strip_weights
-        Leave the weights out of the engine; they come from the graph beside it when the engine is loaded.
     fp32_islands
         Name patterns (``fnmatch``) of nodes that stay in FP32, such as ``step:unet.mid_blocks.*``; the
         part before the colon is the stage, ``*`` or nothing means all.
@@ -165,6 +187,8 @@ class ExportConfig:
     step: Path | None = None
     decoder: Path | None = None
     scale: int | None = None
+    pixel: float | None = None
+    semantic: float | None = None
     licence: tuple[str, ...] = ()
     command: str = ""
     precision: Precision = "fp32"
@@ -176,15 +200,6 @@ class ExportConfig:
     opt_shape: tuple[int, int] | None = None
     max_shape: tuple[int, int] | None = None
     batch: int | None = None
-    device: int = 0
-    workspace_mb: int | None = None
-    builder_optimization_level: int | None = None
-    timing_cache: Path | None = None
-    hardware_compatibility: Hardware = "none"
-    version_compatible: bool = False
-    compute_capabilities: tuple[str, ...] = ()
-    refit: bool = False
-    strip_weights: bool = False
     fp32_islands: tuple[str, ...] = ()
     auto_islands: bool = True
     verify: bool = True
@@ -264,6 +279,9 @@ class ExportConfig:
             raise ConfigError("prompt and prompt_embeds both say what is folded in; leave one out")
         if self.scale is not None and not 1 <= self.scale <= 16:
             raise ConfigError(f"scale is {self.scale}, expected 1 to 16")
+        for name in ("pixel", "semantic"):
+            if (strength := getattr(self, name)) is not None and not 0 <= strength <= 4:
+                raise ConfigError(f"{name} is {strength}, expected 0 to 4")
         for text in self.licence:
             part, _, terms = text.partition("=")
             if not part.strip() or not terms.strip():

@@ -7,6 +7,7 @@ of the posterior become part of the autoencoder's own convolutions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -106,6 +107,22 @@ class ConstantUNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         v: Tensor = self.unet(x, t[0], encoder_hidden_states=self.context, return_dict=False)[0]
         return v
+
+
+class Weighted(nn.Module):
+    """``(x, t) -> sum of weight * unet(x, t)`` of one or more networks."""
+
+    def __init__(self, networks: Sequence[tuple[nn.Module, float]]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList([network for network, _ in networks])
+        self.weights = [weight for _, weight in networks]
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        parts = [network(x, t) * weight for network, weight in zip(self.networks, self.weights, strict=True)]
+        total: Tensor = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 
-from yonos_export.config import ExportConfig, Hardware
+from yonos_export.config import BuildOptions, ExportConfig
 from yonos_export.model_info import ModelInfo
 from yonos_export.tensorrt_module import EngineRuntime
 from yonos_trt.errors import ConfigError
@@ -13,20 +12,11 @@ from yonos_trt.errors import ConfigError
 Shapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
 
-@dataclass(frozen=True)
-class EngineOptions:
-    """How to build; the fields of `ExportConfig` that concern engines, with the same meaning."""
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(BuildOptions):
+    """How to build, and for which runtime."""
 
     runtime: EngineRuntime
-    device: int = 0
-    workspace_mb: int | None = None
-    builder_optimization_level: int | None = None
-    timing_cache: Path | None = None
-    hardware_compatibility: Hardware = "none"
-    version_compatible: bool = False
-    compute_capabilities: tuple[str, ...] = ()
-    refit: bool = False
-    strip_weights: bool = False
 
 
 def options_from_config(config: ExportConfig) -> EngineOptions:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ __all__ = [
     "Decoder",
     "Encoder",
     "LiteConfig",
+    "ModelFacts",
     "UNet",
     "load_bundle",
     "new_bundle",
@@ -39,8 +40,8 @@ BUNDLE_FORMAT = 1
 
 
 @dataclass(frozen=True)
-class BundleConfig:
-    """What an exporter has to know about a trained model; ``config.json`` of a bundle.
+class ModelFacts:
+    """What an exporter has to know about a trained model of any profile.
 
     Attributes
     ----------
@@ -48,10 +49,6 @@ class BundleConfig:
         Model name, e.g. ``lite-x4``.
     scale
         Upscaling factor s.
-    architecture
-        Sizes of the networks (lite profile).
-    schedule
-        Noise schedule's name and parameters.
     timestep
         t of the single step, in [0, 1].
     encoder_input
@@ -64,8 +61,7 @@ class BundleConfig:
 
     name: str
     scale: int
-    architecture: LiteConfig = field(default_factory=LiteConfig)
-    schedule: Schedule = field(default_factory=Schedule)
+    _: KW_ONLY
     timestep: float = 1.0
     encoder_input: str = "upsampled"
     tile_px: int = 512
@@ -75,6 +71,14 @@ class BundleConfig:
     training: dict[str, Any] = field(default_factory=dict)
     licence: dict[str, Any] = field(default_factory=dict)
     card: str = ""
+
+
+@dataclass(frozen=True)
+class BundleConfig(ModelFacts):
+    """``config.json`` of a bundle: the facts, sizes of the networks (lite profile), noise schedule."""
+
+    architecture: LiteConfig = field(default_factory=LiteConfig)
+    schedule: Schedule = field(default_factory=Schedule)
 
     @property
     def latent_channels(self) -> int:

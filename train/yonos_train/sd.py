@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .model import ModelFacts
 from .networks import LiteConfig
 from .schedule import Schedule
 
@@ -24,41 +25,27 @@ class SdFolderError(ValueError):
 
 
 @dataclass(frozen=True)
-class SdConfig:
-    """What stages and evaluation need to know; the same names as ``BundleConfig``.
+class SdConfig(ModelFacts):
+    """Facts of an sd-profile model.
 
     Attributes
     ----------
-    name, scale
-        Model name and upscaling factor s.
     latent_channels, latent_factor, unet_factor
         C, f, and how much coarser the U-Net's deepest level is than the latent.
     schedule
         Of the scheduler's config.
     base_prediction
         What the loaded checkpoint predicted; what is trained and saved always predicts v.
-    training, licence, card
-        Free-form facts for the manifest.
     small
         Sizes of the small networks that take the autoencoder's place, where there are any.
     """
 
-    name: str
-    scale: int
     latent_channels: int
     latent_factor: int
     unet_factor: int
     schedule: Schedule
     base_prediction: Prediction = "v_prediction"
-    encoder_input: str = "upsampled"
-    timestep: float = 1.0
-    tile_px: int = 512
-    overlap_px: int = 64
-    smallest_tile_px: int = 256
-    largest_tile_px: int = 1024
-    training: dict[str, Any] = field(default_factory=dict)
-    licence: dict[str, Any] = field(default_factory=dict)
-    card: str = ""
+    smallest_tile_px: int = field(default=256, kw_only=True)
     small: LiteConfig | None = None
 
     @property

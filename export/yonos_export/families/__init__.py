@@ -31,6 +31,8 @@ FILES: dict[str, str] = {
     "step": "the step's ONNX graph",
     "decoder": "the decoder's ONNX graph",
     "scale": "the enlargement",
+    "pixel": "the strength of the LoRA weights for pixels",
+    "semantic": "the strength of the LoRA weights for meaning",
 }
 
 
@@ -101,6 +103,44 @@ FAMILIES: dict[str, Family] = {
                 "adapter": {
                     "licence": "Apache-2.0 (of the repository; the file itself states none)",
                     "source": "github.com/cswry/OSEDiff",
+                },
+            },
+        ),
+        Family(
+            "pisasr",
+            "pisa_sr.pkl",
+            "pisasr",
+            start="latent",
+            timestep=1.0,
+            encoder_input="upsampled",
+            scale=4,
+            color_fix="adain",
+            needs=("base",),
+            takes=("prompt", "prompt_embeds", "scale", "pixel", "semantic"),
+            licences={
+                "base model": _SD21,
+                "adapter": {
+                    "licence": "Apache-2.0 (by the repository's README; the text itself is not there)",
+                    "source": "github.com/csslc/PiSA-SR",
+                },
+            },
+        ),
+        Family(
+            "omgsr-s",
+            "the folder omgsr-s-512-adapter",
+            "omgsr",
+            start="latent",
+            timestep=273.0,
+            encoder_input="upsampled",
+            scale=4,
+            color_fix="adain",
+            needs=("base",),
+            takes=("prompt", "prompt_embeds", "scale"),
+            licences={
+                "base model": _SD21,
+                "adapter": {
+                    "licence": "not stated (neither the repository nor the files name a licence)",
+                    "source": "github.com/wuer5/OMGSR",
                 },
             },
         ),

@@ -80,6 +80,39 @@ def check_layers(found: Mapping[str, Lora], listed: object, network: nn.Module, 
     require_keys(found, expected, where, "LoRA weights of exactly the layers that the file lists")
 
 
+def read_adapters(
+    tensors: Mapping[str, Tensor], network: nn.Module, adapters: Mapping[str, tuple[object, int]], where: str
+) -> tuple[dict[str, dict[str, Lora]], dict[str, Tensor]]:
+    """Return what `split` does, once every adapter is what its file says of it.
+
+    Parameters
+    ----------
+    adapters
+        Name -> (the list of layers, the rank), from the file.
+
+    Raises
+    ------
+    ConfigError
+        Adapters or layers are missing or too many, or have another rank.
+    """
+    loras, others = split(tensors, where)
+    require_keys(loras, adapters, where, "the adapters of its authors' code")
+    for name, (listed, rank) in adapters.items():
+        check_layers(loras[name], listed, network, f"{where} ({name})")
+        for layer, lora in loras[name].items():
+            if lora.a.shape[0] != rank:
+                raise ConfigError(f"{where}: {layer} has rank {lora.a.shape[0]}, the file says {rank}")
+    return loras, others
+
+
+def rank_of(document: Mapping[str, object], key: str, where: str) -> int:
+    """Return an adapter's rank, which is a whole number from 1 up, or refuse it."""
+    rank = document[key]
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= 4096:
+        raise ConfigError(f"{where}: {key} is {rank!r}, expected a whole number from 1 to 4096")
+    return rank
+
+
 def merge(
     network: nn.Module,
     loras: Iterable[tuple[Mapping[str, Lora], float]],

@@ -8,13 +8,15 @@ two state dictionaries with the LoRA weights of PEFT adapters and the U-Net's fi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
-from yonos_export.diffusers_networks import Constant, ConstantUNet, KLDecoder, KLEncoder
+from yonos_export.diffusers_networks import Constant, ConstantUNet, KLDecoder, KLEncoder, Weighted
 from yonos_export.families.files import read_weights, require_keys, tensors_of
-from yonos_export.families.lora import ALPHA, check_layers, merge, split
+from yonos_export.families.lora import ALPHA, merge, rank_of, read_adapters
 from yonos_export.families.prompt import read_prompt
 from yonos_export.families.sd import load_part
 from yonos_export.model_info import ModelInfo
@@ -51,33 +53,64 @@ def open_family(family: Family, config: ExportConfig) -> Source:
     document = read_weights(config.source, _WHAT)
     require_keys(document, _KEYS, str(config.source), _WHAT)
     apply(document, unet, vae, str(config.source))
+    alpha2 = float(scheduler.alphas_cumprod[round(family.timestep)])
+    return latent_source(
+        family, config, [(unet, 1.0)], vae, alpha_1=math.sqrt(alpha2), sigma_1=math.sqrt(1 - alpha2)
+    )
+
+
+def latent_source(
+    family: Family,
+    config: ExportConfig,
+    unets: Sequence[tuple[Any, float]],
+    vae: Any,
+    *,
+    alpha_1: float,
+    sigma_1: float,
+    files: Sequence[Path] = (),
+    said: str = "",
+) -> Source:
+    """Make the source of a model whose step starts from the latent of the canvas.
+
+    Parameters
+    ----------
+    unets
+        With the weight of what each predicts; time step and prompt are folded into them.
+    files
+        Of the adapter, for the manifest; none: the source itself.
+    said
+        What else the manifest says of the adapter.
+    """
+    assert config.base is not None
     context = read_prompt(config.base, config.prompt, config.prompt_embeds)
+    check_context(context, unets[0][0], config.base)
     prompt = (
         f"embedding of {config.prompt_embeds.name}" if config.prompt_embeds else config.prompt or "(empty)"
     )
+    adapter = "; ".join(f"{path.name}, SHA-256 {digest_of(path)}" for path in files or (config.source,))
     info = latent_info(
         family,
-        unet,
+        unets[0][0],
         vae,
-        alpha2=float(scheduler.alphas_cumprod[round(family.timestep)]),
+        alpha_1=alpha_1,
+        sigma_1=sigma_1,
         scale=config.scale or family.scale or 4,
         origin=Origin(
             family=family.name,
             base=config.base.resolve().name,
-            adapter=f"{config.source.name}, SHA-256 {digest_of(config.source)}",
+            adapter=f"{adapter}; {said}" if said else adapter,
             prompt=prompt,
             command=config.command,
         ),
     )
-    check_context(context, unet, config.base)
-    digest = hash_tensors({"unet": unet, "vae": vae, "context": Constant(context)})
-    stages = make_stages(
-        KLEncoder(vae),
-        ConstantUNet(unet, context, info.timestep),
-        KLDecoder(vae),
-        info,
-        weights_sha256=digest,
-    )
+    hashed = {"unet": unets[0][0], "vae": vae, "context": Constant(context)}
+    if len(unets) > 1 or unets[0][1] != 1:
+        hashed |= {f"unet-{i}": unet for i, (unet, _) in enumerate(unets[1:], 1)}
+        hashed["weights"] = Constant(torch.tensor([weight for _, weight in unets]))
+    digest = hash_tensors(hashed)
+    folded = [(ConstantUNet(unet, context, info.timestep), weight) for unet, weight in unets]
+    network = folded[0][0] if len(folded) == 1 and folded[0][1] == 1 else Weighted(folded)
+    stages = make_stages(KLEncoder(vae), network, KLDecoder(vae), info, weights_sha256=digest)
     return Source.of(stages, config.source)
 
 
@@ -122,17 +155,13 @@ def apply(document: dict[str, Any], unet: Any, vae: Any, where: str) -> None:
         ("unet", unet, ("encoder", "decoder", "others")),
         ("vae", vae, ("encoder",)),
     ):
-        rank, here = document[f"rank_{part}"], f"{where}: state_dict_{part}"
-        if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= 4096:
-            raise ConfigError(f"{where}: rank_{part} is {rank!r}, expected a whole number from 1 to 4096")
-        loras, others = split(tensors_of(document[f"state_dict_{part}"], here), here)
-        require_keys(loras, [f"default_{name}" for name in adapters], here, "the adapters of OSEDiff's code")
-        for name in adapters:
-            found = loras[f"default_{name}"]
-            check_layers(found, document[f"{part}_lora_{name}_modules"], network, f"{here} ({name})")
-            for layer, lora in found.items():
-                if lora.a.shape[0] != rank:
-                    raise ConfigError(f"{here}: {layer} has rank {lora.a.shape[0]}, the file says {rank}")
+        rank, here = rank_of(document, f"rank_{part}", where), f"{where}: state_dict_{part}"
+        loras, others = read_adapters(
+            tensors_of(document[f"state_dict_{part}"], here),
+            network,
+            {f"default_{name}": (document[f"{part}_lora_{name}_modules"], rank) for name in adapters},
+            here,
+        )
         expected = ("conv_in.weight", "conv_in.bias") if part == "unet" else ()
         require_keys(others, expected, here, "LoRA weights and the U-Net's conv_in")
         merge(network, [(found, ALPHA / rank) for found in loras.values()], others, here)
@@ -148,7 +177,7 @@ def check_context(context: Tensor, unet: Any, base: Path) -> None:
 
 
 def latent_info(
-    family: Family, unet: Any, vae: Any, *, alpha2: float, scale: int, origin: Origin
+    family: Family, unet: Any, vae: Any, *, alpha_1: float, sigma_1: float, scale: int, origin: Origin
 ) -> ModelInfo:
     """Return the facts of a model whose step starts from the latent of the canvas."""
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -160,8 +189,8 @@ def latent_info(
         latent_channels=int(vae.config.latent_channels),
         latent_factor=factor,
         timestep=family.timestep or 0.0,
-        alpha_1=math.sqrt(alpha2),
-        sigma_1=math.sqrt(1 - alpha2),
+        alpha_1=alpha_1,
+        sigma_1=sigma_1,
         smallest_px=-(-256 // multiple) * multiple,
         default_px=default,
         largest_px=-(-1024 // multiple) * multiple,
