@@ -7,6 +7,7 @@ import enum
 import hashlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -436,6 +437,40 @@ def test_fixed_filters_are_slices_and_sums_in_engines_and_convolutions_elsewhere
     # weights that are filled in later come from the kept graph, whose names they have
     export(dataclasses.replace(config, engine_dir=tmp_path / "s", strip_weights=True, verify=False))
     assert filters(seen["decoder"]) == [32, 3]
+
+
+def kernels_in(plan: bytes) -> list[str]:
+    """What an engine launches, in its order: a plan that is built as ours holds its program as text."""
+    programs = re.findall(rb"\nmain \{\n(.*?)\n[a-z_]+ \{", plan, re.DOTALL)
+    steps = re.findall(
+        rb'^  (?!shape_call)[a-z_0-9]+=\{ name="?([^\s"]+)', max(programs, key=len), re.MULTILINE
+    )
+    return [name.decode() for name in steps]
+
+
+@pytest.mark.slow
+def test_the_decoder_has_24_kernels_with_its_filters_as_sums_and_27_without(tmp_path: Path) -> None:
+    """Each end, pixel-shuffle to filter, is one kernel (docs/runtime.md, where stages meet: one on each side)."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    from yonos_export.fp16 import convert
+    from yonos_export.islands import tail
+    from yonos_export.onnx_from_torch import load_graph, save_graph
+    from yonos_export.separable import separate_filters
+
+    model = load_graph(LITE_X4 / "decoder.onnx")
+    convert(model, "fp16", islands=tail(model))
+    shapes = {"z_0": ((1, 16, 16, 16), (4, 16, 128, 128), (8, 16, 256, 256))}
+    found = []
+    for name in ("convolutions", "sums"):
+        if name == "sums":
+            assert separate_filters(model) == 2
+        save_graph(model, tmp_path / f"{name}.onnx")
+        engine = tmp_path / f"{name}.engine"
+        build_engine(tmp_path / f"{name}.onnx", engine, shapes, RTX, stage="decoder", module=trt)
+        found.append(kernels_in(engine.read_bytes()))
+    assert [len(kernels) for kernels in found] == [27, 24]
+    assert found[1][0] == "__myl_CastMulAdd"  # the cast at the border is part of the first kernel
+    assert "Slic" in found[1][-1]  # no cast, no transposition after the filter
 
 
 @pytest.mark.parametrize("name", ["lite-x4", "lite-x8"])

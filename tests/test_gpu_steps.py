@@ -156,6 +156,7 @@ def test_the_comparison_of_step_3_runs_and_finds_other_bits(step: Any) -> None:
     image = lanes.picture(20, 30)
     results = lanes.copies(image, open_device, repeats=3)
     assert len(results) == 6
+    assert set(results["lanes 2, graphs"]["waits"]) == {"a row of tiles ahead", "each at once"}
 
     class Wrong(FakeKernels):
         def launch(self, call: Launch, *, stream: int) -> None:

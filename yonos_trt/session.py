@@ -12,7 +12,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from yonos_trt.images.reduction import reduce_rows
 from yonos_trt.planning import PicturePlan, plan_picture, smaller
 from yonos_trt.tiles.color import MODES
 from yonos_trt.tiles.noise import LARGEST_SEED
+
+if TYPE_CHECKING:
+    from yonos_trt.backends.ort_providers import Provider
 
 __all__ = ["LARGEST_BATCH", "OnTiles", "Session"]
 
@@ -65,7 +68,7 @@ class Session:
         device_memory_limit_mb: int | None = None,
         threads: int | None = None,
         precision: Precision | None = None,
-        providers: Sequence[str] | None = None,
+        providers: Sequence[Provider] | None = None,
         restore: float | None = None,
         max_pixels: int | None = MAX_PIXELS,
     ) -> None:

@@ -40,7 +40,10 @@ def planned(engine_dir: Path | None, wheels: Path | None) -> list[Step]:
         Step("step_01_tensorrt_rtx.py", rtx, 60),
         Step(
             "step_05_latency.py",
-            ("--models", "lite", "--batches", "1,4,8", "--tiles", "256,512,1024", *ours, *rtx),
+            (
+                *("--models", "lite", "--batches", "1,4,8", "--tiles", "256,512,1024"),
+                *("--providers", "CUDAExecutionProvider", *ours, *rtx),
+            ),
             180,
         ),
         Step("step_03_lanes.py", (*ours, *rtx), 60),

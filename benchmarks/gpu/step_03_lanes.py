@@ -65,8 +65,42 @@ def compare(
                 "median_ms": steps.median(times[1:]),
                 "predicted_mib": backend.working_bytes(plan).device >> 20,
                 "device_used_mib": (total - free) >> 20,
+                "waits": waits(backend, image, plan, repeats),
             }
             backend.close()
+    return results
+
+
+def waits(backend: Any, image: np.ndarray, plan: Any, repeats: int) -> dict[str, Any]:
+    """Time pictures whose host waits for a row of tiles when the next one is queued, and for each at once."""
+    from yonos_trt import pipeline
+
+    source, results, first = backend.upload(image), {}, None
+    options = {"seed": 1, "color_fix": "wavelet", "lanes": backend.lanes, "threads": 1, "lend": True}
+    out = np.empty((plan.height_px, plan.width_px, 3), image.dtype)
+    for ahead in (True, False):
+        times = []
+        for _ in range(repeats):
+            start, y = time.perf_counter(), 0
+            blocks = pipeline._rows(
+                source,
+                backend,
+                plan,
+                0,
+                pipeline.Timings(),
+                ahead=ahead,
+                on_tiles=None,
+                cancel=None,
+                **options,
+            )
+            for rows in blocks:
+                out[y : y + len(rows)] = rows
+                y += len(rows)
+            times.append(1e3 * (time.perf_counter() - start))
+        first = out.copy() if first is None else first
+        if not np.array_equal(out, first):
+            raise AssertionError("rows that were queued ahead have other bits")
+        results["a row of tiles ahead" if ahead else "each at once"] = {"median_ms": steps.median(times[1:])}
     return results
 
 

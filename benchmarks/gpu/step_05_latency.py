@@ -211,7 +211,7 @@ def our_stages(
     return results
 
 
-def our_pictures(engine_dir: Path, runtime: str, providers: list[str] | None = None) -> dict[str, Any]:
+def our_pictures(engine_dir: Path, runtime: str, providers: list[Any] | None = None) -> dict[str, Any]:
     """Whole pictures through SR, host to host, after warming up."""
     from yonos_trt.sr import SR
 
@@ -248,6 +248,7 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
     batches = [int(n) for n in chosen.batches.split(",")]
     tiles = [int(side) for side in chosen.tiles.split(",")]
     providers = list(filter(None, chosen.providers.split(",")))
+    plain = [(name, {"enable_cuda_graph": "0"}) for name in providers]
     result: dict[str, Any] = {
         "convention": "stages: device time by CUDA events; pictures: wall time, host to host",
         "tiles_px": tiles,
@@ -271,6 +272,9 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
         }
         if providers:
             ways["pictures, ONNX Runtime"] = lambda d=engine_dir: our_pictures(d, "onnx", providers)
+            ways["pictures, ONNX Runtime without graphs"] = lambda d=engine_dir: our_pictures(
+                d, "onnx", plain
+            )
         result["ours"][engine_dir.name] = {name: attempt(way) for name, way in ways.items()}
     if not chosen.engine_dir:
         result["ours"] = {"not run": "no --engine-dir was given"}

@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from yonos_trt.backends.base import Backend
 from yonos_trt.choices import LARGEST_LANES, PRECISIONS, RUNTIMES, TENSORRT_MODULES, RuntimeName
@@ -32,6 +32,9 @@ from yonos_trt.errors import (
     MissingExtraError,
 )
 from yonos_trt.host import has_bf16, startable_threads, usable_cpus
+
+if TYPE_CHECKING:
+    from yonos_trt.backends.ort_providers import Provider
 
 __all__ = [
     "PINNED",
@@ -71,7 +74,7 @@ class Request:
     precision : str or None
         "fp32", "fp16", "bf16"; None: fp32 first with ONNX Runtime on the CPU, fp16 first with TensorRT, bf16
         with OpenVINO where the CPU has it.
-    providers : sequence of str or None
+    providers : sequence of str or (str, options), or None
         Execution providers of ONNX Runtime, the first one that can goes first; with them "auto" is "onnx".
         None: the CPU's.
     restore : float or None
@@ -83,7 +86,7 @@ class Request:
     lanes: int | None = None
     threads: int | None = None
     precision: Precision | None = None
-    providers: Sequence[str] | None = None
+    providers: Sequence[Provider] | None = None
     restore: float | None = None
 
     def __post_init__(self) -> None:
