@@ -450,7 +450,7 @@ def kernels_in(plan: bytes) -> list[str]:
 
 @pytest.mark.slow
 def test_the_decoder_has_24_kernels_with_its_filters_as_sums_and_27_without(tmp_path: Path) -> None:
-    """Each end, pixel-shuffle to filter, is one kernel (docs/runtime.md, where stages meet: one on each side)."""
+    """Pixel-shuffle, border and filter are one kernel, twice; docs/runtime.md has the list of all borders."""
     trt = pytest.importorskip("tensorrt_rtx")
     from yonos_export.fp16 import convert
     from yonos_export.islands import tail

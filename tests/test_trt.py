@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
+import weakref
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -44,6 +46,7 @@ from yonos_trt.errors import (
 from yonos_trt.tiles.plan import TilePlan, batches, plan_tiles, rows_final_after_band
 from yonos_trt.trt import resources
 from yonos_trt.trt.backend import TrtBackend
+from yonos_trt.trt.engines import Engine
 from yonos_trt.trt.finish import DeviceFinish
 from yonos_trt.trt.memory import CONTEXT_BYTES
 
@@ -541,6 +544,30 @@ def test_weights_are_loaded_once_and_contexts_made_per_lane(engines: dict[str, P
     backend = open_backend(engines["fp16"], driver, lanes=3, module=module)
     assert (module.deserialized, module.contexts) == (3, 9)
     assert (backend.precision, backend.lanes) == ("fp16", 3)
+    backend.close()
+
+
+def test_contexts_for_planning_are_not_kept(
+    engines: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[Any]] = []
+    make = Engine.context
+
+    def context(self: Engine) -> Any:
+        found = make(self)
+        made.append(weakref.ref(found))
+        return found
+
+    driver = SimulatedDriver()
+    backend = open_backend(engines["fp16"], driver, lanes=1)
+    monkeypatch.setattr(Engine, "context", context)
+    plan = plan_for(picture(40, 60), batch=2)
+    first = backend.working_bytes(plan)
+    gc.collect()
+    assert len(made) == 3
+    assert [ref() for ref in made] == [None] * 3
+    assert backend.working_bytes(plan) == first
+    assert len(made) == 3  # the answer is kept, by shape
     backend.close()
 
 

@@ -85,8 +85,8 @@ class SR(Session):
         "fp32", "fp16" or "bf16" artifacts; None: the best that is there.
     providers
         Execution providers of ONNX Runtime, names or ``(name, options)``, for example
-        ``["CUDAExecutionProvider"]``; None: the CPU's. One that does not load is refused when the engines are opened, or, with ``"CPUExecutionProvider"`` among
-        them, warned of.
+        ``["CUDAExecutionProvider"]``; None: the CPU's. One that does not load is refused when the engines are
+        opened, or, with ``"CPUExecutionProvider"`` among them, warned of.
     restore
         The dial of a model that has one: 0 keeps every grain, 1 cleans and sharpens what cameras, compression
         and time did; None: the model's default (`yonos info` shows it).
