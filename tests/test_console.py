@@ -106,11 +106,11 @@ def busy(engine_dir: Path, folder: Path, *options: str) -> tuple[list[str], Path
     ), folder / "out"
 
 
-def until_at_work(process: subprocess.Popen[str]) -> None:
+def until_at_work(process: subprocess.Popen[str], done: int = 100) -> None:
     assert process.stderr is not None
     for line in process.stderr:
         event = json.loads(line)
-        if event["event"] == "step" and event["done"] > 100:
+        if event["event"] == "step" and event["done"] > done:
             return
     pytest.fail("the run ended by itself")
 
@@ -143,6 +143,38 @@ def test_a_second_signal_ends_quietly(
         json.loads(line)
     left = [p.name for p in out.iterdir()]
     assert left == [] or (pause_s > 0.3 and all(name.endswith(".part") for name in left))
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.02, 0.35])
+@pytest.mark.parametrize("kind", ["picture", "video"])
+def test_a_second_ctrl_c_ends_quietly_with_all_threads_at_work(
+    engine_dir: Path, tmp_path: Path, kind: str, pause_s: float
+) -> None:
+    """As many threads as there are CPUs; of a video also decoder, encoder and the segments' pool."""
+    out = tmp_path / "out"
+    out.mkdir()
+    if kind == "picture":
+        Image.fromarray(picture(900, 900)).save(tmp_path / "b.png")
+        words = ["upscale", "-m", engine_dir, "-i", tmp_path / "b.png", "-o", out / "b.tif", "-t", 40]
+    else:
+        pytest.importorskip("av")
+        from video_clips import write_clip
+
+        write_clip(tmp_path / "b.mkv", frames=400)
+        words = ["video", "-m", engine_dir, "-i", tmp_path / "b.mkv", "-o", out / "b.mkv", "-t", 40]
+        words += ["--segment-frames", 2, "--preset", "ultrafast"]
+    process = start(command("yonos", *words, "--progress", "json"))
+    until_at_work(process, done=100 if kind == "picture" else 5)
+    process.send_signal(signal.SIGINT)
+    time.sleep(pause_s)
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130, rest
+    assert "terminate called" not in rest
+    assert "Traceback" not in rest
+    for line in rest.splitlines():
+        json.loads(line)
+    assert all(name.startswith(".yonos-") for name in os.listdir(out))
 
 
 def test_a_second_signal_while_the_first_is_at_work_ends_at_once() -> None:

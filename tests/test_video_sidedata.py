@@ -226,6 +226,11 @@ def test_a_panorama_stays_one(
     kept = side_of(tmp_path / f"out{to}").projection == before.projection
     assert report.left_out == ([] if kept else ["spherical projection (360 degree video)"])
     assert kept or to == ".mov"
+    data = (tmp_path / f"out{to}").read_bytes()
+    assert (b"sv3d" in data) == (to == ".mp4")  # Google's form
+    if to == ".mov":  # Apple's, which has neither a direction nor cube maps
+        plain = before.projection == EQUIRECTANGULAR
+        assert (kept, b"prji" in data and b"vexu" in data) == (plain, projection != CUBE_MAP)
     with av.open(str(tmp_path / f"out{to}")) as clip:
         assert sum(1 for _ in clip.decode(video=0)) == 3
 
