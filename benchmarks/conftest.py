@@ -10,20 +10,14 @@ from typing import Any
 
 import pytest
 
-from yonos_trt.host import usable_cpus
+from yonos_trt.host import cpu_fields, usable_cpus
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def processor() -> str:
     """Return the processor's name as the operating system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    return cpu_fields().get("model name") or platform.processor() or platform.machine()
 
 
 def machine() -> dict[str, Any]:

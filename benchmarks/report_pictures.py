@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from benchmarks.photos import Photo
+from yonos_trt.images import read_rgb8
 from yonos_trt.sr import SR
 
 __all__ = ["Pair", "make_pair"]
@@ -59,8 +60,7 @@ def make_pair(
     ValueError
         The photograph is smaller than one pixel of the reduced picture.
     """
-    with Image.open(photo.path) as opened:
-        image = ImageOps.exif_transpose(opened).convert("RGB")
+    image = Image.fromarray(read_rgb8(photo.path))
     scale = sr.scale
     grow = 1 if reduce else scale
     sides = zip((image.height * grow, image.width * grow), largest_px, strict=True)

@@ -1,6 +1,6 @@
 """Put the bicubic enlargement and ours side by side: ``compare.py INPUT OURS OUTPUT``.
 
-Needs Pillow only. The right half is the file as it is; the left half is Pillow's BICUBIC at the same size.
+The right half is the file as it is; the left half is Pillow's BICUBIC at the same size.
 Below both stands a detail from the middle, enlarged three times without smoothing.
 """
 
@@ -10,6 +10,8 @@ import argparse
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from yonos_trt.images import read_rgb8
 
 CAPTION_PX = 28
 DETAIL_ZOOM = 3
@@ -32,10 +34,7 @@ def panel(image: Image.Image, caption: str) -> Image.Image:
 
 def compare(source: Path, ours: Path, target: Path) -> None:
     """Write the comparison picture."""
-    with Image.open(source) as opened:
-        small = opened.convert("RGB")
-    with Image.open(ours) as opened:
-        large = opened.convert("RGB")
+    small, large = (Image.fromarray(read_rgb8(path)) for path in (source, ours))
     scale = large.width / small.width
     bicubic = small.resize(large.size, Image.Resampling.BICUBIC)
     panels = [panel(bicubic, f"bicubic x{scale:g}"), panel(large, f"yonos-trt x{scale:g}")]

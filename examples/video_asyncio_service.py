@@ -13,8 +13,6 @@ import asyncio
 import io
 import sys
 
-from PIL import Image
-
 from yonos_trt import SR
 from yonos_trt.errors import YonosError
 
@@ -30,11 +28,8 @@ class Service:
         self._queue: asyncio.Queue[tuple[bytes, asyncio.Future[bytes]]] = asyncio.Queue(waiting)
 
     def _upscale(self, body: bytes) -> bytes:
-        with Image.open(io.BytesIO(body)) as picture:
-            big = self._sr.upscale(picture.convert("RGB"))
-        out = io.BytesIO()
-        big.save(out, "PNG")
-        return out.getvalue()
+        big = self._sr.upscale(body)  # bytes go through the one reader: its formats, its limit of pixels
+        return big.save(io.BytesIO(), format="png").getvalue()
 
     async def work(self) -> None:
         """Take uploads one after the other, for ever."""

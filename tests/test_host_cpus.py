@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from yonos_trt.cli.doctor import examine
-from yonos_trt.host import usable_cpus
+from yonos_trt.host import cpu_fields, has_bf16, scheduling_kept, usable_cpus
 from yonos_trt.sr import SR
 
 
@@ -126,3 +126,14 @@ def test_a_quota_of_the_kernel(cpu_group: Path) -> None:
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+def test_a_machine_without_proc_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(path: str) -> list[str]:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "listdir", gone)
+    with scheduling_kept():
+        pass
+    assert cpu_fields(tmp_path) == {}
+    assert not has_bf16(tmp_path)

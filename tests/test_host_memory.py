@@ -42,3 +42,23 @@ def test_without_any_of_it_half_of_the_memory_is_assumed(tmp_path: Path) -> None
 
 def test_this_machine_has_memory() -> None:
     assert available_bytes() > 1 << 20
+
+
+@pytest.mark.parametrize("where", ["own", "above"])
+@pytest.mark.parametrize("version", [1, 2])
+def test_limits_of_the_own_group_and_of_those_above_count(tmp_path: Path, version: int, where: str) -> None:
+    write(tmp_path, meminfo="MemAvailable: 700 kB\n", max="max\n", current="400000\n")
+    (tmp_path / "proc/self").mkdir()
+    own, top, names = {
+        1: ("4:cpu:/x\n7:memory:/job/part\n", "memory", ("limit_in_bytes", "usage_in_bytes")),
+        2: ("0::/job/part\n", "", ("max", "current")),
+    }[version]
+    (tmp_path / "proc/self/cgroup").write_text(own)
+    part = tmp_path / "sys/fs/cgroup" / top / "job/part"
+    part.mkdir(parents=True)
+    inner, outer = (500_000, 900_000) if where == "own" else (900_000, 500_000)
+    for folder, limit in ((part, inner), (part.parent, outer)):
+        for name, value in zip(names, (limit, 350_000), strict=True):
+            (folder / f"memory.{name}").write_text(f"{value}\n")
+        (folder / "memory.stat").write_text("inactive_file 10\ntotal_inactive_file 20\n")
+    assert available_bytes(tmp_path) == 150_000 + (20 if version == 1 else 10)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -329,6 +331,42 @@ def test_fully_opaque_and_fully_hidden_pictures_stay_as_they_are() -> None:
     rgb = opaque_noise((4, 4, 3), np.uint8)
     assert fill_hidden(rgb, np.full((4, 4), 9, np.uint8)) is rgb
     assert fill_hidden(rgb, np.zeros((4, 4), np.uint8)) is rgb
+
+
+def filled_plainly(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Push-pull filling by whole-array sums, as one would write it down."""
+    if alpha.all():
+        return rgb
+    even = [(0, n % 2) for n in alpha.shape]
+    weight, sums = np.pad(alpha.astype(np.float32), even), rgb.astype(np.float32) * alpha[..., None]
+    sums = np.pad(sums.astype(np.float32), (*even, (0, 0)))
+    small = weight.reshape(len(weight) // 2, 2, -1, 2).sum(axis=(1, 3))
+    total = sums[::2, ::2] + sums[::2, 1::2] + sums[1::2, ::2] + sums[1::2, 1::2]
+    coarse = filled_plainly(total / np.maximum(small, np.float32(1e-20))[..., None], small)
+    if rgb.dtype != np.float32:
+        coarse = np.rint(coarse).astype(rgb.dtype)
+    near = coarse.repeat(2, 0).repeat(2, 1)[: rgb.shape[0], : rgb.shape[1]]
+    return np.where((alpha == 0)[..., None], near, rgb)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_filling_channel_by_channel_gives_the_same_bits_and_is_faster(dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    limit = 1.0 if dtype is np.float32 else np.iinfo(dtype).max
+    for height, width in ((1, 7), (65, 131), (1024, 768)):
+        rgb = (rng.random((height, width, 3)) * limit).astype(dtype)
+        alpha = (rng.random((height, width)) * limit).astype(dtype)
+        alpha[rng.random(alpha.shape) < 0.5] = 0
+        alpha[height // 4 : height // 2] = 0
+        alpha[0, 0] = limit
+        np.testing.assert_array_equal(fill_hidden(rgb, alpha), filled_plainly(rgb, alpha))
+    seconds = []
+    for fill in (fill_hidden, filled_plainly):
+        began_s = time.process_time()
+        for _ in range(3):
+            fill(rgb, alpha)
+        seconds.append(time.process_time() - began_s)
+    assert seconds[0] < 0.7 * seconds[1]
 
 
 def test_colour_under_transparency_does_not_bleed_into_an_upscaled_rim() -> None:

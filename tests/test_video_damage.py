@@ -234,6 +234,42 @@ def test_a_y4m_pipe_that_ends_inside_a_frame_is_an_error_or_said(cut: int) -> No
     assert whole.getvalue().startswith(sink.getvalue())
 
 
+@pytest.mark.parametrize("turn", [0xA7, 0xAB, 0xAF])
+def test_a_block_whose_name_changed_is_noticed(tmp_path: Path, clips: dict[str, Path], turn: int) -> None:
+    """One or two bits turn a block into a cluster's position, size or encrypted block, of that length."""
+    data = bytearray(clips["a.mkv"].read_bytes())
+    with av.open(str(clips["a.mkv"])) as clip:
+        place = [p.pos for p in clip.demux(video=0) if p.size][7]
+    place = data.rindex(0xA3, 0, place)  # in front of the block's length
+    data[place] = turn
+    (tmp_path / "in.mkv").write_bytes(data)
+    with pytest.raises(InputError, match="its structure is damaged"):
+        times(tmp_path / "in.mkv")
+
+
+@pytest.mark.parametrize("box", ["stts", "ctts", "stsz", "stsc", "stco", "mdhd", "elst"])
+def test_no_bit_of_an_index_loses_a_frame_without_a_word(
+    tmp_path: Path, clips: dict[str, Path], box: str
+) -> None:
+    """The three highest bytes of every number: what is left are times within a frame (docs/video.md)."""
+    data = clips["a.mp4"].read_bytes()
+    whole, _ = times(clips["a.mp4"])
+    at = data.index(box.encode())
+    begin, end = at + 4, at - 4 + int.from_bytes(data[at - 4 : at])
+    if box == "elst":
+        end -= 4  # the speed
+    places = [p for p in range(begin, end) if (p - begin) % 4 != 3]
+    for place in random.Random(box).sample(places, min(12, len(places))):
+        changed = bytearray(data)
+        changed[place] ^= 1 << place % 8
+        (tmp_path / "in.mp4").write_bytes(changed)
+        try:
+            found, _ = times(tmp_path / "in.mp4")
+        except InputError:
+            continue
+        assert found == whole, f"bit {place % 8} of byte {place - begin}"
+
+
 def test_damage_outside_the_interval_is_no_obstacle(tmp_path: Path) -> None:
     good = write_clip(tmp_path / "good.mkv", frames=24, codec="ffv1", options={"g": "1"})
     damage(good, tmp_path / "in.mkv", 3)

@@ -27,7 +27,7 @@ from yonos_trt.cli.jobs import plan_jobs
 from yonos_trt.cli.main import cli
 from yonos_trt.cli.watch import BROKEN_S, SETTLED_S, _Folder
 from yonos_trt.errors import InputError
-from yonos_trt.images import read_image
+from yonos_trt.images import inspection, read_image
 
 WAIT_S = 120.0
 
@@ -65,6 +65,23 @@ class Look:
                 outcome.done.append(job)
         self.known.tried(outcome)
         return [job.source.name for job in jobs]
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF"])
+def test_a_large_file_is_looked_at_by_its_ends(
+    tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files on network drives are not read twice."""
+    monkeypatch.setattr(inspection, "_LOOK_BYTES", 1 << 11)
+    monkeypatch.setattr(inspection, "inspect", None)  # which looks at all of it
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a", format)
+    data = (tmp_path / "a").read_bytes()
+    assert len(data) > 1 << 12
+    assert inspection.seems_whole(tmp_path / "a")
+    for share in (0.6, 0.8, 0.99):
+        (tmp_path / "a").write_bytes(data[: int(len(data) * share)])
+        assert not inspection.seems_whole(tmp_path / "a")
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "GIF"])

@@ -28,6 +28,7 @@ from PIL import Image
 
 from yonos_trt.errors import InputError
 from yonos_trt.images import read_image
+from yonos_trt.web import work as web_work
 from yonos_trt.web.work import Limits, Result, StoppedError, Wish, Workshop
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -139,15 +140,28 @@ def test_an_order_stops_at_the_next_tile_and_leaves_nothing(
     assert not [t for t in threading.enumerate() if t.name == "yonos-web-order"]
 
 
-def test_what_is_old_is_swept_away(engine_dir: Path, tmp_path: Path) -> None:
+def test_what_is_old_is_swept_away(engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By time that passes here: neither a clock that jumps nor the times of files count."""
+    now_s = 1000.0
+    monkeypatch.setattr(web_work.time, "monotonic", lambda: now_s)
     work = workshop(tmp_path / "work", engine_dir, keep_s=60)
-    for name, age in (("old", 61), ("new", 0)):
-        path = saved(tmp_path / "work" / name / "1" / "a.png")
-        for place in (path, path.parent, path.parents[1]):
-            os.utime(place, (time.time() - age,) * 2)
+    saved(tmp_path / "work" / "old" / "1" / "a.png")
     work.sweep()
-    assert not (tmp_path / "work" / "old" / "1" / "a.png").exists()
-    assert (tmp_path / "work" / "new" / "1" / "a.png").exists()
+    now_s += 50
+    new = saved(tmp_path / "work" / "new" / "1" / "a.png")
+    for place in (new, new.parent):
+        os.utime(place, (0, 0))
+    for clock_s in (0.0, 1e11):  # set back, and ahead
+        monkeypatch.setattr(web_work.time, "time", lambda clock_s=clock_s: clock_s)
+        work.sweep()
+        assert (tmp_path / "work" / "old" / "1" / "a.png").exists()
+    now_s += 11
+    work.sweep()
+    assert not (tmp_path / "work" / "old").exists()
+    assert new.exists()
+    now_s += 60
+    work.sweep()
+    assert not (tmp_path / "work" / "new").exists()
 
 
 def test_a_video_is_enlarged_and_cancelled_like_a_picture(engine_dir: Path, tmp_path: Path) -> None:

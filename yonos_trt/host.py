@@ -14,6 +14,7 @@ import numpy as np
 
 __all__ = [
     "available_bytes",
+    "cpu_fields",
     "has_bf16",
     "physical_bytes",
     "python_command",
@@ -69,8 +70,12 @@ def scheduling_kept() -> Iterator[None]:
 
 def _scheduling() -> dict[int, tuple[int, int]]:
     """Return policy and priority of every thread of this process."""
-    found = {}
-    for name in os.listdir("/proc/self/task"):
+    found: dict[int, tuple[int, int]] = {}
+    try:
+        names = os.listdir("/proc/self/task")
+    except OSError:  # not mounted
+        return found
+    for name in names:
         with suppress(OSError):
             found[int(name)] = os.sched_getscheduler(int(name)), os.sched_getparam(int(name)).sched_priority
     return found
@@ -84,12 +89,20 @@ def has_bf16(root: Path = Path("/")) -> bool:
     root
         Where ``proc`` is.
     """
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(cpu_fields(root).get("flags", "").split())
+
+
+def cpu_fields(root: Path = Path("/")) -> dict[str, str]:
+    """Return what the system says of the first processor: ``flags`` (Arm: ``Features``), ``model name`` ...
+
+    Empty where there is no ``/proc/cpuinfo`` (macOS, Windows).
+    """
     try:
-        text = (root / "proc/cpuinfo").read_text()
-    except (OSError, ValueError):  # macOS and Windows
-        return False
-    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags.split())
+        block = (root / "proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+    except (OSError, ValueError):
+        return {}
+    pairs = (line.partition(":") for line in block.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def startable_threads(count: int) -> int:
@@ -112,7 +125,7 @@ def startable_threads(count: int) -> int:
 
 def _quotas(root: Path) -> Iterator[float]:
     """Yield every quota that holds for this process, in CPUs."""
-    for folder in _groups(root):
+    for folder in _groups(root, "cpu"):
         try:
             if (folder / "cpu.max").exists():  # version 2: "QUOTA PERIOD" or "max PERIOD", in microseconds
                 quota, period = (folder / "cpu.max").read_text().split()
@@ -126,8 +139,8 @@ def _quotas(root: Path) -> Iterator[float]:
             yield cpus
 
 
-def _groups(root: Path) -> Iterator[Path]:
-    """Yield this process's control groups for CPUs, and all above them.
+def _groups(root: Path, kind: str) -> Iterator[Path]:
+    """Yield this process's control groups for `kind` ("cpu" or "memory"), and all above them.
 
     Inside a container the path in ``/proc/self/cgroup`` can be the host's, and the container's own group is
     then what is mounted at the top: folders that do not exist are passed over by the caller.
@@ -139,9 +152,9 @@ def _groups(root: Path) -> Iterator[Path]:
     for line in lines:  # "ID:CONTROLLERS:PATH", without controllers for version 2
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and kind not in controllers.split(","):
             continue
-        for mount in (controllers, "cpu") if controllers else ("", "unified"):
+        for mount in (controllers, kind) if controllers else ("", "unified"):
             group = root / "sys/fs/cgroup" / mount
             yield group
             for part in Path(path.lstrip("/")).parts:
@@ -161,10 +174,13 @@ def available_bytes(root: Path = Path("/")) -> int:
     """Return the bytes that can be taken without swapping, within the limit of the control group.
 
     Linux: ``MemAvailable``, and for a container ``memory.max - memory.current + inactive_file`` (page cache
-    counts as used there, but gives way). Where nothing of that can be read: half of the physical memory, and
-    2 GiB where the system does not tell that either (Windows).
+    counts as used there, but gives way), or what version 1 of control groups calls these, of the process's
+    own group and all above it: the smallest rest holds. Where nothing of that can be read: half of the
+    physical memory, and 2 GiB where the system does not tell that either (Windows).
     """
-    known = [value for value in (_meminfo(root), _cgroup(root)) if value is not None]
+    known = [*_rests(root)]
+    if (free := _meminfo(root)) is not None:
+        known.append(free)
     return min(known) if known else (physical_bytes() or _ASSUMED_BYTES) // 2
 
 
@@ -181,15 +197,22 @@ def _meminfo(root: Path) -> int | None:
     return None if found is None else found << 10
 
 
-def _cgroup(root: Path) -> int | None:
-    """Return what is left of a version 2 control group; None without a limit."""
-    folder = root / "sys/fs/cgroup"
-    try:
-        limit = int((folder / "memory.max").read_text())
-        current = int((folder / "memory.current").read_text())
-    except (OSError, ValueError):  # no such group, or "max"
-        return None
-    return max(0, limit - current + (_field(folder / "memory.stat", "inactive_file") or 0))
+_MEMORY_FILES = (  # limit, use, and the page cache in the statistics, by version of control groups
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def _rests(root: Path) -> Iterator[int]:
+    """Yield what is left of every limit that holds for this process."""
+    for folder in _groups(root, "memory"):
+        for limit_file, current_file, cache in _MEMORY_FILES:
+            try:
+                limit = int((folder / limit_file).read_text())
+                current = int((folder / current_file).read_text())
+            except (OSError, ValueError):  # no such group, or "max"
+                continue
+            yield max(0, limit - current + (_field(folder / "memory.stat", cache) or 0))
 
 
 def _field(path: Path, name: str) -> int | None:

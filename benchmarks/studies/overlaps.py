@@ -31,8 +31,9 @@ def photograph(path: Path, side: int) -> np.ndarray:
     """Return the middle square of a picture, ``(side, side, 3)`` float32 in [0, 1]."""
     from PIL import Image, ImageOps
 
-    with Image.open(path) as opened:
-        square = ImageOps.fit(opened.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
+    from yonos_trt.images import read_rgb8
+
+    square = ImageOps.fit(Image.fromarray(read_rgb8(path)), (side, side), Image.Resampling.BICUBIC)
     return np.asarray(square, np.float32) / 255
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from yonos_trt.host import physical_bytes, usable_cpus
+from yonos_trt.host import cpu_fields, physical_bytes, usable_cpus
 
 __all__ = ["DeviceMemory", "PeakMemory", "describe_machine"]
 
@@ -33,7 +33,7 @@ def describe_machine() -> dict[str, Any]:
     Clocks are those of the moment, in MHz; `load_1min` above the number of cores says that other programs ran
     and the figures are worth little.
     """
-    info = _cpuinfo()
+    info = cpu_fields()
     flags = set(str(info.get("flags") or info.get("Features") or "").split())
     found: dict[str, Any] = {
         "processor": info.get("model name") or platform.processor() or platform.machine(),
@@ -48,16 +48,6 @@ def describe_machine() -> dict[str, Any]:
         "gpu": _gpu(),
     }
     return found
-
-
-def _cpuinfo() -> dict[str, str]:
-    """Return the fields of the first processor."""
-    try:
-        block = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in block.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _number(text: str | None) -> float | None:

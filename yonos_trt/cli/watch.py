@@ -14,6 +14,7 @@ from pathlib import Path
 
 from yonos_trt.cli.job_outcome import Outcome
 from yonos_trt.cli.jobs import Job, PassedOver, Plan
+from yonos_trt.images.inspection import seems_whole
 
 __all__ = ["BROKEN_S", "PAUSE_S", "SETTLED_S", "watch"]
 
@@ -67,7 +68,7 @@ class _Folder:
         if known.failed or quiet_s < SETTLED_S:
             return False
         if known.whole is None:
-            known.whole = _is_whole(path)
+            known.whole = seems_whole(path)
         return known.whole or quiet_s >= BROKEN_S
 
     def tried(self, outcome: Outcome) -> None:
@@ -111,15 +112,3 @@ def _mark(path: Path) -> Mark | None:
     except OSError:
         return None
     return facts.st_size, facts.st_mtime_ns, facts.st_ino
-
-
-def _is_whole(path: Path) -> bool:
-    """Tell whether the file's structure reaches its end."""
-    from yonos_trt.images.header import MalformedError
-    from yonos_trt.images.inspection import inspect
-
-    try:
-        inspect(path.read_bytes())
-    except (OSError, MalformedError):
-        return False
-    return True

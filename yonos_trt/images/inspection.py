@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import struct
 import zlib
+from pathlib import Path
+from typing import BinaryIO
 
 from yonos_trt.images.header import FORMAT_SUFFIXES, Header, MalformedError, quoted
 from yonos_trt.images.heif_header import heif_header
 from yonos_trt.images.jpeg_header import jpeg_header
 from yonos_trt.images.tiff_header import tiff_header
 
-__all__ = ["check_png_pixels", "inspect"]
+__all__ = ["check_png_pixels", "inspect", "seems_whole"]
+
+_LOOK_BYTES = 1 << 20
+_TIFF_PIXELS = ((273, 279), (324, 325))  # offsets and lengths of strips, and of tiles
 
 # Recognised only to say so.
 _FOREIGN = (
@@ -62,6 +67,54 @@ def inspect(data: bytes) -> Header:
             raise MalformedError(f"{what} files are not supported; convert it to PNG or TIFF first")
     what = "text, not a picture" if _is_text(data[:512]) else "not a picture of a known format, or truncated"
     raise MalformedError(f"the file is {what}; formats that can be read: {', '.join(FORMAT_SUFFIXES)}")
+
+
+def seems_whole(path: Path) -> bool:
+    """Tell whether a file reaches the end that its format has, from its first and last bytes.
+
+    At most 2 MiB are read, whatever its size; `inspect` looks at all of it. Small files are inspected.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            if size <= 2 * _LOOK_BYTES:
+                inspect(file.read())
+                return True
+            head = file.read(32)
+            file.seek(size - _LOOK_BYTES)
+            tail = file.read(_LOOK_BYTES)
+            return _reaches_its_end(file, head, tail, size)
+    except Exception:  # it is gone, or still being written: whatever is wrong, the reader says it later
+        return False
+
+
+def _reaches_its_end(file: BinaryIO, head: bytes, tail: bytes, size: int) -> bool:
+    if head.startswith(b"\x89PNG"):
+        return b"IEND\xaeB`\x82" in tail
+    if head.startswith(b"\xff\xd8"):
+        return b"\xff\xd9" in tail
+    if head.startswith(b"GIF8"):
+        return tail.rstrip(b"\0").endswith(b";")
+    if head.startswith(b"RIFF"):
+        return int.from_bytes(head[4:8], "little") + 8 <= size
+    if head.startswith(b"BM"):
+        return int.from_bytes(head[2:6], "little") <= size
+    if head.startswith((b"II", b"MM")):
+        from PIL import TiffImagePlugin
+
+        file.seek(0)
+        tags = TiffImagePlugin.TiffImageFile(file).tag_v2  # reads the directory alone
+        places = next((tags[at], tags[count]) for at, count in _TIFF_PIXELS if at in tags and count in tags)
+        return all(at + count <= size for at, count in zip(*places, strict=True))
+    at = 0
+    while head[4:8] == b"ftyp" and at < size:  # boxes of HEIF
+        file.seek(at)
+        length, name, wide = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
+        length = {0: size - at, 1: wide}.get(length, length)
+        if length < 8 or not name.isascii():
+            return False
+        at += length
+    return at == size
 
 
 def _is_text(head: bytes) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from yonos_trt.video.ebml_structure import Broken, read_exactly, walk_matroska, whole_part
+from yonos_trt.video.sample_tables import TABLES, check_places, check_track, movie_scale
 
 __all__ = ["ffv1_is_whole", "structural_damage"]
 
@@ -63,12 +64,37 @@ def _boxes(file: BinaryIO, at: int, end: int, size: int) -> Iterator[tuple[bytes
 
 
 def _mov(file: BinaryIO, size: int) -> None:
+    media, chunks = [], []
     for name, begin, end in _boxes(file, 0, size, size):
         if name == b"moov":
-            for _ in _boxes(file, begin, end, end):
-                pass
+            chunks += _check_movie(file, begin, end)
+        elif name == b"mdat":
+            media.append((begin, end))
         elif name == b"sidx":
             _check_segment_index(read_exactly(file, begin, end - begin), end, size)
+    check_places(chunks, media)
+
+
+def _check_movie(file: BinaryIO, begin: int, end: int) -> list[tuple[int, int]]:
+    """Walk down to the tables of every track, compare those with each other, and return the chunks."""
+    scale, chunks = 0, []
+    for name, at, after in _boxes(file, begin, end, end):
+        if name == b"mvhd":
+            scale = movie_scale(read_exactly(file, at, after - at))
+        elif name == b"trak":
+            found: dict[bytes, bytes] = {}
+            _collect(file, at, after, found)
+            chunks += check_track(found, scale)
+    return chunks
+
+
+def _collect(file: BinaryIO, begin: int, end: int, found: dict[bytes, bytes]) -> None:
+    """Read the boxes of a track that have to agree."""
+    for name, at, after in _boxes(file, begin, end, end):
+        if name in (b"mdia", b"minf", b"stbl", b"edts"):
+            _collect(file, at, after, found)
+        elif name in TABLES:
+            found[name] = read_exactly(file, at, after - at)
 
 
 def _check_segment_index(data: bytes, end: int, size: int) -> None:

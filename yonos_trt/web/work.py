@@ -6,10 +6,12 @@ the work at the next tile or frame. Nothing here knows Gradio.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import queue
 import secrets
 import shutil
+import stat
 import threading
 import time
 import zipfile
@@ -139,6 +141,7 @@ class Workshop:
     ) -> None:
         self.folder, self.models, self.limits = folder, models, limits
         self._machine = machine or {}
+        self._first_seen_s: dict[tuple[Path, int, int], float] = {}
 
     def dial(self, model: str) -> float | None:
         """Return where the dial of this model stands by itself; None: it has none."""
@@ -146,17 +149,24 @@ class Workshop:
         return restore
 
     def sweep(self) -> None:
-        """Remove what is older than `Limits.keep_s`, and folders that are empty by then."""
-        before = time.time() - self.limits.keep_s
+        """Remove what has not changed for `Limits.keep_s`, and folders that are empty by then.
+
+        That time is counted here, from the first look on: file times and the machine's clock may jump.
+        """
+        now_s = time.monotonic()
+        there: dict[tuple[Path, int, int], float] = {}
         for path in sorted(self.folder.rglob("*"), reverse=True):  # what is inside a folder first
-            try:
-                if path.is_dir() and not path.is_symlink():
-                    if path.stat().st_mtime < before:
+            with contextlib.suppress(OSError):
+                facts = path.lstat()
+                is_folder = stat.S_ISDIR(facts.st_mode)
+                known = path, facts.st_ino, 0 if is_folder else facts.st_mtime_ns
+                there[known] = self._first_seen_s.get(known, now_s)
+                if now_s - there[known] >= self.limits.keep_s:
+                    if is_folder:
                         path.rmdir()  # refuses one that is not empty
-                elif path.lstat().st_mtime < before:
-                    path.unlink()
-            except OSError:
-                continue
+                    else:
+                        path.unlink()
+        self._first_seen_s = there
 
     def pictures(
         self, sources: Sequence[Path], wish: Wish, stop: threading.Event
