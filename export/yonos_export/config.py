@@ -3,57 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from yonos_export.families import FAMILIES, FILES
+from yonos_export.model_info import MAX_BATCH
+from yonos_export.thresholds import DEFAULT_THRESHOLDS as DEFAULT_THRESHOLDS
+from yonos_export.thresholds import Thresholds as Thresholds
 from yonos_trt.choices import ArtifactRuntime as Runtime
 from yonos_trt.choices import Precision as Precision
 from yonos_trt.engine.restore import check_restore
 from yonos_trt.errors import ConfigError
 
 Hardware = Literal["none", "ampere-plus", "same-compute-capability"]
-
-MAX_BATCH = 32  # diffusers takes another path from 64 pictures on
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Limits of the parity gate
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """What a candidate must reach against the FP32 reference; below it the export fails.
-
-    Attributes
-    ----------
-    cosine
-        Smallest cosine similarity per stage, each stage fed with the reference's own inputs.
-    stage_psnr_db
-        Smallest PSNR per stage, peak = range of the reference output.
-    end_to_end_psnr_db
-        Smallest PSNR of the finished tiles, clamped to [-1, 1], peak = 2.
-    """
-
-    cosine: float
-    stage_psnr_db: float
-    end_to_end_psnr_db: float
-
-    def __post_init__(self) -> None:
-        if not -1.0 <= self.cosine <= 1.0:
-            raise ConfigError(f"thresholds.cosine is {self.cosine}, expected -1 to 1")
-        for name in ("stage_psnr_db", "end_to_end_psnr_db"):
-            if not getattr(self, name) < math.inf:  # nor is nan
-                raise ConfigError(f"thresholds.{name} is {getattr(self, name)}, expected a number of dB")
-
-
-# FP32 differs only in the order of additions. FP16 has 11 significant bits, BF16 has 8.
-DEFAULT_THRESHOLDS: dict[str, Thresholds] = {
-    "fp32": Thresholds(cosine=0.999999, stage_psnr_db=90.0, end_to_end_psnr_db=90.0),
-    "fp16": Thresholds(cosine=0.9999, stage_psnr_db=60.0, end_to_end_psnr_db=50.0),
-    "bf16": Thresholds(cosine=0.99, stage_psnr_db=30.0, end_to_end_psnr_db=30.0),
-}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -267,8 +230,6 @@ class ExportConfig(BuildOptions):
 
     def _check_family(self) -> None:
         """Refuse a family that is not in the table, and options that no family was named for."""
-        from yonos_export.families import FAMILIES, FILES
-
         if self.family is not None and self.family not in FAMILIES:
             raise ConfigError(f"family is {self.family!r}, expected one of {', '.join(FAMILIES)}")
         given = [name for name in FILES if getattr(self, name) is not None]

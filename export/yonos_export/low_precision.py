@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from yonos_export.config import Thresholds
 from yonos_export.emulation import emulate
 from yonos_export.fp16 import Conversion, LowPrecision, convert
 from yonos_export.graph_file import GraphFile
@@ -16,6 +15,7 @@ from yonos_export.islands import matching, tail
 from yonos_export.onnx_from_torch import load_graph, save_graph
 from yonos_export.ranges import Ranges, measure_ranges
 from yonos_export.samples import Sample
+from yonos_export.thresholds import Thresholds
 from yonos_export.verify import (
     Chain,
     ParityReport,

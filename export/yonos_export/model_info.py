@@ -19,6 +19,8 @@ from yonos_trt.engine.manifest import (
     stage_tensors,
 )
 
+MAX_BATCH = 32  # of what is exported; diffusers takes another path from 64 pictures on
+
 
 @dataclass(frozen=True)
 class ModelInfo:

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yonos_export.config import MAX_BATCH
 from yonos_export.graph_file import GraphFile
 from yonos_export.graph_passes import canonical_names, fold_affine, fold_constants
+from yonos_export.model_info import MAX_BATCH
 from yonos_export.unshuffle import fold_channel_order, translation
 from yonos_trt.engine.manifest import STAGE_TENSORS
 from yonos_trt.errors import BuildError, MissingExtraError

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from yonos_export.config import Thresholds
 from yonos_export.samples import Sample
+from yonos_export.thresholds import Thresholds
 from yonos_trt.backends.telemetry import import_onnxruntime
 from yonos_trt.engine.manifest import STAGE_TENSORS, StageParity
 from yonos_trt.errors import BuildError

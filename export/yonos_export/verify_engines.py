@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yonos_export.config import Thresholds
+from yonos_export.thresholds import Thresholds
 from yonos_trt.engine.manifest import Precision
 from yonos_trt.errors import BuildError
 
