@@ -187,8 +187,11 @@ def _check_durations(
     edits = _edits(boxes)
     unit = Fraction(scale, movie)
     latest = total + (int(shifts[:, 1].astype(np.int32).max()) if len(shifts) else 0)
-    planned = sum(length for length, _ in edits) if edits else Fraction(min(total, from_first)) / unit
-    slack = tolerance / unit + len(edits) + (0 if edits else Fraction(abs(total - from_first)) / unit)
+    planned = Fraction(sum(length for length, _ in edits))
+    slack = tolerance / unit + len(edits)
+    if not planned:
+        planned = Fraction(min(total, from_first)) / unit
+        slack += Fraction(abs(total - from_first)) / unit
     if shown not in _UNKNOWN and planned and abs(shown - planned) > slack:
         raise Broken(f"its times contradict each other: its track header says {shown}, its edits {planned}")
     for length, start in edits:
