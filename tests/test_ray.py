@@ -25,11 +25,13 @@ from click.testing import CliRunner
 from helpers import make_engine_dir, picture
 from PIL import Image
 
+from yonos_trt.cli import batch
 from yonos_trt.cli.main import cli
 from yonos_trt.cli.progress import Silent
 from yonos_trt.errors import ConfigError, InputError, MissingExtraError, YonosError
 from yonos_trt.host import usable_cpus
 from yonos_trt.ray_data import places, run, upscale
+from yonos_trt.ray_data.cluster import share_of
 from yonos_trt.ray_data.planning import plan
 
 # Ray warns of its own settings, and leaves sockets to the garbage collector. While it waits for a result it
@@ -148,6 +150,81 @@ def test_blocks_get_smaller_and_hold_every_picture() -> None:
         assert sizes[0] <= 32
 
 
+def test_a_slow_picture_holds_back_few_others_and_none_at_the_end() -> None:
+    """Every worker takes the next block when it has finished one; one picture takes as long as a hundred."""
+    count, workers, slow_s = 1000, 4, 100
+    ideal_s = (count - 1 + slow_s) / workers
+    for slow in range(0, count, 7):
+        free_s, first = [0] * workers, 0
+        for size in run.block_sizes(count, workers):
+            worker = free_s.index(min(free_s))
+            free_s[worker] += size + (slow_s - 1) * (first <= slow < first + size)
+            first += size
+        late_s = max(free_s) - ideal_s
+        assert late_s <= max(slow_s, 32), (slow, late_s)  # the picture itself, at the very end
+        if slow < count // 2:
+            assert late_s <= 2, (slow, late_s)
+
+
+def test_workers_share_the_nodes_that_have_what_they_need() -> None:
+    def node(name: str, *, alive: bool = True, **resources: float) -> dict[str, Any]:
+        return {"NodeID": name, "Alive": alive, "Resources": resources}
+
+    class Cluster:
+        @staticmethod
+        def nodes() -> list[dict[str, Any]]:
+            gib = 1 << 30
+            return [
+                node("a", CPU=8, GPU=2, memory=20 * gib),
+                node("b", CPU=16, GPU=2, memory=40 * gib),
+                node("c", CPU=4, memory=10 * gib),
+                node("d", alive=False, CPU=64, GPU=8, memory=gib),
+            ]
+
+    def shared(**asked: Any) -> Any:
+        options = {"workers": None, "cpus": None, "gpus": None, "memory_mb": None, "on_gpu": True} | asked
+        return share_of(Cluster(), **options)
+
+    share = shared()  # one worker a GPU
+    assert (share.workers, share.cpus, share.gpus, share.nodes) == (4, 4, 1.0, ("a", "b"))
+    assert share.memory_bytes == int(20 * (1 << 30) / 2 * 0.9)
+    assert (shared(gpus=0.5).workers, shared(gpus=0.5).cpus) == (8, 2)
+    share = shared(on_gpu=False)  # one a node
+    assert (share.workers, share.cpus, share.gpus, share.nodes) == (3, 4, 0.0, ("a", "b", "c"))
+    share = shared(workers=2, cpus=3, memory_mb=100)
+    assert (share.workers, share.cpus, share.memory_bytes) == (2, 3, 100 << 20)
+    with pytest.raises(
+        ConfigError, match=r"9 workers with 1 CPUs and 0.5 GPUs .* room for 8; lower --workers"
+    ):
+        shared(workers=9, gpus=0.5)
+    with pytest.raises(
+        ConfigError, match=r"4 GPUs fits no node of the cluster; ask for less with --threads or"
+    ):
+        shared(gpus=4)
+
+
+def test_the_bar_counts_pictures_and_failures_stand_above_it(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = batch._progress("bar", quiet=False)
+    for index in range(2):
+        bar.start(f"p{index}", index, 2)
+    bar.fail("p1", InputError("p1: truncated"))
+    bar.end(done=1, failed=1)
+    shown = capsys.readouterr().err
+    assert "2/2" in shown
+    assert "picture/s" in shown
+    assert "p1: truncated" in shown
+
+
+def test_the_command_ends_with_the_code_of_the_outcome(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = [{"name": "a.png", "reason": "truncated", "worker": ["x:1", "x:2"], "seconds": 0.1}]
+    for outcome, code in ((run.BatchOutcome(done=1), 0), (run.BatchOutcome(done=1, failed=failed), 1)):
+        monkeypatch.setattr(run, "upscale", lambda *_, outcome=outcome, **__: outcome)
+        done = CliRunner().invoke(cli, ["batch", str(photos), str(tmp_path)])
+        assert (done.exit_code, f"1 done, 0 skipped, {code} failed" in done.stderr) == (code, True)
+
+
 def test_names_are_shown_without_secrets_and_survive_the_way_through_a_uri() -> None:
     top = "s3://key:secret@bucket/in?region=eu&endpoint_override=localhost"
     name = places.below(top, "sub/a b#1?%.png")
@@ -194,6 +271,31 @@ def test_an_address_without_a_file_system_is_refused(tmp_path: Path) -> None:
         plan("nothing://here/in", str(tmp_path), recursive=False, suffix="", label="4", format=None)
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("hdfs://nowhere:8020/in", r"^hdfs://nowhere:8020/in: HDFS needs Java and .*libhdfs.*JAVA_HOME"),
+        ("gs://bucket/in?retry_limit_seconds=0.2", r"^gs://bucket/in: access is refused.*GOOGLE_APPLICATION"),
+        (
+            "gs://anonymous@bucket/in?retry_limit_seconds=0.2&scheme=http&endpoint_override=127.0.0.1:9",
+            r"^gs://bucket/in: the file system failed 3 times; say it again .*Could not connect",
+        ),
+    ],
+    ids=["hdfs", "gs", "gs-unreachable"],
+)
+def test_file_systems_that_cannot_be_used_here_say_why(
+    source: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr(places, "_PAUSE_S", 0.001)
+    for name in ("JAVA_HOME", "HADOOP_HOME", "ARROW_LIBHDFS_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    for name in ("GOOGLE_APPLICATION_CREDENTIALS", "CLOUDSDK_CONFIG"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    with pytest.raises(InputError, match=said):
+        plan(source, str(tmp_path / "out"), recursive=False, suffix="", label="4", format=None)
+
+
 def test_two_pictures_with_one_target_are_refused(photos: Path) -> None:
     fsspec = pytest.importorskip("fsspec")
     pytest.importorskip("pyarrow")
@@ -218,7 +320,7 @@ def test_results_are_those_of_upscale_and_a_second_run_does_nothing(
     assert contents(tmp_path) == expected
     assert sorted(told.finished) == sorted(str(p) for p in photos.rglob("*.*") if p.suffix != ".txt")
     (tmp_path / "p0_x4.png").write_bytes(b"somebody's")
-    again = upscale(str(photos), str(tmp_path), engine_dir=engine, recursive=True, workers=2)
+    again = upscale(f"file://{photos}", f"file://{tmp_path}", engine_dir=engine, recursive=True, workers=2)
     assert (again.done, again.skipped) == (0, 11)
     assert (tmp_path / "p0_x4.png").read_bytes() == b"somebody's"
 
@@ -269,21 +371,24 @@ def test_upscaler_takes_arrays_with_the_threads_and_memory_of_its_worker(ray: An
         def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
             for made in super().__call__(batch):
                 limit = self.sr.__getstate__()["memory_limit_mb"]
-                yield made | {"threads": [self.sr.threads], "limit": [limit], "node": [self.node]}
+                facts = {"threads": [self.sr.threads], "limit": [limit], "node": [self.node]}
+                yield made | facts | {"sr": [f"{self.worker} {id(self.sr)}"]}
 
-    data = ray.data.from_items([{"image": picture(20, 24), "name": "a"}])
+    data = ray.data.from_items([{"image": picture(20, 24), "name": name} for name in "ab"])
     kwargs = {"engine_dir": engine}
     done = data.map_batches(
         Spy,
+        batch_size=1,
         fn_constructor_kwargs=kwargs,
         num_cpus=1,
         memory=300 << 20,
         compute=ray.data.ActorPoolStrategy(size=1),
     )
-    (row,) = done.take_all()
+    row, other = sorted(done.take_all(), key=lambda row: str(row["name"]))
     with SR(engine) as sr:
         assert np.array_equal(row["image"], sr.upscale(picture(20, 24)))
     assert (row["name"], row["threads"], row["limit"]) == ("a", 1, 300)
+    assert row["sr"] == other["sr"]  # one, opened once
     assert row["node"] == ray.nodes()[0]["NodeID"]
 
 
@@ -356,6 +461,7 @@ def test_ray_reports_nothing_to_its_makers_and_leaves_nothing_behind(
     assert {e["event"] for e in events} == {"skip", "start", "finish", "end"}
     last = [e for e in events if e["event"] == "finish"][-1]
     assert last["pictures_per_s"] > 0
+    assert [e for e in events if e["event"] == "start"][-1]["eta_s"] >= 0
     assert events[-1]["done"] == 4
 
 
@@ -580,3 +686,178 @@ def test_what_no_patience_mends_is_one_clear_error(
     finally:
         store.faults["GET"].clear()
     assert contents(tmp_path) == {}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Clips: `yonos video --ray`
+
+
+SEGMENT = 4  # frames
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """18 frames at uneven times, with sound and subtitles: five segments."""
+    pytest.importorskip("av")
+    from video_clips import write_clip
+
+    times = [512 * i + 40 * (i % 3) for i in range(18)]
+    path = tmp_path_factory.mktemp("clip") / "in.mkv"
+    return write_clip(path, size=(24, 32), times=times, audio=True, subtitles=("one", "two"))
+
+
+def video(source: Path, target: Path, engine: str, *more: str) -> list[str]:
+    words = [source, "-o", target, "-m", engine, "--segment-frames", SEGMENT, "--preset", "ultrafast", *more]
+    return ["video", "-i", *map(str, words)]
+
+
+@pytest.fixture(scope="module")
+def one_machine(clip: Path, engine: str) -> Path:
+    """What `yonos video` makes of the clip."""
+    target = clip.with_name("here.mkv")
+    done = CliRunner().invoke(cli, video(clip, target, engine))
+    assert done.exit_code == 0, done.output
+    return target
+
+
+def assert_the_same(one: Path, other: Path) -> None:
+    from video_clips import packets, shown
+
+    assert shown(one) == shown(other)
+    for kind in ("video", "audio", "subtitle"):  # times and bytes
+        assert packets(one, kind) == packets(other, kind)
+        assert packets(one, kind)
+
+
+@pytest.mark.parametrize("stabilize", [False, True])
+def test_segments_are_the_same_whoever_makes_them_in_whatever_order(
+    clip: Path, tmp_path: Path, stabilize: bool
+) -> None:
+    if stabilize:
+        pytest.importorskip("cv2")
+    from video_clips import FAST, enlarge
+
+    from yonos_trt.video import VideoOptions, upscale_video
+    from yonos_trt.video.segment_make import SegmentMaker
+    from yonos_trt.video.segments import read_segment, work_folder
+
+    options = VideoOptions(encoder=FAST, segment_frames=SEGMENT, stabilize=stabilize)
+    target, taken = tmp_path / "out.mkv", {}
+
+    def keep(done: int, total: int | None) -> None:  # the last one is made later than its last frame
+        for path in work_folder(target).glob("segment-?????[0-9]"):
+            taken[path.name] = path.read_bytes()
+
+    upscale_video(clip, target, enlarge(), scale=2, options=options, progress=keep)
+    assert len(taken) >= 3
+    with SegmentMaker(clip, enlarge(), scale=2, options=options) as maker:
+        frames = [maker.make(tmp_path / f"segment-{i:06d}", i) for i in (3, 0, 1, 2, 4, 5)]
+    assert frames == [4, 4, 4, 4, 2, 0]
+    assert {name: (tmp_path / name).read_bytes() for name in taken} == taken
+    segment = read_segment(tmp_path / "segment-000004")
+    assert segment is not None
+    assert segment.first_frame == 4 * SEGMENT
+    assert sorted(p.name for p in tmp_path.iterdir() if "segment" in p.name) == [
+        f"segment-{i:06d}" for i in range(5)
+    ]
+
+
+def test_options_of_ray_are_refused_where_they_mean_nothing(
+    clip: Path, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out.mkv"
+    for words, said in (
+        (video(clip, target, engine, "--workers", "2"), "are those of --ray"),
+        (video(Path("-"), target, engine, "--ray"), "--ray takes files"),
+        (video(clip, target, engine, "--ray", "--hwaccel", "cuda"), "leave it out with --ray"),
+    ):
+        done = CliRunner().invoke(cli, words)
+        assert (done.exit_code, said in done.stderr) == (2, True), done.stderr
+    monkeypatch.setitem(sys.modules, "ray", None)
+    done = CliRunner().invoke(cli, video(clip, target, engine, "--ray"))
+    assert (done.exit_code, "'.[ray]'" in done.stderr) == (3, True)
+    assert contents(tmp_path) == {}
+
+
+def test_a_worker_that_does_not_see_the_files_says_so(clip: Path, engine: str, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
+    from yonos_trt.ray_data.video import _Clip, _Worker
+    from yonos_trt.video import VideoOptions
+
+    def asked(source: Path, folder: Path) -> str:
+        worker = _Worker(_Clip(str(source), 4, VideoOptions(), {"engine_dir": engine}))
+        told = worker.make(str(folder), "a" * 32, 0)
+        assert told["error"] == "InputError"
+        return str(told["reason"])
+
+    assert "none.mkv is not there on the node of the worker" in asked(tmp_path / "none.mkv", tmp_path)
+    assert "a disk that all nodes share" in asked(clip, tmp_path)
+    (tmp_path / "job.json").write_text(json.dumps({"job": "b" * 32}))
+    assert f"{tmp_path} is another folder on the node" in asked(clip, tmp_path)
+
+
+def test_a_clip_is_that_of_one_machine_though_a_worker_is_killed(
+    ray: Any, clip: Path, engine: str, one_machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from yonos_trt.ray_data import video as room
+
+    killed: list[int] = []
+    receive = room._Segments.receive
+
+    def received(self: Any, number: int, told: dict[str, Any]) -> None:
+        receive(self, number, told)
+        if not killed:
+            killed.append(int(told["worker"].rpartition(":")[2]))
+            os.kill(killed[0], signal.SIGKILL)
+
+    monkeypatch.setattr(room._Segments, "receive", received)
+    words = ["--ray", "--workers", "2", "--threads", "1", "--progress", "json"]
+    done = CliRunner().invoke(cli, video(clip, tmp_path / "out.mkv", engine, *words))
+    assert done.exit_code == 0, done.output
+    assert killed
+    assert_the_same(tmp_path / "out.mkv", one_machine)
+    assert sorted(contents(tmp_path)) == ["out.mkv"]
+    events = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    finished = next(e for e in events if e["event"] == "finish")
+    assert (finished["frames"], finished["frames_resumed"], finished["left_out"]) == (18, 0, [])
+
+
+def test_a_driver_that_is_killed_is_resumed_by_another_with_what_is_there(
+    ray: Any, clip: Path, engine: str, one_machine: Path, tmp_path: Path
+) -> None:
+    """The driver is a process of its own, at ``--address auto``."""
+    from yonos_trt.video.segments import work_folder
+
+    target = tmp_path / "out.mkv"
+    words = video(clip, target, engine, "--ray", "--workers", "1", "--threads", "1")
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    driver = subprocess.Popen([*YONOS, *words, "--address", "auto"], env=environment)
+    folder = work_folder(target)
+    while driver.poll() is None and not (folder / "segment-000001").exists():
+        time.sleep(0.01)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL  # it was at work
+    (folder / "segment-000000").unlink()  # as where another worker was still at it
+    kept = (folder / "segment-000001").stat().st_mtime_ns
+    refused = CliRunner().invoke(cli, words)
+    assert (refused.exit_code, "holds unfinished work; pass --resume" in refused.stderr) == (2, True)
+    made: list[float] = []
+
+    def watch(done: int, total: int | None) -> None:
+        made.append((folder / "segment-000001").stat().st_mtime_ns)
+
+    from video_clips import VideoOptions
+
+    from yonos_trt.ray_data import upscale_video
+    from yonos_trt.video.format import EncoderSettings
+
+    encoder = EncoderSettings(preset="ultrafast")
+    options = VideoOptions(encoder=encoder, segment_frames=SEGMENT, resume=True)
+    upscale_video(clip, target, options=options, workers=1, progress=watch, **command_line(engine))
+    assert set(made) == {kept}
+    assert_the_same(target, one_machine)
+
+
+def command_line(engine: str) -> dict[str, Any]:
+    """What the command says of the model, with nothing chosen; resuming wants the same."""
+    return {"engine_dir": engine, "threads": 1, "seed": 0}

@@ -2,15 +2,19 @@
 
 ::
 
-    python -m benchmarks.studies.ray_scale --names 1000,10000,100000 --scheduled 20000 --pictures 30
+    python -m benchmarks.studies.ray_scale --record runs/ray_scale.json      # two quiet cores: ten minutes
 
-Ratios within one run count, as other processes change the times. Names are hard links to one small
-picture, and what is scheduled there is done by workers that do nothing.
+Each part is a line of JSON. Names are hard links to one small picture, and what is scheduled there is done
+by workers that do nothing. Pictures in earnest are counted from the moment when every worker has told its
+first result, so without the start of Ray and of the workers, which the parts tell apart. Wall time means
+something on a quiet machine only; CPU seconds are those of this process and of all that Ray started, and
+hold on a busy one too.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -21,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from yonos_trt.cli.file_stages import FileStages
@@ -49,39 +54,80 @@ class Nothing:
 
 
 class Clock(Silent):
-    """Notes when each picture was finished."""
+    """Notes when each picture was finished, and the CPU seconds until then."""
 
-    def __init__(self) -> None:
+    def __init__(self, workers: int = 1) -> None:
         super().__init__(quiet=True)
-        self.times: list[float] = []
+        self.began_s = time.perf_counter()
+        self._workers, self._seen = workers, set[str]()
+        self._times: list[tuple[float, float]] = []
 
     def finish(self, name: str, **facts: Any) -> None:
         """Note the time."""
-        self.times.append(time.perf_counter())
+        self._seen.add(facts.get("worker", ""))
+        if len(self._seen) == self._workers:
+            self._times.append((time.perf_counter(), cpu_seconds()))
+
+    @property
+    def start_s(self) -> float:
+        """Seconds to the first result, by when every worker had told one."""
+        return self._times[0][0] - self.began_s
 
     @property
     def each_s(self) -> float:
         """Seconds a picture, from the first to the last result."""
-        return (self.times[-1] - self.times[0]) / (len(self.times) - 1)
+        return (self._times[-1][0] - self._times[0][0]) / (len(self._times) - 1)
+
+    @property
+    def each_cpu_s(self) -> float:
+        """CPU seconds a picture."""
+        return (self._times[-1][1] - self._times[0][1]) / (len(self._times) - 1)
+
+
+def cpu_seconds() -> float:
+    """Return the CPU seconds of this process and all below it, those that have ended too."""
+    me = psutil.Process()
+    total = 0.0
+    for process in (me, *me.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            total += sum(process.cpu_times()[:4])  # user, system, and those of its children that have ended
+    return total
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--names", default="1000,10000,100000", help="how many are listed")
     parser.add_argument(
-        "--scheduled", type=int, default=20_000, help="how many go through workers that do nothing"
+        "--scheduled", type=int, default=20_000, help="how many go through workers that do nothing; 0: none"
     )
-    parser.add_argument("--pictures", type=int, default=30, help="of 128 x 128 px, in earnest; 0: none")
+    parser.add_argument("--pictures", type=int, default=40, help="in earnest; 0: none")
+    parser.add_argument("--side", type=int, default=128, help="of each, in pixels")
+    parser.add_argument("--turns", type=int, default=2, help="of those in earnest")
+    parser.add_argument("--record", type=Path)
     asked = parser.parse_args()
+    parts: list[dict[str, Any]] = []
+
+    def told(part: dict[str, Any]) -> None:
+        parts.append(part | {"load": os.getloadavg()[0]})
+        print(json.dumps(parts[-1]), flush=True)
+
+    began_s = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="yonos-scale-") as name:
         folder = Path(name)
         for count in map(int, filter(None, asked.names.split(","))):
-            print(json.dumps(listed(folder / f"in{count}", count)), flush=True)
+            told(listed(folder / f"in{count}", count))
+        start_s, start_cpu_s = time.perf_counter(), cpu_seconds()
         with connected(None) as ray:
+            seconds = {"seconds": time.perf_counter() - start_s, "cpu_seconds": cpu_seconds() - start_cpu_s}
+            told({"start_of_ray": {name: round(s, 1) for name, s in seconds.items()}})
             if asked.scheduled:
-                print(json.dumps(scheduled(ray, asked.scheduled)), flush=True)
+                told(scheduled(ray, asked.scheduled))
             if asked.pictures:
-                print(json.dumps(in_earnest(folder, asked.pictures)), flush=True)
+                told(in_earnest(folder, asked.pictures, asked.side, asked.turns))
+    print(json.dumps({"minutes": round((time.perf_counter() - began_s) / 60, 1)}))
+    if asked.record is not None:
+        asked.record.parent.mkdir(parents=True, exist_ok=True)
+        asked.record.write_text(json.dumps(parts, indent=1))
 
 
 def listed(source: Path, count: int) -> dict[str, Any]:
@@ -120,7 +166,7 @@ def timed(source: Path, out: Path) -> tuple[float, BatchPlan]:
 def scheduled(ray: Any, count: int) -> dict[str, Any]:
     """Send names through workers that do nothing; note this process's memory on the way."""
     made = BatchPlan([f"/in/p{i}.png" for i in range(count)], [f"/out/p{i}_x4.png" for i in range(count)])
-    clock = Clock()
+    clock, before_s = Clock(), cpu_seconds()
     batch = run._Batch(made, clock)
     batch.leave_out(overwrite=True)
     share = share_of(ray, workers=2, cpus=1, gpus=0, memory_mb=None, on_gpu=False)
@@ -141,6 +187,7 @@ def scheduled(ray: Any, count: int) -> dict[str, Any]:
         "blocks": len(sizes),
         "seconds": round(seconds, 1),
         "names_per_s": round(1 / clock.each_s, 1),
+        "cpu_ms_a_name": round((cpu_seconds() - before_s) / count * 1e3, 2),
         "driver_mib_at_quarters": mib,
     }
 
@@ -154,17 +201,17 @@ def resident_mib() -> int:
     return pages * resource.getpagesize() >> 20
 
 
-def in_earnest(folder: Path, count: int) -> dict[str, Any]:
+def in_earnest(folder: Path, count: int, side: int, turns: int) -> dict[str, Any]:
     """Upscale the same pictures without Ray, with one worker, and with two; one thread each."""
     source = folder / "photos"
     source.mkdir()
     rng = np.random.default_rng(1)
     for i in range(count):
-        Image.fromarray(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)).save(source / f"p{i:03}.png")
-    found: dict[str, list[float]] = {"upscale": [], "one": [], "two": []}
-    for turn in range(2):
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(source / f"p{i:03}.png")
+    found: dict[str, list[Clock]] = {"upscale": [], "one": [], "two": []}
+    for turn in range(turns):
         for kind in found:
-            out, clock = folder / f"{kind}{turn}", Clock()
+            out, clock = folder / f"{kind}{turn}", Clock(2 if kind == "two" else 1)
             if kind == "upscale":
                 jobs = plan_jobs([source], str(out), scale=4).jobs
                 with SR(MODEL, threads=1) as sr:
@@ -172,12 +219,23 @@ def in_earnest(folder: Path, count: int) -> dict[str, Any]:
             else:
                 workers = 1 if kind == "one" else 2
                 upscale(str(source), str(out), engine_dir=MODEL, workers=workers, threads=1, progress=clock)
-            found[kind].append(clock.each_s)
-    best = {kind: min(times) for kind, times in found.items()}
+            found[kind].append(clock)
+            if kind != "upscale":
+                assert all(
+                    path.read_bytes() == (folder / f"upscale{turn}" / path.name).read_bytes()
+                    for path in out.iterdir()
+                )
+    wall = {kind: [clock.each_s for clock in clocks] for kind, clocks in found.items()}
+    cpu = {kind: [clock.each_cpu_s for clock in clocks] for kind, clocks in found.items()}
+    best, least = ({kind: min(times) for kind, times in table.items()} for table in (wall, cpu))
     return {
         "pictures": count,
-        "seconds_each": {kind: [round(t, 3) for t in times] for kind, times in found.items()},
+        "side_px": side,
+        "start_s": {kind: [round(clock.start_s, 1) for clock in clocks] for kind, clocks in found.items()},
+        "seconds_each": {kind: [round(t, 3) for t in times] for kind, times in wall.items()},
+        "cpu_seconds_each": {kind: [round(t, 3) for t in times] for kind, times in cpu.items()},
         "one_worker_over_upscale": round(best["one"] / best["upscale"], 3),
+        "one_worker_over_upscale_cpu": round(least["one"] / least["upscale"], 3),
         "one_worker_over_two": round(best["one"] / best["two"], 3),
     }
 

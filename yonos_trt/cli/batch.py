@@ -20,12 +20,7 @@ __all__ = ["batch"]
 @click.command(short_help="Upscale a folder or bucket of any size, with Ray.")
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
-@click.option("--workers", type=click.IntRange(1, 100_000), metavar="N",
-              help="Workers; default: one for each GPU, else one for each node.")  # fmt: skip
-@click.option("--gpus-per-worker", type=options.Finite(0, 64), metavar="N",
-              help="GPUs of each worker, 0.5 too; default: 1 where there are GPUs.")  # fmt: skip
-@click.option("--address", metavar="ADDRESS",
-              help="Ray cluster: auto, HOST:PORT, ray://HOST:PORT; default: this machine.")  # fmt: skip
+@options.cluster
 @click.option("--report", type=options.LocalPath(), metavar="FILE",
               help="Where failures are reported; default: yonos-report.jsonl in DST.")  # fmt: skip
 @click.option("--recursive", is_flag=True, help="Go into sub-folders and keep the tree.")

@@ -42,6 +42,7 @@ __all__ = [
     "alpha",
     "batch",
     "begin",
+    "cluster",
     "color_fix",
     "compose",
     "legal_tile",
@@ -404,6 +405,15 @@ looks = compose(
         help="Refuse files that declare more pixels, before they are decoded.",
     ),
 )
+
+cluster = compose(
+    click.option("--workers", type=click.IntRange(1, 100_000), metavar="N",
+                 help="Workers; default: one for each GPU, else one for each node."),
+    click.option("--gpus-per-worker", type=Finite(0, 64), metavar="N",
+                 help="GPUs of each worker, 0.5 too; default: 1 where there are GPUs."),
+    click.option("--address", metavar="ADDRESS",
+                 help="Ray cluster: auto, HOST:PORT, ray://HOST:PORT; default: this machine."),
+)  # fmt: skip
 
 reporting = compose(
     click.option(

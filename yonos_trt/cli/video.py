@@ -129,6 +129,9 @@ def _pairs(values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
 @options.restore
 @click.option("--stabilize", is_flag=True, help="Average added detail over two frames along the motion.")
 @options.seed("Names the noise field of all frames.")
+@click.option("--ray", is_flag=True,
+              help="Let a Ray cluster make the segments (extra ray); files on a shared disk.")  # fmt: skip
+@options.cluster
 @options.reporting
 def video(
     source: str,
@@ -138,6 +141,10 @@ def video(
     preset: str | None,
     pix_fmt: str | None,
     pairs: tuple[str, ...],
+    ray: bool,
+    workers: int | None,
+    gpus_per_worker: float | None,
+    address: str | None,
     progress: str,
     dry_run: bool,
     verbose: int,
@@ -149,6 +156,7 @@ def video(
     \b
     yonos video -i clip.mp4                              writes clip_x4.mkv
     yonos video -i clip.mp4 -o big.mp4 -c libx265 --crf 18 --resume
+    yonos video -i clip.mp4 -o big.mkv --ray --workers 2
     ffmpeg -i clip.mp4 -f yuv4mpegpipe -strict -1 - | yonos video -i - -o - | ffmpeg -i - big.mkv
     """
     from yonos_trt.cli.progress import make_progress
@@ -156,10 +164,16 @@ def video(
     from yonos_trt.sr import SR
     from yonos_trt.video import VideoOptions, upscale_video
     from yonos_trt.video.format import EncoderSettings
+    from yonos_trt.video.stages import upscaler_id
 
     options.begin(progress, verbose, quiet=quiet)
     names = {f.name for f in dataclasses.fields(VideoOptions)}
     encoder = EncoderSettings(vcodec, crf, preset, pix_fmt, _pairs(pairs))
+    if not ray and (workers or gpus_per_worker or address):
+        raise ConfigError(
+            "--workers, --gpus-per-worker and --address are those of --ray; add it, or leave them out"
+        )
+    on_cpu = rest["device"] == -1
     job = VideoOptions(encoder=encoder, **{k: v for k, v in rest.items() if k in names})
     engine_dir, model, sizing = options.model_options({k: v for k, v in rest.items() if k not in names})
     sr = SR(engine_dir, **model)
@@ -171,6 +185,8 @@ def video(
         target = "-" if source == "-" else str(Path(source).with_name(name))
     if target != "-" and (problem := no_path(target)):
         raise ConfigError(f"the output {problem}")
+    if ray and "-" in (source, target):
+        raise ConfigError("--ray takes files, which all nodes can read; name them with -i and -o")
     if dry_run:
         document = {"engine_dir": str(sr.engine_dir), "scale": sr.factor, "source": source, "target": target}
         click.echo(json.dumps(document | {"options": dataclasses.asdict(job), "model": model}, indent=2))
@@ -181,17 +197,37 @@ def video(
         raise ConfigError("-o - writes raw video, and stdout is a terminal; pipe it, or name a file with -o")
     reporter = make_progress(progress, unit="frame", quiet=quiet)
     reporter.start(source, 0, 1)
-    with _kept(target, reporter), sr:
-        job = _with_device_arrays(sr, job)
-        report = upscale_video(
-            sys.stdin.buffer if source == "-" else source,
-            sys.stdout.buffer if target == "-" else target,
-            sr.upscale,
-            scale=sr.scale,
-            upscaler_id=_upscaler_id(sr, model),
-            options=job,
-            progress=lambda done, total: reporter.step(done, total or 0),
-        )
+
+    def told(done: int, total: int | None) -> None:
+        reporter.step(done, total or 0)
+
+    with _kept(target, reporter):
+        if ray:
+            from yonos_trt import ray_data
+
+            with console.quiet_libraries():
+                report = ray_data.upscale_video(
+                    source,
+                    target,
+                    options=job,
+                    workers=workers,
+                    gpus_per_worker=0 if on_cpu and gpus_per_worker is None else gpus_per_worker,
+                    address=address,
+                    progress=told,
+                    engine_dir=engine_dir,
+                    **model,
+                )
+        else:
+            with sr:
+                report = upscale_video(
+                    sys.stdin.buffer if source == "-" else source,
+                    sys.stdout.buffer if target == "-" else target,
+                    sr.upscale,
+                    scale=sr.scale,
+                    upscaler_id=upscaler_id(sr, model),
+                    options=_with_device_arrays(sr, job),
+                    progress=told,
+                )
         reporter.finish(source, output=target, **dataclasses.asdict(report))
     if report.repeated_s:
         times = ", ".join(f"{t:.3f}" for t in report.repeated_s[:20])
@@ -216,20 +252,6 @@ def _with_device_arrays(sr: Any, job: VideoOptions) -> VideoOptions:
         raise ConfigError(f"--hwaccel cuda: {reason}")
     logging.getLogger(__name__).warning("video goes through host memory: %s", reason)
     return dataclasses.replace(job, hwaccel="none")
-
-
-def _upscaler_id(sr: Any, model: dict[str, Any]) -> str:
-    """Name everything of the model that changes its pixels; lanes, threads and batches do not."""
-    changing = (
-        "seed", "color_fix", "tile_px", "overlap_px", "precision", "runtime",
-        "memory_limit_mb", "device_memory_limit_mb",
-    )  # fmt: skip
-    chosen = {k: model[k] for k in changing}
-    if chosen["runtime"] == "auto" and type(sr.backend).__name__ == "OpenVinoBackend":
-        chosen["runtime"] = "openvino"
-    if sr.restore is not None:
-        chosen["restore"] = sr.restore
-    return json.dumps([sr.manifest.model.name, sr.manifest.model.weights_sha256, chosen])
 
 
 class _kept:

@@ -25,7 +25,7 @@ from yonos_trt.atomic import scratch_directory
 from yonos_trt.errors import ConfigError, MissingExtraError, YonosError
 from yonos_trt.host import usable_cpus
 
-__all__ = ["Share", "connected", "import_ray", "share_of"]
+__all__ = ["Share", "connected", "import_ray", "may_use_gpus", "share_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -218,6 +218,12 @@ class Share:
     gpus: float
     memory_bytes: int
     nodes: tuple[str, ...]
+
+
+def may_use_gpus(options: dict[str, Any]) -> bool:
+    """Whether an `SR` with these options takes a GPU that is there."""
+    runtime = options.get("runtime", "auto")
+    return options.get("device", 0) >= 0 and runtime in ("auto", "tensorrt", "tensorrt-rtx")
 
 
 def share_of(

@@ -28,6 +28,11 @@ T = TypeVar("T")
 _PUT_IS_WHOLE = ("s3", "gcs", "abfs")  # an object is there when its upload is complete, and not before
 _TRIES = 3  # pyarrow tries S3 some thirty times itself before it gives up once
 _PAUSE_S = 0.25  # doubles
+_DEFAULTS = {
+    "s3": ("allow_delayed_open", "true"),  # one request for a small object, not three
+    "gs": ("retry_limit_seconds", "10"),  # of each try; by itself it goes on for 15 minutes
+    "gcs": ("retry_limit_seconds", "10"),
+}
 # What no second try mends, in the words of the file systems.
 _REFUSED = (
     "ACCESS_DENIED",
@@ -37,10 +42,12 @@ _REFUSED = (
     "SIGNATURE_DOES_NOT_MATCH",
     "SignatureDoesNotMatch",
     "HTTP status 403",
+    "OAuth2 access token",
 )
+_NO_LIBRARY = ("libjvm", "libhdfs")  # Hadoop's, which pyarrow loads
 _NO_BUCKET = ("NO_SUCH_BUCKET", "NoSuchBucket", "ucket does not exist")
 _NO_FILE = ("NO_SUCH_KEY", "RESOURCE_NOT_FOUND", "HTTP status 404", "does not exist", "ot found")
-_FINAL = (*_REFUSED, *_NO_BUCKET, *_NO_FILE)
+_FINAL = (*_REFUSED, *_NO_BUCKET, *_NO_FILE, *_NO_LIBRARY)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -116,10 +123,9 @@ def _at(uri: str) -> tuple[Any, str]:
     """Return the file system of a URI and the path there."""
     parts = urlsplit(uri)
     query = parts.query
-    if (
-        parts.scheme == "s3" and "allow_delayed_open" not in query
-    ):  # one request for a small object, not three
-        query = "&".join(filter(None, (query, "allow_delayed_open=true")))
+    name, value = _DEFAULTS.get(parts.scheme, ("", ""))
+    if name not in query:
+        query = "&".join(filter(None, (query, f"{name}={value}")))
     with _told(uri):
         system, top = _file_system(urlunsplit(parts._replace(path="/", query=query)))
     return system, f"{top.rstrip('/')}/{unquote(parts.path).strip('/')}".rstrip("/")
@@ -227,10 +233,11 @@ def _patiently(uri: str, call: Callable[[], T]) -> T:
     for attempt in range(1, _TRIES):
         try:
             return call()
-        except OSError as error:
-            if isinstance(error, (FileNotFoundError, PermissionError)) or any(
-                w in str(error) for w in _FINAL
-            ):
+        except Exception as error:
+            patience = isinstance(error, OSError) and not isinstance(
+                error, (FileNotFoundError, PermissionError)
+            )
+            if not patience or any(word in str(error) for word in _FINAL):
                 break
             time.sleep(_PAUSE_S * 2 ** (attempt - 1))
     with _told(uri):
@@ -258,8 +265,10 @@ def _remedy(said: str, error: Exception) -> str:
     if has(*_REFUSED, "redentials"):
         return (
             "access is refused; check the credentials, on every node (for s3 AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY)"
+            "AWS_SECRET_ACCESS_KEY, for gs GOOGLE_APPLICATION_CREDENTIALS)"
         )
+    if has(*_NO_LIBRARY):
+        return "HDFS needs Java and Hadoop's libhdfs, on every node; set JAVA_HOME, HADOOP_HOME and CLASSPATH"
     if isinstance(error, FileNotFoundError) or has(*_NO_FILE):
         return "not found; mend the name"
     if has("SLOW_DOWN", "SlowDown", "HTTP status 503", "HTTP status 429", "Throttl"):

@@ -19,16 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from yonos_trt import errors
 from yonos_trt.atomic import remove_leftovers, write_file
 from yonos_trt.cli.jobs import DEFAULT_SUFFIX
 from yonos_trt.cli.progress import Progress, Silent
 from yonos_trt.errors import InputError, YonosError
 from yonos_trt.images import SaveOptions
 from yonos_trt.ray_data import places
-from yonos_trt.ray_data.cluster import Share, connected, import_ray, share_of
+from yonos_trt.ray_data.cluster import Share, connected, import_ray, may_use_gpus, share_of
 from yonos_trt.ray_data.planning import BatchPlan, plan
-from yonos_trt.ray_data.worker import Upscaler
+from yonos_trt.ray_data.worker import Upscaler, raised
 from yonos_trt.sizing import Sizing
 from yonos_trt.sr import SR
 
@@ -135,7 +134,7 @@ def upscale(
     batch.leave_out(overwrite=overwrite)
     place = report or (places.below(target, REPORT))
     if batch.left:
-        on_gpu = wanted.get("device", 0) >= 0 and wanted.get("runtime", "auto") in _MAY_USE_GPUS
+        on_gpu = may_use_gpus(wanted)
         share_options = {
             "cpus": wanted.pop("threads", None),
             "memory_mb": wanted.pop("memory_limit_mb", None),
@@ -154,9 +153,6 @@ def upscale(
     outcome = batch.outcome
     progress.end(done=outcome.done, skipped=outcome.skipped, failed=len(outcome.failed))
     return outcome
-
-
-_MAY_USE_GPUS = ("auto", "tensorrt", "tensorrt-rtx")
 
 
 def plan_batch(
@@ -232,8 +228,7 @@ class _Batch:
         """
         index, name = row["index"], self.name(row["index"])
         if row["state"] == "fatal":
-            kind = getattr(errors, row["error"], YonosError)
-            raise (kind if kind in _PLAIN else YonosError)(f"{row['reason']} (in the worker {row['worker']})")
+            raise raised(row)
         if index not in self.left:  # told twice: a worker died after it was told
             return
         if row["state"] == "done":
@@ -272,14 +267,6 @@ class _Batch:
     def _start(self, name: str) -> None:
         self._progress.start(name, self._told, self._count)
         self._told += 1
-
-
-_PLAIN = {
-    *(errors.ConfigError, errors.InputError, errors.ManifestError, errors.EngineNotFoundError),
-    *(errors.EngineIntegrityError, errors.EngineVersionError, errors.EngineDeviceError, errors.BuildError),
-    *(errors.CudaError, errors.ProfileError),
-}
-"""Errors that are made of their text alone."""
 
 
 def _write_report(failed: list[dict[str, Any]], place: str) -> None:

@@ -13,16 +13,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from yonos_trt import errors
 from yonos_trt.cli.file_stages import FileStages
 from yonos_trt.cli.job_outcome import named
 from yonos_trt.cli.job_run import run_jobs
 from yonos_trt.cli.jobs import Job
 from yonos_trt.cli.progress import Silent
-from yonos_trt.errors import ConfigError
+from yonos_trt.errors import ConfigError, YonosError
 from yonos_trt.ray_data import places
 from yonos_trt.sr import SR
 
-__all__ = ["Upscaler"]
+__all__ = ["Upscaler", "raised"]
 
 Row = dict[str, list[Any]]
 
@@ -125,6 +126,20 @@ class Upscaler:
             put(None)
 
 
+_PLAIN = {
+    *(errors.ConfigError, errors.InputError, errors.ManifestError, errors.EngineNotFoundError),
+    *(errors.EngineIntegrityError, errors.EngineVersionError, errors.EngineDeviceError, errors.BuildError),
+    *(errors.CudaError, errors.ProfileError),
+}
+"""Errors that are made of their text alone."""
+
+
+def raised(told: dict[str, Any]) -> YonosError:
+    """Return the error that a worker told of: ``error``, its class, ``reason`` and ``worker``."""
+    kind = getattr(errors, told["error"], YonosError)
+    return (kind if kind in _PLAIN else YonosError)(f"{told['reason']} (in the worker {told['worker']})")
+
+
 def _grouped(rows: queue.SimpleQueue[dict[str, Any] | None]) -> Iterator[list[dict[str, Any]]]:
     """Yield what is told within half a second together: each delivery costs the driver a turn of its loop."""
     told: list[dict[str, Any]] = []
@@ -149,6 +164,8 @@ def _given() -> dict[str, Any]:
     if not ray.is_initialized():
         return {}
     context: Any = ray.get_runtime_context()
+    if context.worker.mode != ray.WORKER_MODE:  # the driver
+        return {}
     resources = context.get_assigned_resources()
     given: dict[str, Any] = {"node": context.get_node_id()}
     if "CPU" in resources:

@@ -419,8 +419,8 @@ class VideoReader:
             end_s is None or time_s < exact_seconds(end_s)
         )
 
-    def frames(self, *, skip: int = 0) -> Iterator[Frame]:
-        """Yield the frames, the first ``skip`` of them without a picture (decoded but not converted).
+    def frames(self, *, wanted: Callable[[int], bool] = lambda index: True) -> Iterator[Frame]:
+        """Yield the frames, without a picture (decoded but not converted) those that are not ``wanted``.
 
         Raises
         ------
@@ -434,7 +434,7 @@ class VideoReader:
                 if end_s is not None and self.info.seconds(pts) >= end_s:
                     return
                 continue
-            rgb = self._rgb(frame) if index >= skip else None
+            rgb = self._rgb(frame) if wanted(index) else None
             yield Frame(index, pts, rgb, frame.duration or 0, repeated)
             index += 1
 

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 from yonos_trt.video.encode import FrameEncoder
 from yonos_trt.video.format import OutputFormat
 from yonos_trt.video.read import Frame
-from yonos_trt.video.segments import Segment, SegmentFolder
+from yonos_trt.video.segments import Segment, SegmentFolder, SegmentWriter
 
-__all__ = ["SegmentedEncoder", "VideoEncoder"]
+__all__ = ["OpenSegment", "SegmentedEncoder", "VideoEncoder"]
 
 
 class VideoEncoder(Protocol):
@@ -32,17 +32,17 @@ class VideoEncoder(Protocol):
         """Yield what is left."""
 
 
-class _OpenSegment:
+class OpenSegment:
     """A segment being written: its own encoder, its own file."""
 
-    def __init__(self, job: SegmentFolder, encoder: VideoEncoder, number: int, first_frame: int) -> None:
-        self.encoder = encoder
-        self.writer = job.begin(number, first_frame)
+    def __init__(self, encoder: VideoEncoder, writer: SegmentWriter) -> None:
+        self.encoder, self.writer = encoder, writer
         self.frames = 0
         self.repeated_s: list[float] = []
         self.last_duration = 0
 
     def add(self, frame: Frame, time_s: float) -> None:
+        """Encode the next frame; ``time_s`` is its time for the list of repeated frames."""
         assert frame.rgb is not None, "only frames of finished segments come without a picture"
         for packet in self.encoder.encode(frame.rgb, frame.pts):
             self._store(packet)
@@ -55,6 +55,7 @@ class _OpenSegment:
         self.writer.add(packet.pts, packet.is_keyframe, bytes(packet))
 
     def finish(self) -> Segment:
+        """Encode what the encoder holds, and give the segment its name."""
         try:
             for packet in self.encoder.finish():
                 self._store(packet)
@@ -98,7 +99,7 @@ class SegmentedEncoder:
         self._job, self._form, self._segment_frames = job, form, segment_frames
         self._open_encoder = open_encoder
         self._number, self._first_frame = len(job.segments), job.frames
-        self._open: _OpenSegment | None = None
+        self._open: OpenSegment | None = None
         self._ending: Future[Segment] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="yonos-segment")
 
@@ -112,7 +113,7 @@ class SegmentedEncoder:
         """
         if self._open is None:
             encoder = self._open_encoder(self._form)
-            self._open = _OpenSegment(self._job, encoder, self._number, self._first_frame)
+            self._open = OpenSegment(encoder, self._job.begin(self._number, self._first_frame))
         self._open.add(frame, time_s)
         if self._open.frames == self._segment_frames:
             self._end()

@@ -42,8 +42,10 @@ __all__ = [
     "SegmentFolder",
     "SegmentWriter",
     "going_on",
+    "has_segments",
     "read_segment",
     "remedy",
+    "segment_path",
     "work_folder",
 ]
 
@@ -88,6 +90,11 @@ class Segment:
     def frames(self) -> int:
         return len(self.packets)
 
+    @property
+    def times(self) -> list[int]:
+        """Presentation times of the frames, in ticks, in that order."""
+        return sorted(record.pts for record in self.packets)
+
     def payloads(self) -> Iterator[tuple[PacketRecord, bytes]]:
         """Yield each packet with its bytes."""
         with self.path.open("rb") as file:
@@ -101,9 +108,17 @@ def remedy(error: BaseException) -> str:
     return f"{words}, then " if words else ""
 
 
+def has_segments(folder: Path) -> bool:
+    """Whether there is a finished one; the first may be missing where several machines make them."""
+    try:
+        return any(re.fullmatch(r"segment-\d{6}", name) for name in os.listdir(folder))
+    except FileNotFoundError:
+        return False
+
+
 def going_on(folder: Path) -> str:
     """Say how to go on with the work in a folder after an error: --resume only where something is kept."""
-    if not (folder / "segment-000000").exists():
+    if not has_segments(folder):
         return "run the same command again (no segment was finished)"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         if json.loads((folder / "job.json").read_text(encoding="utf-8"))["identity"]["input"] is None:
@@ -230,6 +245,11 @@ def work_folder(output: Path) -> Path:
     return real.with_name(f".yonos-{hashlib.sha256(os.fsencode(real.name)).hexdigest()[:16]}.resume")
 
 
+def segment_path(folder: Path, number: int) -> Path:
+    """Return the name of a segment in a work folder."""
+    return folder / f"segment-{number:06d}"
+
+
 def _read_record(folder: Path) -> dict[str, Any] | None:
     """Return what ``job.json`` says; None where there is none.
 
@@ -348,7 +368,7 @@ class SegmentFolder:
         self, found: dict[str, Any] | None, wanted: dict[str, Any], *, resume: bool, overwrite: bool
     ) -> dict[str, Any]:
         """Decide between going on and starting anew; return the record that is now in the folder."""
-        segments = self.path_of(0).exists()
+        segments = has_segments(self.folder)
         if found is not None and segments and not (resume or overwrite):
             raise ConfigError(
                 f"{self.folder} holds unfinished work; pass --resume to go on with it or --overwrite to "
@@ -384,7 +404,7 @@ class SegmentFolder:
         return sum(segment.frames for segment in self.segments)
 
     def path_of(self, number: int) -> Path:
-        return self.folder / f"segment-{number:06d}"
+        return segment_path(self.folder, number)
 
     def begin(self, number: int, first_frame: int) -> SegmentWriter:
         """Open segment ``number`` for writing; finished ones are appended to ``segments`` by the caller."""
@@ -405,7 +425,7 @@ class SegmentFolder:
         """Let go of the folder, which stays if there is something in it to go on from. Idempotent."""
         if self._open:
             pending = self.replaces and self._output.exists()  # a resume must not take the old file for ours
-            if self._anew or not (self.path_of(0).exists() or pending):
+            if self._anew or not (has_segments(self.folder) or pending):
                 self.remove()
         self._unlock()
 

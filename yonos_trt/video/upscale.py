@@ -15,17 +15,15 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
-
-from numpy.typing import NDArray
 
 from yonos_trt.atomic import remove_leftovers
 from yonos_trt.choices import no_path
 from yonos_trt.errors import ConfigError, InputError
-from yonos_trt.prefetch import stream
 from yonos_trt.video.described import left_out_descriptions
 from yonos_trt.video.device import DevicePath, device_path
 from yonos_trt.video.encode import make_frame
@@ -36,51 +34,49 @@ from yonos_trt.video.layouts import WITH_ALPHA
 from yonos_trt.video.ledger import Stamp, read_stamp
 from yonos_trt.video.mux import container_of, count_frames, mux_video, rehearse
 from yonos_trt.video.options import VideoOptions, VideoReport
-from yonos_trt.video.read import Frame, VideoReader
+from yonos_trt.video.read import VideoReader
 from yonos_trt.video.segment_encode import SegmentedEncoder
 from yonos_trt.video.segments import SegmentFolder
 from yonos_trt.video.sidedata import lost_frame_data
-from yonos_trt.video.stabilize import Stabilizer
+from yonos_trt.video.stages import Stopwatch, Upscale, open_reader, segments_identity, upscaled
 from yonos_trt.video.y4m import Y4mWriter, broken_pipe
 
-__all__ = ["OnFrames", "Upscale", "VideoOptions", "VideoReport", "upscale_video"]
+__all__ = [
+    "MakeSegments",
+    "OnFrames",
+    "Upscale",
+    "VideoOptions",
+    "VideoReport",
+    "Work",
+    "check_same",
+    "expected_frames",
+    "to_file",
+    "upscale_video",
+]
 
 log = logging.getLogger(__name__)
 
-Upscale = Callable[..., NDArray[Any]]
 #: called with frames done so far and frames in all (None: not known)
 OnFrames = Callable[[int, "int | None"], None]
 
 
-class _Stopwatch:
-    """Adds up how long each stage works (not how long it waits for the others)."""
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the segments of a file are made from, and where they go."""
 
-    def __init__(self) -> None:
-        self.seconds = {"decode": 0.0, "upscale": 0.0, "encode": 0.0}
-        self.begin = time.perf_counter()
-
-    def each(self, stage: str, items: Iterator[Frame]) -> Iterator[Frame]:
-        while True:
-            begin = time.perf_counter()
-            item = next(items, None)
-            self.seconds[stage] += time.perf_counter() - begin
-            if item is None:
-                return
-            yield item
+    reader: VideoReader
+    path: DevicePath
+    job: SegmentFolder
+    options: VideoOptions
+    scale: int
+    watch: Stopwatch
+    progress: OnFrames | None
 
 
-def _opened(source: str | Path | BinaryIO, options: VideoOptions) -> VideoReader:
-    return VideoReader(
-        source,
-        start_s=options.start_s,
-        end_s=options.end_s,
-        on_error=options.on_error,
-        force=options.force,
-        siting=options.chroma_siting,
-    )
+MakeSegments = Callable[[Work], None]
 
 
-def _expected_frames(info: VideoInfo, options: VideoOptions) -> int | None:
+def expected_frames(info: VideoInfo, options: VideoOptions) -> int | None:
     """Return how many frames to expect, for progress only: exact without an interval, else by the rate."""
     if options.start_s is None and options.end_s is None:
         return info.frames_declared
@@ -90,55 +86,6 @@ def _expected_frames(info: VideoInfo, options: VideoOptions) -> int | None:
     if info.frames_declared is not None and options.start_s is not None:
         return max(1, info.frames_declared - round(options.start_s * info.rate))
     return None
-
-
-def _identity(
-    source: Path, form: OutputFormat, options: VideoOptions, path: DevicePath, upscaler_id: str
-) -> dict[str, Any]:
-    """Describe all that the segments' bits depend on (not ``on_error``: what "stop" let pass is the same)."""
-    stat = source.stat()
-    return {
-        "input": [source.name, stat.st_size, stat.st_mtime_ns],
-        "upscaler": upscaler_id,
-        "encoder": [form.vcodec, form.pix_fmt, [list(o) for o in form.options]],
-        "size": [form.height_px, form.width_px],
-        "interval": [options.start_s, options.end_s],
-        "decoding": [options.chroma_siting],
-        "segment_frames": options.segment_frames,
-        "stabilize": options.stabilize,
-        **({"hwaccel": path.stages} if path.stages else {}),
-    }
-
-
-def _upscaled(
-    reader: VideoReader,
-    upscale: Upscale,
-    scale: int,
-    options: VideoOptions,
-    path: DevicePath,
-    watch: _Stopwatch,
-    skip: int,
-) -> Any:
-    """Return a stream of upscaled frames; the first ``skip`` come without a picture (or are not wanted)."""
-    stabilizer: Stabilizer | None = None
-    size = None if options.sizing is None else (path.form.height_px, path.form.width_px)
-    if options.stabilize:
-        stabilizer = Stabilizer(scale)
-        skip = max(0, skip - 1)  # the frame before the first one wanted is its state
-
-    def one(frame: Frame) -> Frame:
-        if frame.rgb is None:
-            return frame
-        begin = time.perf_counter()
-        result = upscale(frame.rgb) if size is None else upscale(frame.rgb, size=size)
-        if stabilizer is not None:
-            result = stabilizer(frame.rgb, result)
-        result = path.for_encoder(result)
-        watch.seconds["upscale"] += time.perf_counter() - begin
-        return replace(frame, rgb=result)
-
-    frames = watch.each("decode", reader.frames(skip=skip))
-    return stream(frames, one, max_in_flight=options.max_in_flight)
 
 
 def upscale_video(
@@ -188,7 +135,15 @@ def upscale_video(
     if isinstance(target, str) and (problem := no_path(target)):
         raise ConfigError(f"the output {problem}")
     if isinstance(target, (str, Path)):
-        return _to_file(source, Path(target), upscale, scale, upscaler_id, options, progress)
+        return to_file(
+            source,
+            Path(target),
+            partial(_here, upscale=upscale),
+            scale=scale,
+            upscaler_id=lambda: upscaler_id,
+            options=options,
+            progress=progress,
+        )
     return _to_pipe(source, target, upscale, scale, options, progress)
 
 
@@ -202,8 +157,8 @@ def _to_pipe(
 ) -> VideoReport:
     if options.resume:
         raise ConfigError("--resume needs an output file; a pipe cannot be resumed")
-    watch, report = _Stopwatch(), VideoReport()
-    with _opened(source, options) as reader:
+    watch, report = Stopwatch(), VideoReport()
+    with open_reader(source, options) as reader:
         layers = _left_out_before(reader, Path(source) if isinstance(source, (str, Path)) else None)
         raw = replace(options.encoder, vcodec="rawvideo", crf=None, preset=None, options=())
         path = device_path(replace(options, encoder=raw), reader, scale)
@@ -213,8 +168,9 @@ def _to_pipe(
         report.left_out = layers + reader.lost_in_y4m(form)
         _tell_left_out(reader.name, report.left_out)
         writer = Y4mWriter(sink, form)
-        total = _expected_frames(reader.info, options)
-        with _upscaled(reader, upscale, scale, options, path, watch, 0) as frames:
+        total = expected_frames(reader.info, options)
+        decoded = watch.each("decode", reader.frames())
+        with upscaled(decoded, upscale, scale, options, path, watch) as frames:
             for frame in frames:
                 begin = time.perf_counter()
                 picture = make_frame(frame.rgb, form, frame.pts)
@@ -236,15 +192,28 @@ def _to_pipe(
     return report
 
 
-def _to_file(
+def to_file(
     source: str | Path | BinaryIO,
     target: Path,
-    upscale: Upscale,
+    make: MakeSegments,
+    *,
     scale: int,
-    upscaler_id: str,
+    upscaler_id: Callable[[], str],
     options: VideoOptions,
     progress: OnFrames | None,
 ) -> VideoReport:
+    """Make a file as `upscale_video` does, its segments wherever `make` has them made.
+
+    Parameters
+    ----------
+    make
+        Called with the work once everything that can be refused was; appends what is missing to
+        ``work.job.segments``, whole and in order.
+    upscaler_id
+        Called when the input and the options are known to be usable.
+    source, target, scale, options, progress
+        As `upscale_video`.
+    """
     container_of(target)
     file = Path(source) if isinstance(source, (str, Path)) else None
     if options.resume and file is None:
@@ -256,20 +225,21 @@ def _to_file(
     if target.exists() and not (options.overwrite or options.resume):
         raise ConfigError(f"{target} exists; pass --overwrite to replace it")
     remove_leftovers(Path(os.path.realpath(target)).parent)
-    watch, report = _Stopwatch(), VideoReport()
+    watch, report = Stopwatch(), VideoReport()
     plan = {"audio": options.copy_audio, "subtitles": options.copy_subtitles, "force": options.force}
-    with _opened(source, options) as reader:
+    with open_reader(source, options) as reader:
         layers = _left_out_before(reader, file)
         path = device_path(options, reader, scale)
         form, report.on_device = path.form, path.stages
         known = layers
-        identity: dict[str, Any] = {"input": None, "upscaler": upscaler_id}
         if file is not None:
-            identity = _identity(file, form, options, path, upscaler_id)
             known = layers + rehearse(
                 target, file, reader.info, form, plan, start_s=options.start_s, end_s=options.end_s
             )
             _tell_left_out(reader.name, known)
+        identity: dict[str, Any] = {"input": None, "upscaler": upscaler_id()}
+        if file is not None:
+            identity = segments_identity(file, form, options, path, identity["upscaler"])
         job = SegmentFolder(
             target, identity, resume=options.resume, overwrite=options.overwrite, anew=file is None
         )
@@ -281,25 +251,7 @@ def _to_file(
                 return report
             _check_free(target, job)
             report.frames_resumed = job.frames
-            done_times = [t for segment in job.segments for t in sorted(r.pts for r in segment.packets)]
-            with (
-                SegmentedEncoder(job, form, options.segment_frames, path.open_encoder) as encoder,
-                _upscaled(reader, upscale, scale, options, path, watch, len(done_times)) as frames,
-            ):
-                for frame in frames:
-                    if frame.index < len(done_times):
-                        _check_same(reader, frame, done_times[frame.index])
-                        continue
-                    begin = time.perf_counter()
-                    encoder.encode(frame, round(reader.info.seconds(frame.pts), 6))
-                    watch.seconds["encode"] += time.perf_counter() - begin
-                    if progress is not None:
-                        progress(frame.index + 1, _expected_frames(reader.info, options))
-                begin = time.perf_counter()
-                encoder.finish()
-                watch.seconds["encode"] += time.perf_counter() - begin
-            if job.frames < len(done_times):
-                raise InputError(f"{reader.name} has lost frames since the segments were made; start again")
+            make(Work(reader, path, job, options, scale, watch, progress))
             if not job.segments:
                 end = "its end" if options.end_s is None else f"{options.end_s} s"
                 raise InputError(
@@ -330,6 +282,33 @@ def _to_file(
             job.close()
     report.seconds = {**watch.seconds, "wall": time.perf_counter() - watch.begin}
     return report
+
+
+def _here(work: Work, upscale: Upscale) -> None:
+    """Make the segments in this process."""
+    reader, job, options, watch = work.reader, work.job, work.options, work.watch
+    done_times = [t for segment in job.segments for t in segment.times]
+    # the frame before the first one wanted is the stabiliser's state
+    skip = max(0, len(done_times) - 1) if options.stabilize else len(done_times)
+    frames = watch.each("decode", reader.frames(wanted=lambda index: index >= skip))
+    with (
+        SegmentedEncoder(job, work.path.form, options.segment_frames, work.path.open_encoder) as encoder,
+        upscaled(frames, upscale, work.scale, options, work.path, watch) as results,
+    ):
+        for frame in results:
+            if frame.index < len(done_times):
+                check_same(reader, frame.index, frame.pts, done_times[frame.index])
+                continue
+            begin = time.perf_counter()
+            encoder.encode(frame, round(reader.info.seconds(frame.pts), 6))
+            watch.seconds["encode"] += time.perf_counter() - begin
+            if work.progress is not None:
+                work.progress(frame.index + 1, expected_frames(reader.info, options))
+        begin = time.perf_counter()
+        encoder.finish()
+        watch.seconds["encode"] += time.perf_counter() - begin
+    if job.frames < len(done_times):
+        raise InputError(f"{reader.name} has lost frames since the segments were made; start again")
 
 
 def _left_out_before(reader: VideoReader, file: Path | None) -> list[str]:
@@ -371,10 +350,10 @@ def _check_free(target: Path, job: SegmentFolder) -> None:
         )
 
 
-def _check_same(reader: VideoReader, frame: Frame, expected_pts: int) -> None:
+def check_same(reader: VideoReader, index: int, pts: int, expected_pts: int) -> None:
     """Refuse to resume on an input whose frames differ from what the finished segments show."""
-    if frame.pts != expected_pts:
+    if pts != expected_pts:
         raise InputError(
-            f"{reader.name} is not the file the finished segments were made from (frame {frame.index} "
+            f"{reader.name} is not the file the finished segments were made from (frame {index} "
             "differs in time); start again with --overwrite without --resume"
         )
