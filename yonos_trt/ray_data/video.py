@@ -214,14 +214,14 @@ class _Workers(contextlib.ExitStack):
         self.count = share.workers
         (first,) = self.start(1)
         try:
-            self._id = self.ask(self.opening(first))["id"]
+            self._id = self.ask(self.opening(first, _DEATHS))["id"]
         except self.ray.exceptions.RayActorError as error:
             raise _none_starts(error) from error
         return self._id
 
-    def opening(self, actor: Any) -> Any:
-        """Have a worker open its `SR`; where it dies, or is about to start again, a few times."""
-        return actor.upscaler_id.options(max_task_retries=_DEATHS).remote()
+    def opening(self, actor: Any, tries: int = 0) -> Any:
+        """Have a worker open its `SR`; so often again where it dies, or is about to start again."""
+        return actor.upscaler_id.options(max_task_retries=tries).remote()
 
     def check(self, told: dict[str, Any]) -> None:
         """Refuse a worker that would compute other bits than the first one."""
@@ -354,7 +354,7 @@ def _distribute(work: Work, *, crew: _Workers) -> None:
                 if segment is None:  # it is left out
                     failed = failed or (None if running or starting or idle else _none_starts(error))
                 else:
-                    starting[crew.opening(actor)] = actor
+                    starting[crew.opening(actor, _DEATHS)] = actor
                     segments.todo.appendleft(segment)
                     deaths[segment] += 1
                     if deaths[segment] == _DEATHS:

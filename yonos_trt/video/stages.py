@@ -60,7 +60,7 @@ def upscaled(
     options: VideoOptions,
     path: DevicePath,
     watch: Stopwatch,
-) -> Prefetch[Frame]:
+) -> Prefetch[Any]:
     """Return a stream of upscaled frames; those that come without a picture pass.
 
     With ``options.stabilize`` the first frame that has a picture is only the next one's state.
