@@ -553,3 +553,55 @@ def test_xmp_of_an_avi_is_named(tmp_path: Path) -> None:
     data = source.read_bytes() + b"_PMX" + len(XMP).to_bytes(4, "little") + XMP + bytes(len(XMP) % 2)
     source.write_bytes(data[:4] + (len(data) - 8).to_bytes(4, "little") + data[8:])
     assert run(source, tmp_path / "out.mkv").left_out == ["XMP metadata"]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# HDR metadata of single frames
+
+
+def unit_before(source: Path, target: Path, unit: bytes) -> Path:
+    """Put a NAL unit in front of every picture."""
+
+    def change(packet: Any) -> Any:
+        new = av.Packet(len(unit).to_bytes(4, "big") + unit + bytes(packet))
+        new.pts, new.dts, new.time_base = packet.pts, packet.dts, packet.time_base
+        new.duration, new.is_keyframe = packet.duration, packet.is_keyframe
+        return new
+
+    return remux(source, target, change=change)
+
+
+def hdr10_plus() -> bytes:
+    """An HEVC SEI unit with SMPTE ST 2094-40: one window, all else zero."""
+    bits = "01" + "0" * 26 + "1" + "0" * 91  # num_windows, targeted luminance of 1, then maxscl and the rest
+    payload = b"\xb5\x00\x3c\x00\x01\x04\x01" + int(bits, 2).to_bytes(len(bits) // 8, "big")
+    raw, zeros = bytearray(), 0
+    for byte in bytes([4, len(payload)]) + payload + b"\x80":
+        if zeros >= 2 and byte <= 3:  # emulation prevention
+            raw.append(3)
+            zeros = 0
+        raw.append(byte)
+        zeros = zeros + 1 if byte == 0 else 0
+    return hevc_unit(39, 0, bytes(raw))
+
+
+def test_hdr10_plus_is_refused_unless_forced_and_then_named(tmp_path: Path) -> None:
+    plain = write_clip(
+        tmp_path / "plain.mp4", codec="libx265", pix_fmt="yuv420p10le", frames=4, tags=(1, 9, 16, 9)
+    )
+    source = unit_before(plain, tmp_path / "in.mp4", hdr10_plus())
+    refused(source, tmp_path / "out.mkv", InputError, r"per-frame HDR metadata \(DYNAMIC_HDR_PLUS\).*--force")
+    encoder = EncoderSettings("libx265", 20, "ultrafast")
+    report = run(source, tmp_path / "out.mkv", encoder=encoder, force=True)
+    assert report.left_out == ["HDR10+ metadata"]
+
+
+def test_dolby_vision_is_refused_unless_forced_and_then_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its units are made by licensed encoders; what FFmpeg says of them stands in here."""
+    source = write_clip(tmp_path / "in.mp4", frames=4)
+    monkeypatch.setattr("yonos_trt.video.info._side_data", lambda frame: {"DOVI_METADATA": b""})
+    monkeypatch.setattr("yonos_trt.video.read.frame_data_names", lambda frame: iter(["DOVI_METADATA"]))
+    refused(source, tmp_path / "out.mkv", InputError, r"per-frame HDR metadata \(DOVI_METADATA\).*--force")
+    assert run(source, tmp_path / "out.mkv", force=True).left_out == ["Dolby Vision metadata"]

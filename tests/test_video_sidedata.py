@@ -244,8 +244,7 @@ def test_stereo_is_kept_or_named(tmp_path: Path, mode: int, to: str, projection:
     report = run(source, tmp_path / f"out{to}", encoder=FINE)
     kept = side_of(tmp_path / f"out{to}").stereo_mode == mode
     assert report.left_out == ([] if kept else [f"stereo layout (Matroska's StereoMode {mode})"])
-    if to == ".mkv" or (to == ".mp4" and mode in (1, 3)):
-        assert kept
+    assert kept == (to == ".mkv" or (to == ".mp4" and mode in (1, 3)))
     assert side_of(tmp_path / f"out{to}").projection == projection
 
 
