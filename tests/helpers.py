@@ -221,6 +221,52 @@ def make_engine_dir(
     return m.write_engine_dir(path, files, manifest)
 
 
+def with_external(raw: bytes, location: str, *, offset: int = 0) -> tuple[bytes, bytes]:
+    """Move the weights of a graph into a file; returns (graph, file)."""
+    import onnx
+
+    model = onnx.load_from_string(raw)
+    data = bytearray(b"\0" * offset)
+    for tensor in model.graph.initializer:
+        if tensor.dims:
+            at, content = len(data), tensor.raw_data
+            data += content
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", location), ("offset", at), ("length", len(content))):
+                tensor.external_data.add(key=key, value=str(value))
+    return model.SerializeToString(), bytes(data)
+
+
+def external_dir(root: Path, location: str = "step.data", *, listed: str = "external", seed: int = 1) -> Path:
+    """Write an engine directory whose step has its weights in another file."""
+    import hashlib
+
+    import msgspec
+
+    files, factor, channels = tiny_graphs(seed=seed)
+    files["step.onnx"], data = with_external(files["step.onnx"], location, offset=64)
+    manifest = tiny_manifest(files, factor, channels)
+    hidden = location.startswith(".")
+    if not hidden:
+        files[location] = data
+    digest = hashlib.sha256(data).hexdigest()
+    record = m.FileRecord(file=location, sha256=digest, bytes=len(data))
+    if listed == "external":
+        step = manifest.stages.step
+        artifact = msgspec.structs.replace(step.artifacts[0], external=(record,))
+        stages = msgspec.structs.replace(
+            manifest.stages, step=msgspec.structs.replace(step, artifacts=(artifact,))
+        )
+        manifest = msgspec.structs.replace(manifest, stages=stages)
+    elif listed == "files":
+        manifest = msgspec.structs.replace(manifest, files=(record,))
+    engine = m.write_engine_dir(root, files, manifest)
+    if hidden:
+        (engine / location).write_bytes(data)
+    return engine
+
+
 def picture(height: int, width: int, *, dtype: Any = np.uint8, seed: int = 0, channels: int = 3) -> Array:
     """Draw smooth gradients, edges and a little noise: (height, width, channels)."""
     rng = np.random.default_rng(seed)
@@ -293,7 +339,10 @@ def in_own_process(test: Callable[..., None]) -> Callable[..., None]:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", name]
         root = Path(__file__).resolve().parents[1]
         environment = os.environ | {"YONOS_OWN_PROCESS": "1"}
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=120)
+        limit_s = 120 + 60 * float(os.environ.get("FUZZ_MINUTES", 0))
+        done = subprocess.run(
+            command, cwd=root, env=environment, capture_output=True, text=True, timeout=limit_s
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         assert "1 passed" in done.stdout, done.stdout
 

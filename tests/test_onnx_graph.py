@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-from helpers import make_engine_dir, picture, tiny_graphs, tiny_manifest
+from helpers import external_dir, make_engine_dir, picture, tiny_graphs, with_external
 from onnx import TensorProto, helper, numpy_helper
 
 import yonos_trt
@@ -27,46 +26,6 @@ from yonos_trt.engine.onnx_graph import Graph, read_graph
 from yonos_trt.errors import EngineIntegrityError, ManifestError
 
 RUNTIMES = ("onnx", "openvino")
-
-
-def with_external(raw: bytes, location: str, *, offset: int = 0) -> tuple[bytes, bytes]:
-    """Move the weights of a graph into a file; returns (graph, file)."""
-    model = onnx.load_from_string(raw)
-    data = bytearray(b"\0" * offset)
-    for tensor in model.graph.initializer:
-        if tensor.dims:
-            at, content = len(data), tensor.raw_data
-            data += content
-            tensor.ClearField("raw_data")
-            tensor.data_location = TensorProto.EXTERNAL
-            for key, value in (("location", location), ("offset", at), ("length", len(content))):
-                tensor.external_data.add(key=key, value=str(value))
-    return model.SerializeToString(), bytes(data)
-
-
-def external_dir(root: Path, location: str = "step.data", *, listed: str = "external", seed: int = 1) -> Path:
-    """Write an engine directory whose step has its weights in another file."""
-    files, factor, channels = tiny_graphs(seed=seed)
-    files["step.onnx"], data = with_external(files["step.onnx"], location, offset=64)
-    manifest = tiny_manifest(files, factor, channels)
-    hidden = location.startswith(".")
-    if not hidden:
-        files[location] = data
-    digest = hashlib.sha256(data).hexdigest()
-    record = m.FileRecord(file=location, sha256=digest, bytes=len(data))
-    if listed == "external":
-        step = manifest.stages.step
-        artifact = msgspec.structs.replace(step.artifacts[0], external=(record,))
-        stages = msgspec.structs.replace(
-            manifest.stages, step=msgspec.structs.replace(step, artifacts=(artifact,))
-        )
-        manifest = msgspec.structs.replace(manifest, stages=stages)
-    elif listed == "files":
-        manifest = msgspec.structs.replace(manifest, files=(record,))
-    engine = m.write_engine_dir(root, files, manifest)
-    if hidden:
-        (engine / location).write_bytes(data)
-    return engine
 
 
 def opened(engine: Path, runtime: str) -> Backend:

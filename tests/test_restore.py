@@ -21,6 +21,9 @@ def weights(raw: bytes) -> dict[str, np.ndarray]:
     return {t.name: numpy_helper.to_array(t) for t in onnx.load_from_string(raw).graph.initializer}
 
 
+GOOD_DIAL = dial_file(np.array([[0, 4]], np.int64), np.zeros(4, np.float16))
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, bytes]:
     """The step graph of two models, and the dial file between them."""
@@ -80,8 +83,12 @@ def test_a_dial_goes_from_zero_to_one(pair: tuple[bytes, bytes, bytes], restore:
         dial_file(np.array([[-8, 4]], np.int64), np.zeros(4, np.float16)),
         dial_file(np.array([[0, 2]], np.int64), np.zeros(4, np.float16)),
         dial_file(np.zeros((1, 3), np.int64), np.zeros(4, np.float16)),
+        dial_file(np.array([[0, 4]], np.int64), np.zeros(4, np.complex64)),
+        dial_file(np.array([[0, 4]], np.int64), np.zeros(4, "S4")),
+        GOOD_DIAL.replace(b"\x08\x00", b"\x63\x00"),
+        GOOD_DIAL[: GOOD_DIAL.index(b"places.npy") + 40] + b"\xff" * 9 + GOOD_DIAL[79:],
     ],
-    ids=["empty", "text", "too long", "before", "left over", "shape"],
+    ids=["empty", "text", "too long", "before", "left over", "shape", "complex", "bytes", "method", "bits"],
 )
 def test_a_dial_file_that_does_not_fit_is_refused(pair: tuple[bytes, bytes, bytes], dial: bytes) -> None:
     with pytest.raises(EngineIntegrityError, match="its dial"):

@@ -11,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from yonos_train.folders import RunFileError  # noqa: E402
 from yonos_train.model import (  # noqa: E402
     BundleConfig,
     LiteConfig,
@@ -123,7 +124,7 @@ def test_bundle_survives_the_folder(tmp_path):
 
 
 def test_bundle_refuses_what_it_cannot_load(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+    with pytest.raises(RunFileError, match=r"config\.json"):
         load_bundle(tmp_path)
     save_bundle(new_bundle(BundleConfig("tiny", 2, TINY)), tmp_path)
     text = json.loads((tmp_path / "config.json").read_text())
@@ -139,7 +140,7 @@ def test_bundle_refuses_what_it_cannot_load(tmp_path):
         load_bundle(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(text))
     (tmp_path / "unet.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"unet\.safetensors"):
+    with pytest.raises(RunFileError, match=r"unet\.safetensors"):
         load_bundle(tmp_path)
 
 

@@ -14,6 +14,7 @@ pytest.importorskip("accelerate")
 
 from helpers import write_training_pictures
 from yonos_train.data import DataError
+from yonos_train.folders import RunFileError
 from yonos_train.loop import LoopConfig, TrainingError
 from yonos_train.model import load_bundle
 from yonos_train.presets import PRESETS, RunConfig
@@ -49,8 +50,9 @@ def test_a_mutated_run_folder_goes_on_or_says_why_not(tmp_path: Path) -> None:
         try:
             Run(CONFIG, copy, data=str(data), weights={}).run()
             load_bundle(copy / "bundles" / "smoke-x2")
-        except (TrainingError, DataError, ValueError, FileNotFoundError) as error:
-            told(error)
+        except (TrainingError, DataError, RunFileError) as error:
+            named = str(copy) in told(error)
+            assert named
 
     assert fuzz(st.tuples(st.sampled_from(files), mutations(2), st.booleans()), check) >= 10
 
@@ -62,7 +64,8 @@ def test_a_mutated_config_is_read_or_refused(tmp_path: Path) -> None:
         file.write_bytes(mutate(text, changes))
         try:
             RunConfig.load(file)
-        except ValueError as error:
-            told(error)
+        except RunFileError as error:
+            named = str(file) in told(error)
+            assert named
 
     assert fuzz(mutations(), check, share=0.2) >= 10

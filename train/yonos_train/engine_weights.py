@@ -65,13 +65,7 @@ def load_start(what: str | os.PathLike[str], scale: int | None = None) -> Bundle
     name = os.fspath(what) if scale is None else os.fspath(what).replace("{scale}", str(scale))
     folder = find_start(name)
     if (folder / "config.json").is_file():
-        try:
-            bundle = load_bundle(folder)
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"{folder / 'config.json'}: not a lite bundle's ({error!r}); expected a folder that "
-                f"yonos-train wrote below RUN/bundles"
-            ) from error
+        bundle = load_bundle(folder)
     else:
         bundle = bundle_from_engine(folder)
     if scale is not None and bundle.config.scale != scale:

@@ -16,7 +16,7 @@ from torch import nn
 
 from yonos_trt.atomic import write_file
 
-from .folders import save_tensors
+from .folders import RunFileError, save_tensors
 from .networks import Decoder, Encoder, LiteConfig, UNet, set_latent_stats
 from .schedule import Schedule
 
@@ -169,10 +169,9 @@ def load_bundle(folder: str | os.PathLike[str]) -> Bundle:
 
     Raises
     ------
-    FileNotFoundError
-        A file is missing; the message names it.
-    ValueError
-        ``config.json`` is of another format, or the weights do not fit the architecture.
+    RunFileError
+        A file is missing, damaged or of another format, or weights do not fit the architecture; the message
+        names it.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -180,23 +179,25 @@ def load_bundle(folder: str | os.PathLike[str]) -> Bundle:
     path = Path(folder)
     config_path = path / "config.json"
     if not config_path.is_file():
-        raise FileNotFoundError(
-            f"{config_path}: not found; expected a checkpoint folder written by yonos-train"
-        )
-    bundle = new_bundle(BundleConfig.from_json(config_path.read_text(encoding="utf-8")))
+        raise RunFileError(f"{config_path}: not found; expected a checkpoint folder written by yonos-train")
+    try:
+        bundle = new_bundle(BundleConfig.from_json(config_path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunFileError(
+            f"{config_path}: not a lite bundle's ({error!r}); expected a folder that yonos-train wrote below "
+            f"RUN/bundles"
+        ) from error
     for name in ("encoder", "unet", "decoder"):
         file = path / f"{name}.safetensors"
         if not file.is_file():
-            raise FileNotFoundError(
-                f"{file}: not found; expected encoder, unet and decoder beside config.json"
-            )
+            raise RunFileError(f"{file}: not found; expected encoder, unet and decoder beside config.json")
         module: nn.Module = getattr(bundle, name)
         try:
             module.load_state_dict(load_file(file))
-        except SafetensorError as error:
-            raise ValueError(f"{file}: cannot be read: {error}") from error
+        except (SafetensorError, OSError) as error:
+            raise RunFileError(f"{file}: cannot be read: {error}") from error
         except RuntimeError as error:
-            raise ValueError(
+            raise RunFileError(
                 f"{file}: weights do not fit the architecture in config.json: {error}"
             ) from error
         module.requires_grad_(False)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from .data import picture_files
+from .folders import RunFileError
 from .presets import RunConfig
 from .stages import StageConfig
 
@@ -88,19 +89,19 @@ def check_same(run: Run, old: RunConfig | None) -> None:
 
     Raises
     ------
-    ValueError
+    RunFileError
         Names the stage, the field, its value then and now.
     """
     if old is not None:
         for name in ("architecture", "schedule", "name", "base", "start", "learn_context"):
             if getattr(old, name) != getattr(run.config, name):
-                raise ValueError(
+                raise RunFileError(
                     f"{run.folder / 'config.json'}: this run was started with {name} = "
                     f"{getattr(old, name)}, now {getattr(run.config, name)}; use another run folder"
                 )
         starts = [c.training.get("start", {}).get("weights_sha256") for c in (old, run.config)]
         if None not in starts and starts[0] != starts[1]:
-            raise ValueError(
+            raise RunFileError(
                 f"{run.folder / 'config.json'}: this run was started from {old.start} with weights_sha256 "
                 f"{starts[0]}, which now has {starts[1]}; use another run folder"
             )
@@ -122,7 +123,7 @@ def _read_record(run: Run, stage: StageConfig, old: RunConfig | None) -> dict[st
             record["stage"] = {**plain, **record["stage"]}  # fields that are younger than the record
             return record
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise RunFileError(
                 f"{file}: cannot be read ({error!r}); remove {file.parent} to train the stage again"
             ) from error
     begun = [s for s in (old.stages if old is not None else ()) if s.name == stage.name]
@@ -147,7 +148,7 @@ def _refuse(run: Run, stage: StageConfig, changes: list[tuple[str, Any, Any]]) -
         if field not in free
     ]
     if wrong:
-        raise ValueError(
+        raise RunFileError(
             f"{run.folder}: stage {stage.name} is {'finished' if done else 'begun'}, and its "
             f"{'; '.join(wrong)}. Give it what it was trained with (--set {stage.name}.FIELD=VALUE for this "
             f"stage alone), use another run folder, or remove {run.folder / stage.name} to train it again"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .data import CropConfig
+from .folders import RunFileError
 from .loop import LoopConfig
 from .model import BundleConfig, LiteConfig
 from .schedule import Schedule
@@ -123,13 +124,13 @@ class RunConfig:
 
         Raises
         ------
-        ValueError
+        RunFileError
             It is none, or of another version; the message names the file.
         """
         try:
             return cls.from_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
+            raise RunFileError(
                 f"{path}: not a run's config ({error!r}); expected what `yonos-train --dry-run` prints"
             ) from error
 

@@ -14,7 +14,6 @@ every runtime that reads the graph, and 0 is the graph itself, bit for bit.
 from __future__ import annotations
 
 import io
-import zipfile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +87,8 @@ def turned(graph: bytes, dial: bytes, restore: float, *, name: str) -> bytes:
         if first < 0 or count < 1 or first + 4 * count > len(out) or position + count > len(change):
             raise EngineIntegrityError(f"{name} names weights outside its graph; export the model again")
         weights = np.frombuffer(out, "<f4", count, first)
-        weights += np.float32(restore) * change[position : position + count]
+        with np.errstate(all="ignore"):  # what is not finite is found in the tiles, with the network's name
+            weights += np.float32(restore) * change[position : position + count]
         position += count
     if position != len(change):
         raise EngineIntegrityError(f"{name} holds more weights than it names; export the model again")
@@ -106,8 +106,9 @@ def _read(dial: bytes, name: str) -> tuple[NDArray[np.int64], NDArray[np.float32
     try:
         with np.load(io.BytesIO(dial), allow_pickle=False) as archive:
             places, change = archive["places"], archive["change"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile, zlib and NumPy's readers have a dozen kinds for what is damaged
         raise EngineIntegrityError(f"{name} is not a dial file ({error}); export the model again") from error
-    if places.dtype != np.int64 or places.ndim != 2 or places.shape[1:] != (2,) or change.ndim != 1:
+    fits = places.dtype == np.int64 and places.shape[1:] == (2,) and places.ndim == 2
+    if not fits or change.dtype != np.float16 or change.ndim != 1:
         raise EngineIntegrityError(f"{name} is not a dial file; export the model again")
     return places, change.astype(np.float32)
