@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -375,6 +376,37 @@ def test_what_a_killed_export_leaves_is_removed_by_the_next(graphs: Path, tmp_pa
     assert list(tmp_path.glob(".yonos-*.parts"))
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [".yonos-mine", "out", "source"]
+
+
+@pytest.mark.parametrize("moment", ["first event", "third event", "writing"])
+def test_sigterm_during_an_export_ends_with_130_and_a_whole_directory(
+    graphs: Path, tmp_path: Path, moment: str
+) -> None:
+    """The command in a process of its own; what it would have replaced stays until the new one is whole."""
+    out = tmp_path / "out"
+    shutil.copytree(graphs, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    script = "from yonos_trt.console import yonos_export; yonos_export()"
+    options = ["-o", str(out), "--fp16", "--onnx-only", "--progress", "json"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(graphs), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    events = [json.loads(process.stderr.readline()) for _ in range(1 if moment == "first event" else 3)]
+    if moment == "writing":
+        while process.poll() is None and not list(tmp_path.glob(".yonos-*.parts/new/*")):
+            time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)
+    assert process.returncode == 130, (events, said)
+    assert "Traceback" not in said[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+    load_manifest(out, verify=True)
+    if moment != "writing":  # there, the new one may have been whole by then
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 @pytest.mark.parametrize("name", ["weights.data", ".weights", "sub/weights.data"])

@@ -640,6 +640,68 @@ def test_no_exception_of_one_picture_ends_a_run(tmp_path: Path, stage: str, over
     assert outcome.exit_code == 1
 
 
+@pytest.mark.parametrize(
+    ("stage", "overlap"),
+    [("read", True), ("read", False), ("needed_bytes", True), ("upscale", True), ("write", True)],
+)
+def test_whatever_a_library_throws_inside_the_real_stages_is_one_pictures_failure(
+    engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, overlap: bool
+) -> None:
+    """Pillow, the planner and the networks' caller throw while real files go through `FileStages`."""
+    thrown = _every_exception()
+    now = threading.local()
+
+    class Noting(FileStages):
+        def read(self, job: Job) -> Any:
+            now.stem = job.source.stem
+            return super().read(job)
+
+        def needed_bytes(self, job: Job, picture: Any) -> int:
+            now.stem = job.source.stem
+            return super().needed_bytes(job, picture)
+
+        def upscale(self, job: Job, *arguments: Any, **options: Any) -> Any:
+            now.stem = job.source.stem
+            return super().upscale(job, *arguments, **options)
+
+        def write(self, job: Job, result: Any) -> tuple[str, ...]:
+            now.stem = job.source.stem
+            return super().write(job, result)
+
+    owner, name = {
+        "read": (PngImagePlugin.PngImageFile, "load"),
+        "needed_bytes": (SR, "plan"),
+        "upscale": (SR, "upscale"),
+        "write": (Image.Image, "save"),
+    }[stage]
+    real = getattr(owner, name)
+
+    def throwing(*arguments: Any, **options: Any) -> Any:
+        if now.stem.startswith("bad"):
+            raise thrown[int(now.stem[3:])]
+        return real(*arguments, **options)
+
+    names = [f"bad{index}" for index in range(len(thrown))]
+    for index in range(0, len(names) + 10, 10):
+        names.insert(index, f"good{index}")
+    source = tmp_path / "source.png"
+    Image.fromarray(picture(8, 8)).save(source)
+    for stem in names:
+        os.link(source, tmp_path / f"{stem}.png")
+    monkeypatch.setattr(owner, name, throwing)
+    jobs = [Job(tmp_path / f"{stem}.png", tmp_path / "out" / f"{stem}_x4.png") for stem in names]
+    told = Told()
+    with SR(engine_dir, threads=1) as sr:
+        outcome = run_jobs(jobs, Noting(sr), told, overlap=overlap)
+    good = [stem for stem in names if stem.startswith("good")]
+    assert [job.source.stem for job in outcome.done] == good
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(f"{g}_x4.png" for g in good)
+    failed = [event for event in told.events if event[0] == "fail"]
+    assert [event[1] for event in failed] == [f"bad{index}" for index in range(len(thrown))]
+    assert all(f"{stem}.png" in text for _, stem, text in failed)
+    assert outcome.exit_code == 1
+
+
 def test_what_is_passed_over_is_told_first_and_counted(tmp_path: Path) -> None:
     told = Told()
     passed = [PassedOver(tmp_path / "x.heic", "why"), PassedOver(tmp_path / "locked", "no", failed=True)]

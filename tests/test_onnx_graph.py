@@ -174,7 +174,9 @@ def test_no_race_with_somebody_who_swaps_the_file_runs_the_other_graph(
     )
     thread.start()
     try:
-        for _ in range(40 if runtime == "onnx" else 12):
+        for _ in range(200):
+            if min(ran, refused) >= (6 if runtime == "onnx" else 2):
+                break
             try:
                 backend = open_backend(engine, manifest, Request(runtime=runtime, threads=1))
             except EngineIntegrityError:
@@ -186,7 +188,8 @@ def test_no_race_with_somebody_who_swaps_the_file_runs_the_other_graph(
     finally:
         stop.set()
         thread.join()
-    assert ran + refused >= 12
+    assert ran, "it was never whole when it was opened: nothing was tried"
+    assert refused, "it was never another one when it was opened: nothing was tried"
 
 
 def onnx_weights(engine: Path, file: str) -> bytes:

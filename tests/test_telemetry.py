@@ -5,13 +5,16 @@ from __future__ import annotations
 import ast
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 from compiled import network_recorder
-from helpers import picture
+from helpers import make_engine_dir, picture
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -31,14 +34,27 @@ class Quiet:
         self.home.mkdir()
         self.record = folder / "record.txt"
 
-    def run(self, code: str, *arguments: str, home: Path | None = None) -> subprocess.CompletedProcess[str]:
-        private = {"ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "CI"}
-        environment = {key: value for key, value in os.environ.items() if key not in private} | {
+    def environment(self, home: Path | None = None) -> dict[str, str]:
+        private = (
+            "ORT_DISABLE_",
+            "XDG_CACHE_HOME",
+            "XDG_CONFIG_HOME",
+            "MPLCONFIGDIR",
+            "CI",
+            "GRADIO_",
+            "RAY_",
+        )
+        return {key: value for key, value in os.environ.items() if not key.startswith(private)} | {
             "HOME": str(home or self.home),
             "LD_PRELOAD": str(network_recorder()),
             "YONOS_RECORD": str(self.record),
             "PYTHONPATH": os.pathsep.join(sys.path),
         }
+
+    def run(
+        self, code: str, *arguments: str, home: Path | None = None, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        environment = self.environment(home) | variables
         return subprocess.run(
             [sys.executable, "-c", code, *arguments],
             capture_output=True,
@@ -95,10 +111,82 @@ def test_upscaling_sends_nothing_and_leaves_nothing_at_home(quiet: Quiet, photo:
     assert (quiet.reached(), quiet.left()) == ([], [])
 
 
-@pytest.mark.parametrize("command", ["doctor --json", "info lite-x4 --json", "bench --help"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "doctor --json",
+        "info lite-x4 --json",
+        "models",
+        "bench --size 32x32 --iterations 1 --warm-up 0 --duration 0 --no-gflop -j 1",
+    ],
+)
 def test_other_commands_send_nothing_either(quiet: Quiet, command: str) -> None:
     done = quiet.run(YONOS, *command.split())
     assert done.returncode == 0, done.stderr
+    assert (quiet.reached(), quiet.left()) == ([], [])
+
+
+def test_a_video_sends_nothing(quiet: Quiet, tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    from video_clips import write_clip
+
+    clip, engine = write_clip(tmp_path / "a.mkv", frames=3), make_engine_dir(tmp_path / "engine")
+    done = quiet.run(YONOS, "video", "-i", str(clip), "-o", str(tmp_path / "out.mkv"), "-m", str(engine))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.mkv").exists()
+    assert (quiet.reached(), quiet.left()) == ([], [])
+
+
+def test_an_export_sends_nothing(quiet: Quiet, tmp_path: Path) -> None:
+    for package in ("onnx", "filelock"):
+        pytest.importorskip(package)
+    engine = make_engine_dir(tmp_path / "engine")
+    code = "import sys; from yonos_export.cli import main; sys.exit(main())"
+    done = quiet.run(code, str(engine), "-o", str(tmp_path / "out"), "--fp16", "--onnx-only")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "manifest.json").exists()
+    assert (quiet.reached(), quiet.left()) == ([], [])
+
+
+@pytest.mark.slow
+def test_a_batch_on_ray_stays_on_this_machine(quiet: Quiet, photo: Path, tmp_path: Path) -> None:
+    """Its own processes talk over the loopback; the connection to anything else is none of theirs."""
+    pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
+    engine, out = make_engine_dir(tmp_path / "engine"), tmp_path / "out"
+    (tmp_path / "in").mkdir()
+    photo.rename(tmp_path / "in" / "photo.png")
+    command = ["batch", str(tmp_path / "in"), str(out), "-m", str(engine)]
+    done = quiet.run(YONOS, *command, YONOS_LOOPBACK="1")
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in out.iterdir()] == ["photo_x4.png"]
+    assert (quiet.reached(), quiet.left()) == ([], [])
+
+
+@pytest.mark.slow
+def test_the_page_sends_nothing_but_to_its_visitor(quiet: Quiet, photo: Path, tmp_path: Path) -> None:
+    python = REPOSITORY / ".venv-web" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("Gradio is not installed: make .venv-web/.ready")
+    code = "import sys; from yonos_trt.console import yonos; sys.argv[0] = 'yonos'; yonos()"
+    temporary = {"TMPDIR": str(tmp_path), "YONOS_LOOPBACK": "1", "PYTHONUNBUFFERED": "1"}
+    environment = quiet.environment() | temporary | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    process = subprocess.Popen(
+        [str(python), "-c", code, "web", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdout is not None
+    try:
+        address = process.stdout.readline().strip()
+        assert address.startswith("http://127.0.0.1:"), process.communicate()[1]
+        page = urllib.request.urlopen(address, timeout=60).read().decode()
+        time.sleep(2)  # what reports home does so from a thread, after the start
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert "gradio" in page
     assert (quiet.reached(), quiet.left()) == ([], [])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_tensorrt import RTX_VERSION, VERSION, FakeTensorRT, fake_plan, write_engines
+from fake_tensorrt import RTX_VERSION, VERSION, FakeRuntime, FakeTensorRT, fake_plan, write_engines
 from simulated_device import SimulatedDriver
 
 from yonos_trt import atomic
@@ -194,13 +194,38 @@ def test_an_altered_engine_is_not_deserialised(tmp_path: Path, what: str) -> Non
     assert "yonos-export" in str(caught.value)
 
 
-def test_an_engine_replaced_between_check_and_use_is_not_deserialised(tmp_path: Path) -> None:
-    """The bytes that are hashed are the ones handed out; the file is not read twice."""
+def test_an_engine_replaced_between_check_and_use_is_not_deserialised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file is replaced, by a plan of the same size, the moment its hash was found right."""
     manifest = write_engines(tmp_path)
-    artifact = manifest.stages.step.artifacts[0]
-    raw = read_engine(tmp_path, artifact)
-    (tmp_path / artifact.file).write_bytes(b"x" * artifact.bytes)
-    assert hashlib.sha256(raw).hexdigest() == artifact.sha256
+    artifacts = [stage.artifacts[0] for _, stage in manifest.stages.items()]
+    paths = {artifact.sha256: tmp_path / artifact.file for artifact in artifacts}
+    sha256, replaced, used = hashlib.sha256, [], []
+
+    class Replacing:
+        def __init__(self, *raw: bytes) -> None:
+            self._digest = sha256(*raw)
+            self.update = self._digest.update
+
+        def hexdigest(self) -> str:
+            found = self._digest.hexdigest()
+            path = paths[found]
+            path.write_bytes(path.read_bytes()[:-2] + b" }")
+            replaced.append(found)
+            return found
+
+    def deserialize(self: FakeRuntime, raw: bytes) -> Any:
+        used.append(sha256(raw).hexdigest())
+        return deserialized(self, raw)
+
+    deserialized = FakeRuntime.deserialize_cuda_engine
+    monkeypatch.setattr(FakeRuntime, "deserialize_cuda_engine", deserialize)
+    monkeypatch.setattr("yonos_trt.engine.manifest.hashlib.sha256", Replacing)
+    driver = SimulatedDriver()
+    TrtBackend(tmp_path, manifest, driver=driver, module=FakeTensorRT(driver), kernels=object()).close()  # type: ignore[arg-type]
+    assert replaced == used == list(paths)
+    assert not {sha256(path.read_bytes()).hexdigest() for path in paths.values()} & set(paths)
 
 
 def vouched(root: Path, raw: bytes, version: str = VERSION) -> Artifact:

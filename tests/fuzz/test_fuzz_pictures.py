@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +48,35 @@ def corpus() -> list[tuple[str, bytes]]:
     for compression in (None, "tiff_lzw", "jpeg", "tiff_adobe_deflate"):
         add(".tif", rgb, "TIFF", compression=compression)
     add(".tif", rgba, "TIFF")
+    if importlib.util.find_spec("tifffile"):
+        add_deep_tiffs(files)
+    if importlib.util.find_spec("pillow_heif"):  # an extra of its own: its wheels are GPL
+        import pillow_heif
+
+        buffer = io.BytesIO()
+        pillow_heif.from_pillow(rgb).save(buffer, exif=exif.tobytes())
+        files.append((".heic", buffer.getvalue()))
     return files
+
+
+def add_deep_tiffs(files: list[tuple[str, bytes]]) -> None:
+    """16 bits, floats, tiles, planes, big-endian and BigTIFF."""
+    import tifffile
+
+    deep, grey = picture(23, 31, dtype=np.uint16), picture(23, 31, dtype=np.uint16, channels=1)[..., 0]
+    rgb: dict[str, Any] = {"photometric": "rgb"}
+    for pixels, options in (
+        (deep, rgb | {"compression": "lzw", "byteorder": ">"}),
+        (grey, {}),
+        (picture(23, 31, dtype=np.float32), rgb),
+        (picture(23, 31, dtype=np.float32, channels=1)[..., 0], {}),
+        (picture(23, 31), rgb | {"tile": (16, 16)}),
+        (np.moveaxis(picture(23, 31), 2, 0), rgb | {"planarconfig": "separate"}),
+        (deep, rgb | {"bigtiff": True, "tile": (16, 16), "compression": "zlib", "predictor": True}),
+    ):
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, pixels, **options)
+        files.append((".tif", buffer.getvalue()))
 
 
 @pytest.mark.filterwarnings("ignore")
