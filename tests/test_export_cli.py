@@ -387,7 +387,7 @@ def test_sigterm_during_an_export_ends_with_130_and_a_whole_directory(
     shutil.copytree(graphs, out)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     script = "from yonos_trt.console import yonos_export; yonos_export()"
-    options = ["-o", str(out), "--fp16", "--onnx-only", "--progress", "json"]
+    options = ["-o", str(out), "--force", "--fp16", "--onnx-only", "--progress", "json"]
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(graphs), *options],
         stdout=subprocess.PIPE,
