@@ -165,7 +165,10 @@ def test_an_export_sends_nothing(quiet: Quiet, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_batch_on_ray_stays_on_this_machine(quiet: Quiet, photo: Path, tmp_path: Path) -> None:
-    """Its own processes talk over the loopback; the connection to anything else is none of theirs."""
+    """Its own processes talk over the loopback.
+
+    Which of the machine's addresses leads outside it asks the system, by a socket that sends nothing.
+    """
     pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
     engine, out = make_engine_dir(tmp_path / "engine"), tmp_path / "out"
     (tmp_path / "in").mkdir()
@@ -174,7 +177,8 @@ def test_a_batch_on_ray_stays_on_this_machine(quiet: Quiet, photo: Path, tmp_pat
     done = quiet.run(YONOS, *command, YONOS_LOOPBACK="1")
     assert done.returncode == 0, done.stderr
     assert [path.name for path in out.iterdir()] == ["photo_x4.png"]
-    assert (quiet.reached(), quiet.left()) == ([], [])
+    routes = {"connect AF_INET 8.8.8.8", "connect AF_INET6 2001:4860:4860::8888"}
+    assert (set(quiet.reached()) - routes, quiet.left()) == (set(), [])
 
 
 @pytest.mark.slow

@@ -111,10 +111,26 @@ def connected(address: str | None) -> Iterator[Any]:
         else:
             options["address"] = address
         stack.callback(ray.shutdown)
-        with _signals_kept():
+        with _signals_kept(), _without_reporter():
             _start(ray, options)
         _quieten()
         yield ray
+
+
+@contextlib.contextmanager
+def _without_reporter() -> Iterator[None]:
+    """Start no server of Ray's dashboard, which without one only prepares the report of its use.
+
+    For that it asks the addresses at which clouds answer what machine this is, also where reports are off.
+    """
+    from ray._private import services
+
+    start = services.start_api_server
+    services.start_api_server = lambda *_, **__: ("", None)
+    try:
+        yield
+    finally:
+        services.start_api_server = start
 
 
 def _without_current_folder() -> Any:
