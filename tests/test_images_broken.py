@@ -156,7 +156,7 @@ def test_png_with_all_check_sums_right_but_too_few_rows_is_refused() -> None:
 def test_damaged_png_pixels_are_refused_by_their_check_sum() -> None:
     data = bytearray(FILES["png"])
     data[len(data) // 2] ^= 1
-    with pytest.raises(InputError, match="damaged: check sum of chunk b'IDAT'"):
+    with pytest.raises(InputError, match="damaged: check sum of chunk 'IDAT'"):
         read_image(bytes(data))
 
 

@@ -166,7 +166,7 @@ def test_an_interrupted_command_says_how_to_go_on_and_can(
     assert process.returncode == 130, message.decode()
     events = [json.loads(line) for line in message.splitlines()]  # nothing but JSON, this time too
     assert events[-1]["event"] == "interrupted"
-    assert "run it again with --resume" in events[-1]["message"]
+    assert "run the same command with --resume" in events[-1]["message"]
     assert (parts / "segment-000000").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == [parts.name, "in.mkv"]
 
