@@ -239,6 +239,39 @@ def test_numbers_that_are_not_finite_are_found(engine_dir: Path) -> None:
     backend.close()
 
 
+def test_the_check_of_a_row_of_tiles_is_waited_for_when_the_next_is_queued(engine_dir: Path) -> None:
+    driver = SimulatedDriver(lambda n: 0, eagerness=0)
+    backend = open_backend(engine_dir, driver)
+    image = picture(60, 48)
+    plan = plan_for(image)
+    assert plan.bands > 3
+    upscale_on_device(Tensor(driver, image), backend, plan=plan, color_fix="none")  # makes the buffers
+    tensor = Tensor(driver, image)
+    driver.log.clear()
+    out = upscale_on_device(tensor, backend, plan=plan, color_fix="none")
+    order = [name for name in driver.log if name in ("finish", "event_synchronize")]
+    assert order == ["finish"] + ["finish", "event_synchronize"] * (plan.bands - 1) + ["event_synchronize"]
+    assert np.array_equal(fetch(driver, out, tensor.stream), reference(image, plan))
+    backend.close()
+
+
+@pytest.mark.parametrize("fix", ["none", "wavelet", "adain"])
+def test_spoilt_rows_on_the_device_are_written_again(tmp_path: Path, fix: str) -> None:
+    write_engines(tmp_path, precisions=("fp16", "fp32"))
+    image = np.concatenate([picture(40, 60) // 2, spotted()]).astype(np.uint8)
+    plan, good = plan_for(image, batch=2), poisoned("nowhere", 0.0)
+    driver = SimulatedDriver(random.Random(3).randrange)
+    module = FakeTensorRT(driver, poisoned("step", np.nan), fp32_functions=good)
+    backend = open_backend(tmp_path, driver, module=module)
+    tensor = Tensor(driver, image)
+    with np.errstate(invalid="ignore"):
+        out = upscale_on_device(tensor, backend, plan=plan, color_fix=fix)
+        got = fetch(driver, out, tensor.stream)
+    expected = reference(image, plan, functions=good, color_fix=fix)
+    assert np.abs(got.astype(int) - expected.astype(int)).max() <= 1
+    backend.close()
+
+
 def test_a_plan_for_another_size_is_refused(engine_dir: Path) -> None:
     driver = SimulatedDriver()
     backend = open_backend(engine_dir, driver)
