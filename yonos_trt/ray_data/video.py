@@ -326,6 +326,7 @@ def _distribute(work: Work, *, crew: _Workers) -> None:
     running: dict[Any, tuple[Any, int]] = {}  # reference -> actor, segment
     idle = list(crew.actors)
     deaths: Counter[int] = Counter()
+    again: set[Any] = set()  # actors that died
     failed: YonosError | None = None
     while failed is None or running:
         segments.decode(max(1, len(idle)))
@@ -351,10 +352,12 @@ def _distribute(work: Work, *, crew: _Workers) -> None:
                 idle.append(actor)
             except crew.ray.exceptions.RayActorError as error:
                 log.warning("a worker died (%s)", _one_line(error))
-                if segment is None:  # it is left out
-                    failed = failed or (None if running or starting or idle else _none_starts(error))
-                else:
+                if segment is not None or actor not in again:
+                    again.add(actor)
                     starting[crew.opening(actor, _DEATHS)] = actor
+                elif not (running or starting or idle):  # one that does not start is left out
+                    failed = failed or _none_starts(error)
+                if segment is not None:
                     segments.todo.appendleft(segment)
                     deaths[segment] += 1
                     if deaths[segment] == _DEATHS:
@@ -368,7 +371,7 @@ def _distribute(work: Work, *, crew: _Workers) -> None:
 
 
 def _none_starts(error: Exception) -> YonosError:
-    return YonosError(f"every worker dies as it starts, {_DEATHS + 1} times ({_one_line(error)})")
+    return YonosError(f"every worker dies as it starts, several times ({_one_line(error)})")
 
 
 def _lost(work: Work, segment: int) -> YonosError:
