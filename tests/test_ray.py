@@ -132,6 +132,16 @@ def test_without_the_extra_the_error_names_it(
     assert (done.exit_code, "'.[ray]'" in done.stderr) == (3, True)
 
 
+def test_an_address_of_rays_client_needs_its_package(
+    photos: Path, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"ray://head:10001 needs the package 'grpc'.*'\.\[ray\]'"):
+        upscale(str(photos), str(tmp_path), engine_dir=engine, address="ray://head:10001")
+
+
 def test_the_dry_run_starts_nothing_and_leaves_out_what_is_there(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "p1_x4.png").write_bytes(b"")

@@ -8,6 +8,7 @@ happens to lie in the current folder.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 import secrets
@@ -88,6 +89,8 @@ def connected(address: str | None) -> Iterator[Any]:
             raise ConfigError(f"this process is connected to Ray already; leave the address {address!r} out")
         yield ray
         return
+    if (address or "").startswith("ray://") and importlib.util.find_spec("grpc") is None:
+        raise MissingExtraError(f"the address {address}", package="grpc", extra="ray")
     with contextlib.ExitStack() as stack:
         base = tempfile.gettempdir()
         if len(base) > _LONGEST and os.access("/tmp", os.W_OK):
