@@ -14,8 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from helpers import make_engine_dir, picture
 from kill_points import USERS_OWN, can_trace
+from PIL import Image
 
 from yonos_trt import atomic
 
@@ -417,3 +420,77 @@ def test_a_file_system_without_exchange_falls_back_to_two_renames(tmp_path: Path
         assert names(other) == ["a"]
     with pytest.raises(FileNotFoundError):
         atomic._exchange(one, tmp_path / "missing")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Commands
+
+
+def pictures(folder: Path) -> tuple[str, list[Path]]:
+    """An engine directory, and two pictures of one size."""
+    engine = make_engine_dir(folder / "engine")
+    sources = []
+    for number in range(2):
+        sources.append(folder / f"{number}.png")
+        Image.fromarray(np.roll(picture(90, 70), 40 * number, 0)).save(sources[-1])
+    return str(engine), sources
+
+
+def test_two_commands_with_one_output_leave_one_whole_file(tmp_path: Path) -> None:
+    engine, sources = pictures(tmp_path)
+    (tmp_path / "out").mkdir()
+    target = tmp_path / "out" / "a.png"
+    command = [sys.executable, "-c", "from yonos_trt.console import yonos; yonos()", "upscale", "-m", engine]
+    wanted = []
+    for number, source in enumerate(sources):
+        alone = tmp_path / f"alone{number}.png"
+        subprocess.run([*command, "-i", source, "-o", alone, "-q"], check=True, timeout=120)
+        wanted.append(alone.read_bytes())
+    assert wanted[0] != wanted[1]
+    both = [subprocess.Popen([*command, "-i", s, "-o", target, "-q", "--overwrite"]) for s in sources]
+    assert [process.wait(120) for process in both] == [0, 0]
+    assert target.read_bytes() in wanted
+    assert names(target.parent) == ["a.png"]
+
+
+AS_NOBODY = """
+import os, sys
+from click.testing import CliRunner
+from yonos_trt.cli.main import cli
+engine, source, own, others, warm = sys.argv[1:]
+def upscale(target):
+    done = CliRunner().invoke(cli, ["upscale", "-m", engine, "-i", source, "-o", target])
+    print(done.exit_code, done.stderr.replace("\\n", " "))
+upscale(warm)  # what is imported late may lie where only root reads
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+upscale(own)
+upscale(others)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="the other tests run as non-root")
+def test_a_user_without_rights_gets_whole_files_or_one_error() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        engine, sources = pictures(folder)
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        for place, owner in (("own", 65534), ("others", 0)):
+            (folder / place).mkdir(mode=0o755)
+            os.chown(folder / place, owner, owner)
+        targets = [str(folder / place / "a.png") for place in ("own", "others")]
+        done = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY, engine, str(sources[0]), *targets, str(folder / "warm.png")],
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        warm, own, others = done.stdout.splitlines()
+        assert (warm[0], own[0], others[0]) == ("0", "0", "1"), done.stdout
+        assert f"{targets[1]}: " in others
+        assert "is not writable" in others
+        assert Path(targets[0]).read_bytes() == (folder / "warm.png").read_bytes()
+        assert (names(folder / "own"), names(folder / "others")) == (["a.png"], [])
+        assert Path(targets[0]).stat().st_uid == 65534

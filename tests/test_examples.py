@@ -36,3 +36,12 @@ def test_the_comparison_shows_bicubic_left_and_ours_right(tmp_path: Path) -> Non
         assert both.width == 2 * size[0] + 8
         assert both.crop((0, 28, size[0], 28 + size[1])).tobytes() == bicubic.tobytes()
         assert both.getpixel((size[0] + 20, 40)) == (255, 0, 0)
+
+
+def test_examples_and_benchmarks_open_pictures_through_the_one_reader() -> None:
+    """Pillow alone takes any format, and pictures of any size."""
+    root = EXAMPLES.parent
+    own = {"benchmarks/studies/contact_sheet.py"}  # what it has just encoded
+    files = [*EXAMPLES.rglob("*.py"), *(root / "benchmarks").rglob("*.py")]
+    found = {path.relative_to(root).as_posix() for path in files if "Image.open(" in path.read_text()}
+    assert found == own

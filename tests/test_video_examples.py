@@ -6,7 +6,9 @@ import asyncio
 import importlib.util
 import io
 import shutil
+import struct
 import threading
+import zlib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -78,6 +80,18 @@ def test_the_array_loop_counts_frames(tmp_path: Path, engine_dir: str, capsys: A
     assert capsys.readouterr().out.startswith("3 frames, ")
 
 
+def bombs() -> list[bytes]:
+    """A PNG of 2.5 gigapixels, and a format that is not one of ours."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(bytes(100)))
+    ppm = b"P6 2 2 255\n" + bytes(12)
+    return [png + chunk(b"IEND", b""), ppm]
+
+
 def test_the_service_answers_refuses_and_stays_responsive(engine_dir: str) -> None:
     module = example("video_asyncio_service")
     body = io.BytesIO()
@@ -113,6 +127,8 @@ def test_the_service_answers_refuses_and_stays_responsive(engine_dir: str) -> No
         assert status == 200
         assert Image.open(io.BytesIO(content)).size == (16 * sr.scale, 12 * sr.scale)
         assert (await second)[0] == 422
+        for bad in bombs():
+            assert (await post(port, bad))[0] == 422
         server.cancel()
         with pytest.raises(asyncio.CancelledError):
             await server
