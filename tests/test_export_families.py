@@ -699,6 +699,38 @@ def test_adcsr_becomes_graphs_with_other_channels_in_than_out(
         assert sr.upscale(helpers.picture(33, 90)).shape == (132, 360, 3)
 
 
+def test_the_shapes_of_adcsrs_real_size_make_its_456_million_parameters() -> None:
+    """On the meta device: Stable Diffusion 2.1's U-Net, 3/4 as wide, without time and cross-attention."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    from diffusers import UNet2DConditionModel
+    from diffusers.models.autoencoders.vae import Decoder
+    from yonos_export.families.adcsr import HEADS, HalfDecoder, PrunedUNet
+
+    gone = re.compile(r"time_emb|\.attn2\.|transformer_blocks\.\d+\.norm2\.")
+    with torch.device("meta"):
+        whole = UNet2DConditionModel(
+            in_channels=16, out_channels=342, block_out_channels=(320, 640, 1280, 1280),
+            attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024, use_linear_projection=True,
+        ).state_dict()  # fmt: skip
+        state = {
+            key: torch.empty([int(n * 0.75) for n in value.shape[:2]] + list(value.shape[2:]))
+            for key, value in whole.items()
+            if not gone.search(key)
+        }
+        half = Decoder(
+            in_channels=4, out_channels=3, up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(64, 128, 256, 256), layers_per_block=2,
+        ).state_dict()  # fmt: skip
+        half = {key: value for key, value in half.items() if not key.startswith("conv_in.")}
+        networks = ((PrunedUNet(state, HEADS), state), (HalfDecoder(half), half))
+    for network, wanted in networks:
+        own = {key: value.shape for key, value in network.state_dict().items()}
+        assert own == {key: value.shape for key, value in wanted.items()}
+    assert sum(p.numel() for network, _ in networks for p in network.parameters()) == 456_073_683
+    assert networks[1][0].width == state["conv_out.weight"].shape[0] == 256
+
+
 _ALIAS = "module.body.1.body.2.resnets.0.conv1.bias"
 
 
