@@ -459,7 +459,7 @@ def test_osediff_becomes_fp16_graphs_engines_and_pictures(
         "base        sd21-base",
         "adapter     osediff.pkl, SHA-256 ",
         "prompt      embedding of prompt.safetensors",
-        "command     yonos-export ",
+        "command     yonos-export",
         "parity      fp16: ",
         "licence     adapter: Apache-2.0",
         "licence     base model: CreativeML Open RAIL++-M",
