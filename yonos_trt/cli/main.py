@@ -1,7 +1,7 @@
 """The `yonos` command line, one to one with the API.
 
-Results go to stdout, progress and errors to stderr. Exit codes: 0 ok, 1 some files failed, 2 usage, 3 engine,
-4 no device, 5 memory, 130 interrupted.
+Results go to stdout, progress and errors to stderr. Exit codes: 0 ok, 1 some files failed, 2 usage, 3 engine
+or missing package, 4 no device, 5 memory, 130 interrupted.
 """
 
 from __future__ import annotations
