@@ -20,6 +20,7 @@ import os
 import resource
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class Clock(Silent):
         super().__init__(quiet=True)
         self.began_s = time.perf_counter()
         self._workers, self._seen = workers, set[str]()
-        self._times: list[tuple[float, float]] = []
+        self._times: list[tuple[float, Counter[str]]] = []
 
     def finish(self, name: str, **facts: Any) -> None:
         """Note the time."""
@@ -79,18 +80,22 @@ class Clock(Silent):
         return (self._times[-1][0] - self._times[0][0]) / (len(self._times) - 1)
 
     @property
-    def each_cpu_s(self) -> float:
-        """CPU seconds a picture."""
-        return (self._times[-1][1] - self._times[0][1]) / (len(self._times) - 1)
+    def each_cpu_s(self) -> dict[str, float]:
+        """CPU seconds a picture, by who spent them, as `cpu_seconds`."""
+        spent = self._times[-1][1] - self._times[0][1]
+        return {name: spent[name] / (len(self._times) - 1) for name in spent}
 
 
-def cpu_seconds() -> float:
-    """Return the CPU seconds of this process and all below it, those that have ended too."""
+def cpu_seconds() -> Counter[str]:
+    """Return the CPU seconds of this process ("driver"), of the workers, and of all else that Ray started."""
     me = psutil.Process()
-    total = 0.0
+    total: Counter[str] = Counter()
     for process in (me, *me.children(recursive=True)):
-        with contextlib.suppress(psutil.Error):
-            total += sum(process.cpu_times()[:4])  # user, system, and those of its children that have ended
+        with contextlib.suppress(psutil.Error, IndexError):
+            kind = "driver" if process == me else "ray"
+            if process.cmdline()[0].startswith("ray::yonos-"):
+                kind = "worker"
+            total[kind] += sum(process.cpu_times()[:4])  # user, system, and those of its children that ended
     return total
 
 
@@ -118,7 +123,8 @@ def main() -> None:
             told(listed(folder / f"in{count}", count))
         start_s, start_cpu_s = time.perf_counter(), cpu_seconds()
         with connected(None) as ray:
-            seconds = {"seconds": time.perf_counter() - start_s, "cpu_seconds": cpu_seconds() - start_cpu_s}
+            spent = (cpu_seconds() - start_cpu_s).total()
+            seconds = {"seconds": time.perf_counter() - start_s, "cpu_seconds": spent}
             told({"start_of_ray": {name: round(s, 1) for name, s in seconds.items()}})
             if asked.scheduled:
                 told(scheduled(ray, asked.scheduled))
@@ -188,7 +194,7 @@ def scheduled(ray: Any, count: int) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "names_per_s": round(1 / clock.each_s, 1),
         "start_s": round(clock.start_s, 1),
-        "cpu_ms_a_name": round(clock.each_cpu_s * 1e3, 2),
+        "cpu_ms_a_name": {kind: round(s * 1e3, 2) for kind, s in clock.each_cpu_s.items()},
         "driver_mib_at_quarters": mib,
     }
 
@@ -228,15 +234,21 @@ def in_earnest(folder: Path, count: int, side: int, turns: int) -> dict[str, Any
                 )
     wall = {kind: [clock.each_s for clock in clocks] for kind, clocks in found.items()}
     cpu = {kind: [clock.each_cpu_s for clock in clocks] for kind, clocks in found.items()}
-    best, least = ({kind: min(times) for kind, times in table.items()} for table in (wall, cpu))
+    best = {kind: min(times) for kind, times in wall.items()}
+    least = {kind: min(sum(spent.values()) for spent in times) for kind, times in cpu.items()}
+    worker = min(spent.get("worker", 0.0) for spent in cpu["one"])
     return {
         "pictures": count,
         "side_px": side,
         "start_s": {kind: [round(clock.start_s, 1) for clock in clocks] for kind, clocks in found.items()},
         "seconds_each": {kind: [round(t, 3) for t in times] for kind, times in wall.items()},
-        "cpu_seconds_each": {kind: [round(t, 3) for t in times] for kind, times in cpu.items()},
+        "cpu_seconds_each": {
+            kind: [{who: round(s, 3) for who, s in spent.items()} for spent in times]
+            for kind, times in cpu.items()
+        },
         "one_worker_over_upscale": round(best["one"] / best["upscale"], 3),
         "one_worker_over_upscale_cpu": round(least["one"] / least["upscale"], 3),
+        "the_same_in_the_worker_alone": round(worker / least["upscale"], 3),
         "one_worker_over_two": round(best["one"] / best["two"], 3),
     }
 
