@@ -31,7 +31,7 @@ from yonos_trt.cli.progress import Silent
 from yonos_trt.errors import ConfigError, InputError, MissingExtraError, YonosError
 from yonos_trt.host import usable_cpus
 from yonos_trt.ray_data import places, run, upscale
-from yonos_trt.ray_data.cluster import share_of
+from yonos_trt.ray_data.cluster import connected, share_of
 from yonos_trt.ray_data.planning import plan
 
 # Ray warns of its own settings, and leaves sockets to the garbage collector. While it waits for a result it
@@ -76,8 +76,6 @@ def expected(photos: Path, engine: str, tmp_path_factory: pytest.TempPathFactory
 def ray() -> Iterator[Any]:
     """Ray on this machine, for all tests of this file that need no other."""
     pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
-    from yonos_trt.ray_data.cluster import connected
-
     s3 = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_EC2_METADATA_DISABLED": "true"}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3.items():
@@ -132,14 +130,19 @@ def test_without_the_extra_the_error_names_it(
     assert (done.exit_code, "'.[ray]'" in done.stderr) == (3, True)
 
 
-def test_an_address_of_rays_client_needs_its_package(
+def test_rays_client_needs_its_package_and_does_not_run_ray_data(
     photos: Path, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
+    with pytest.raises(ConfigError, match=r"ray://head:10001 is; run the same on a node .* --address auto"):
+        upscale(str(photos), str(tmp_path), engine_dir=engine, address="ray://head:10001")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"ray://head:10001 needs the package 'grpc'.*'\.\[ray\]'"):
-        upscale(str(photos), str(tmp_path), engine_dir=engine, address="ray://head:10001")
+    with (
+        pytest.raises(MissingExtraError, match=r"ray://head:10001 needs the package 'grpc'.*'\.\[ray\]'"),
+        connected("ray://head:10001"),
+    ):
+        pass
 
 
 def test_the_dry_run_starts_nothing_and_leaves_out_what_is_there(photos: Path, tmp_path: Path) -> None:

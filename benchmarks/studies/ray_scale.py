@@ -93,7 +93,7 @@ def cpu_seconds() -> Counter[str]:
     for process in (me, *me.children(recursive=True)):
         with contextlib.suppress(psutil.Error, IndexError):
             kind = "driver" if process == me else "ray"
-            if process.cmdline()[0].startswith("ray::yonos-"):
+            if "MapWorker" in process.cmdline()[0]:
                 kind = "worker"
             total[kind] += sum(process.cpu_times()[:4])  # user, system, and those of its children that ended
     return total

@@ -22,7 +22,7 @@ from typing import Any
 from yonos_trt.atomic import remove_leftovers, write_file
 from yonos_trt.cli.jobs import DEFAULT_SUFFIX
 from yonos_trt.cli.progress import Progress, Silent
-from yonos_trt.errors import InputError, YonosError
+from yonos_trt.errors import ConfigError, InputError, YonosError
 from yonos_trt.images import SaveOptions
 from yonos_trt.ray_data import places
 from yonos_trt.ray_data.cluster import Share, connected, import_ray, may_use_gpus, share_of
@@ -102,7 +102,8 @@ def upscale(
     workers, gpus_per_worker
         How many, with how many GPUs (parts too) each; None: `yonos_trt.ray_data.cluster.share_of`.
     address
-        The cluster; None starts Ray on this machine.
+        The cluster, "auto" or ``HOST:PORT``; None starts Ray on this machine. Not ``ray://``, through which
+        Ray Data does not run (2.60).
     report
         Path of this machine for the report of failures; None: ``yonos-report.jsonl`` in `target`. Without
         failures there is none.
@@ -126,6 +127,11 @@ def upscale(
         Ray does not start, or lost every worker.
     """
     import_ray()  # before any listing
+    if (address or "").startswith("ray://"):
+        raise ConfigError(
+            f"Ray Data does not run through Ray's client, which {address} is; run the same on a node of the "
+            "cluster with --address auto (clips do: yonos video --ray)"
+        )
     todo, wanted = plan_batch(
         source, target, recursive=recursive, suffix=suffix, format=format, size=size, **options
     )

@@ -59,7 +59,7 @@ def upscale_video(
         As `yonos_trt.video.upscale_video`; ``segment_frames`` is what a worker takes at once, and ``hwaccel``
         has no effect here.
     workers, gpus_per_worker, address
-        As `yonos_trt.ray_data.upscale`.
+        As `yonos_trt.ray_data.upscale`; the address may be ``ray://HOST:PORT`` too.
     progress
         Called after every segment, from the calling thread.
     model
