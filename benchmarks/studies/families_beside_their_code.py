@@ -187,7 +187,7 @@ def their_omgsr(code: Path, folder: Path) -> None:
     from peft import LoraConfig, PeftModel
     from safetensors.torch import save_file
 
-    base = _base(folder, UNet2DConditionModel, AutoencoderKL)
+    base = str(_base(folder, UNet2DConditionModel, AutoencoderKL))  # PEFT writes the name into its card
     unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet")
     encoder = AutoencoderKL.from_pretrained(base, subfolder="vae").encoder
     # As set_unet_lora and set_vae_encoder_lora of train/train_omgsr_s.py, which cannot be imported alone.
@@ -199,7 +199,7 @@ def their_omgsr(code: Path, folder: Path) -> None:
         adapted = PeftModel(model=network, peft_config=config, adapter_name=f"{name}_lora_adapter")
         _shake(torch, adapted)
         adapted.save_pretrained(folder / "adapter")
-    model = OMGSR_S_Infer(str(base), str(folder / "adapter"), 273, "cpu", torch.float32)
+    model = OMGSR_S_Infer(base, str(folder / "adapter"), 273, "cpu", torch.float32)
     context = torch.randn(1, 16, 32)
     save_file({"context": context}, folder / "prompt.safetensors")
     seen = _watch(model, model.vae.config.scaling_factor)
