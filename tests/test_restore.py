@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,11 +96,22 @@ def test_a_dial_file_that_does_not_fit_is_refused(pair: tuple[bytes, bytes, byte
         turned(pair[0], dial, 0.5, name="its dial")
 
 
-def test_a_dial_file_never_runs_a_pickle(pair: tuple[bytes, bytes, bytes]) -> None:
+class Sprung:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_a_dial_file_never_runs_a_pickle(pair: tuple[bytes, bytes, bytes], tmp_path: Path) -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, places=np.array([{"a": 1}], dtype=object), change=np.zeros(1, np.float16))
+    np.savez(buffer, places=np.array([Sprung(tmp_path / "ran")], object), change=np.zeros(1, np.float16))
     with pytest.raises(EngineIntegrityError, match="not a dial file"):
         turned(pair[0], buffer.getvalue(), 0.5, name="its dial")
+    assert not (tmp_path / "ran").exists()
 
 
 # Through exporter, engine directory and SDK
