@@ -234,6 +234,28 @@ def test_what_does_not_go_is_refused_before_the_first_step(
     assert not list((tmp_path / "run").glob("*/*"))
 
 
+def test_a_model_with_a_dial_is_read_where_it_stands(made: Path, tmp_path: Path) -> None:
+    ends = made / "bundle-lr", made / "run" / "bundles" / "tuned-x4"
+    more = [
+        "-o",
+        str(tmp_path / "dial"),
+        "--onnx-only",
+        "--no-verify",
+        "--restored",
+        str(ends[1]),
+        "--restore",
+        "0.25",
+    ]
+    result = CliRunner().invoke(yonos_export, [str(ends[0]), *more])
+    assert result.exit_code == 0, result.output
+    low, high, got = (load_start(start).decoder.state_dict() for start in (*ends, tmp_path / "dial"))
+    moved = {name: value for name, value in got.items() if not torch.equal(low[name], high[name])}
+    assert moved
+    for name, value in moved.items():
+        expected = 0.75 * low[name] + 0.25 * high[name]
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-3 * float(expected.abs().max()) + 1e-6)
+
+
 def test_a_model_that_cannot_be_trained_further_is_named(made: Path, tmp_path: Path) -> None:
     def refused(start: Path | str) -> str:
         result = train(made, tmp_path / "run", start)

@@ -94,6 +94,8 @@ def require_times(what: str, scale: int) -> None:
 def bundle_from_engine(folder: str | os.PathLike[str]) -> Bundle:
     """Return an engine directory's networks, FP32; see the module's text for what they can do.
 
+    A model with a dial is read where its dial stands by default.
+
     Raises
     ------
     ValueError
@@ -108,8 +110,6 @@ def bundle_from_engine(folder: str | os.PathLike[str]) -> Bundle:
         model = manifest.model
         if model.alpha_1 != 0 or model.timestep != 1:
             raise ValueError(f"its step starts at t = {model.timestep}, alpha = {model.alpha_1}")
-        if model.restore is not None:
-            raise ValueError("it has a dial between two trainings; start from one of the two")
         graphs = {stage: _tensors(root, manifest, stage) for stage in STAGES}
         config = BundleConfig(
             name=model.name,
@@ -154,7 +154,8 @@ def _tensors(root: Path, manifest: EngineManifest, stage: str) -> dict[str, Tens
     found = getattr(manifest.stages, stage).find("onnx", "fp32")
     if not found:
         raise ValueError(f"stage {stage} has no FP32 ONNX graph to read weights from")
-    graph = onnx.load_from_string(read_graph(root, found[0]).inlined()).graph
+    read = read_graph(root, found[0], restore=manifest.model.restore)
+    graph = onnx.load_from_string(read.inlined()).graph
     return {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
 
 
