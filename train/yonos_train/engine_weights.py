@@ -83,9 +83,10 @@ def require_times(what: str, scale: int) -> None:
     ValueError
         It is an engine directory or a shipped model; a bundle has its time layers.
     """
-    if not (find_start(what.replace("{scale}", str(scale))) / "config.json").is_file():
+    name = what.replace("{scale}", str(scale))
+    if not (find_start(name) / "config.json").is_file():
         raise ValueError(
-            f"{what}: an exported model knows t = 1 only (its time layers are folded into its graphs), and "
+            f"{name}: an exported model knows t = 1 only (its time layers are folded into its graphs), and "
             f"diffusion stages need other times; start from its bundle (RUN/bundles of its training), or "
             f"train one_step_pixels, decoder, encoder or small_decoder stages"
         )
