@@ -115,6 +115,19 @@ def until_at_work(process: subprocess.Popen[str], done: int = 100) -> None:
     pytest.fail("the run ended by itself")
 
 
+def signals_end_it_quietly(process: subprocess.Popen[str], number: int, pause_s: float) -> None:
+    """Send a signal twice; the run ends with 130, and all that it says is JSON."""
+    process.send_signal(number)
+    time.sleep(pause_s)
+    process.send_signal(number)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130, rest
+    assert "terminate called" not in rest
+    assert "Traceback" not in rest
+    for line in rest.splitlines():
+        json.loads(line)
+
+
 @pytest.mark.parametrize(
     ("number", "pause_s", "stream"),
     [
@@ -132,15 +145,7 @@ def test_a_second_signal_ends_quietly(
     arguments, out = busy(engine_dir, tmp_path, "--stream", stream)
     process = start(arguments)
     until_at_work(process)
-    process.send_signal(number)
-    time.sleep(pause_s)
-    process.send_signal(number)
-    _, rest = process.communicate(timeout=60)
-    assert process.returncode == 130, rest
-    assert "terminate called" not in rest
-    assert "Traceback" not in rest
-    for line in rest.splitlines():
-        json.loads(line)
+    signals_end_it_quietly(process, number, pause_s)
     left = [p.name for p in out.iterdir()]
     assert left == [] or (pause_s > 0.3 and all(name.endswith(".part") for name in left))
 
@@ -165,15 +170,7 @@ def test_a_second_ctrl_c_ends_quietly_with_all_threads_at_work(
         words += ["--segment-frames", 2, "--preset", "ultrafast"]
     process = start(command("yonos", *words, "--progress", "json"))
     until_at_work(process, done=100 if kind == "picture" else 5)
-    process.send_signal(signal.SIGINT)
-    time.sleep(pause_s)
-    process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=60)
-    assert process.returncode == 130, rest
-    assert "terminate called" not in rest
-    assert "Traceback" not in rest
-    for line in rest.splitlines():
-        json.loads(line)
+    signals_end_it_quietly(process, signal.SIGINT, pause_s)
     assert all(name.startswith(".yonos-") for name in os.listdir(out))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from yonos_trt.errors import ConfigError, MissingExtraError
@@ -82,22 +83,27 @@ _SD21 = {
     "source": "stabilityai/stable-diffusion-2-1-base, its model card",
 }
 
+_PROMPT = ("prompt", "prompt_embeds", "scale")
+_ON_SD21 = partial(
+    Family,
+    start="latent",
+    encoder_input="upsampled",
+    scale=4,
+    color_fix="adain",
+    needs=("base",),
+    takes=_PROMPT,
+)
+
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         Family("lite", "a checkpoint folder of yonos-train (config.json)", "lite", start="noise"),
         Family("sd", "a diffusers folder of yonos-train (unet/ and vae/)", "sd", start="noise"),
-        Family(
+        _ON_SD21(
             "osediff",
             "osediff.pkl",
             "osediff",
-            start="latent",
             timestep=999.0,
-            encoder_input="upsampled",
-            scale=4,
-            color_fix="adain",
-            needs=("base",),
-            takes=("prompt", "prompt_embeds", "scale"),
             licences={
                 "base model": _SD21,
                 "adapter": {
@@ -106,17 +112,12 @@ FAMILIES: dict[str, Family] = {
                 },
             },
         ),
-        Family(
+        _ON_SD21(
             "pisasr",
             "pisa_sr.pkl",
             "pisasr",
-            start="latent",
             timestep=1.0,
-            encoder_input="upsampled",
-            scale=4,
-            color_fix="adain",
-            needs=("base",),
-            takes=("prompt", "prompt_embeds", "scale", "pixel", "semantic"),
+            takes=(*_PROMPT, "pixel", "semantic"),
             licences={
                 "base model": _SD21,
                 "adapter": {
@@ -125,17 +126,11 @@ FAMILIES: dict[str, Family] = {
                 },
             },
         ),
-        Family(
+        _ON_SD21(
             "omgsr-s",
             "the folder omgsr-s-512-adapter",
             "omgsr",
-            start="latent",
             timestep=273.0,
-            encoder_input="upsampled",
-            scale=4,
-            color_fix="adain",
-            needs=("base",),
-            takes=("prompt", "prompt_embeds", "scale"),
             licences={
                 "base model": _SD21,
                 "adapter": {

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from yonos_export.families.files import read_weights, require_keys, tensors_of
 from yonos_export.families.lora import merge, rank_of, read_adapters
-from yonos_export.families.osediff import latent_source, read_base
+from yonos_export.families.sd21 import latent_source, read_base
 from yonos_export.source import Source
 from yonos_trt.errors import ConfigError
 

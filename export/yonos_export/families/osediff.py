@@ -8,26 +8,14 @@ two state dictionaries with the LoRA weights of PEFT adapters and the U-Net's fi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from yonos_export.diffusers_networks import Constant, ConstantUNet, KLDecoder, KLEncoder, Weighted
 from yonos_export.families.files import read_weights, require_keys, tensors_of
 from yonos_export.families.lora import ALPHA, merge, rank_of, read_adapters
-from yonos_export.families.prompt import read_prompt
-from yonos_export.families.sd import load_part
-from yonos_export.model_info import ModelInfo
-from yonos_export.source import Source, digest_of
-from yonos_export.stages import hash_tensors, make_stages
-from yonos_trt.engine.manifest import Origin
-from yonos_trt.errors import ConfigError
+from yonos_export.families.sd21 import latent_source, read_base
+from yonos_export.source import Source
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from yonos_export.config import ExportConfig
     from yonos_export.families import Family
 
@@ -36,7 +24,6 @@ _KEYS = (
     "rank_unet", "rank_vae", "unet_lora_encoder_modules", "unet_lora_decoder_modules",
     "unet_lora_others_modules", "vae_lora_encoder_modules", "state_dict_unet", "state_dict_vae",
 )  # fmt: skip
-OVERLAP_PX = 128
 
 
 def open_family(family: Family, config: ExportConfig) -> Source:
@@ -59,96 +46,6 @@ def open_family(family: Family, config: ExportConfig) -> Source:
     )
 
 
-def latent_source(
-    family: Family,
-    config: ExportConfig,
-    unets: Sequence[tuple[Any, float]],
-    vae: Any,
-    *,
-    alpha_1: float,
-    sigma_1: float,
-    files: Sequence[Path] = (),
-    said: str = "",
-) -> Source:
-    """Make the source of a model whose step starts from the latent of the canvas.
-
-    Parameters
-    ----------
-    unets
-        With the weight of what each predicts; time step and prompt are folded into them.
-    files
-        Of the adapter, for the manifest; none: the source itself.
-    said
-        What else the manifest says of the adapter.
-    """
-    assert config.base is not None
-    context = read_prompt(config.base, config.prompt, config.prompt_embeds)
-    check_context(context, unets[0][0], config.base)
-    prompt = (
-        f"embedding of {config.prompt_embeds.name}" if config.prompt_embeds else config.prompt or "(empty)"
-    )
-    adapter = "; ".join(f"{path.name}, SHA-256 {digest_of(path)}" for path in files or (config.source,))
-    info = latent_info(
-        family,
-        unets[0][0],
-        vae,
-        alpha_1=alpha_1,
-        sigma_1=sigma_1,
-        scale=config.scale or family.scale or 4,
-        origin=Origin(
-            family=family.name,
-            base=config.base.resolve().name,
-            adapter=f"{adapter}; {said}" if said else adapter,
-            prompt=prompt,
-            command=config.command,
-        ),
-    )
-    hashed = {"unet": unets[0][0], "vae": vae, "context": Constant(context)}
-    if len(unets) > 1 or unets[0][1] != 1:
-        hashed |= {f"unet-{i}": unet for i, (unet, _) in enumerate(unets[1:], 1)}
-        hashed["weights"] = Constant(torch.tensor([weight for _, weight in unets]))
-    digest = hash_tensors(hashed)
-    folded = [(ConstantUNet(unet, context, info.timestep), weight) for unet, weight in unets]
-    network = folded[0][0] if len(folded) == 1 and folded[0][1] == 1 else Weighted(folded)
-    stages = make_stages(KLEncoder(vae), network, KLDecoder(vae), info, weights_sha256=digest)
-    return Source.of(stages, config.source)
-
-
-def read_base(folder: Path) -> tuple[Any, Any, Any]:
-    """Load U-Net, VAE and scheduler of a Stable Diffusion folder whose U-Net predicts noise.
-
-    Raises
-    ------
-    ConfigError
-        A part is missing, or the folder is another kind of model.
-    """
-    import diffusers
-
-    library: Any = diffusers
-    try:
-        unet = load_part(library.UNet2DConditionModel, folder, "unet")
-        vae = load_part(library.AutoencoderKL, folder, "vae")
-        scheduler = library.DDPMScheduler.from_pretrained(
-            folder, subfolder="scheduler", local_files_only=True
-        )
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
-        raise ConfigError(
-            f"{folder} cannot be loaded as a diffusers folder with unet/, vae/ and scheduler/: {error}"
-        ) from error
-    kind, channels = scheduler.config.prediction_type, vae.config.latent_channels
-    if kind != "epsilon":
-        raise ConfigError(
-            f"{folder}: its scheduler says prediction_type {kind!r}, expected 'epsilon': the base is Stable "
-            "Diffusion 2.1-base (512 px), not 2.1 (768 px)"
-        )
-    if (unet.config.in_channels, unet.config.out_channels) != (channels, channels):
-        raise ConfigError(
-            f"{folder}: the U-Net has {unet.config.in_channels} -> {unet.config.out_channels} channels, "
-            f"expected {channels} -> {channels}, those of the VAE's latent"
-        )
-    return unet, vae, scheduler
-
-
 def apply(document: dict[str, Any], unet: Any, vae: Any, where: str) -> None:
     """Merge the file's weights into the base networks."""
     for part, network, adapters in (
@@ -165,40 +62,3 @@ def apply(document: dict[str, Any], unet: Any, vae: Any, where: str) -> None:
         expected = ("conv_in.weight", "conv_in.bias") if part == "unet" else ()
         require_keys(others, expected, here, "LoRA weights and the U-Net's conv_in")
         merge(network, [(found, ALPHA / rank) for found in loras.values()], others, here)
-
-
-def check_context(context: Tensor, unet: Any, base: Path) -> None:
-    """Refuse an embedding of another width than the U-Net's."""
-    if context.shape[-1] != unet.config.cross_attention_dim:
-        raise ConfigError(
-            f"the prompt's embedding is {context.shape[-1]} wide, the U-Net of {base} expects "
-            f"{unet.config.cross_attention_dim}: it comes from another text encoder"
-        )
-
-
-def latent_info(
-    family: Family, unet: Any, vae: Any, *, alpha_1: float, sigma_1: float, scale: int, origin: Origin
-) -> ModelInfo:
-    """Return the facts of a model whose step starts from the latent of the canvas."""
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    multiple = math.lcm(factor * 2 ** (len(unet.config.block_out_channels) - 1), scale)
-    default = -(-512 // multiple) * multiple
-    return ModelInfo(
-        name=f"{family.name}-x{scale}",
-        scale=scale,
-        latent_channels=int(vae.config.latent_channels),
-        latent_factor=factor,
-        timestep=family.timestep or 0.0,
-        alpha_1=alpha_1,
-        sigma_1=sigma_1,
-        smallest_px=-(-256 // multiple) * multiple,
-        default_px=default,
-        largest_px=-(-1024 // multiple) * multiple,
-        multiple_px=multiple,
-        overlap_px=min(OVERLAP_PX, default // 2),
-        encoder_input=family.encoder_input or "upsampled",
-        licence={part: dict(terms) for part, terms in family.licences.items()},
-        start="latent",
-        color_fix=family.color_fix,
-        origin=origin,
-    )
