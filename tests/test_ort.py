@@ -32,8 +32,9 @@ from yonos_trt.errors import (
     ManifestError,
     MissingExtraError,
     NumericError,
+    OutOfMemoryError,
 )
-from yonos_trt.pipeline import upscale_array
+from yonos_trt.pipeline import Timings, upscale_array
 from yonos_trt.planning import plan_picture
 from yonos_trt.tiles.plan import batches
 
@@ -296,6 +297,49 @@ def test_without_graphs_where_they_cannot_be_captured(
     assert "the encoder runs without CUDA graphs" in caplog.text
 
 
+@pytest.mark.parametrize("stage", ["encoder", "decoder"])
+def test_one_network_without_graphs_leaves_nothing_on_the_device(
+    engine_dir: Path, captured: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """Its output has a new address in every batch, by which the next networks would keep their graphs."""
+    replayed = ort_backend._Session._replayed
+
+    def fails(self: Any, feed: Any) -> Any:
+        if self._name == stage:
+            raise RuntimeError("capture failed")
+        return replayed(self, feed)
+
+    monkeypatch.setattr(ort_backend._Session, "_replayed", fails)
+    expected = run(engine_dir, picture(61, 67))
+    backend = OrtBackend(engine_dir)
+    plan = plan_picture(backend.manifest, 61, 67, tile_px=64).tiles
+    for _ in range(3):
+        upscale_array(picture(61, 67), backend, plan=plan)
+    assert [len(backend._session(name)._places) for name in ("encoder", "step", "decoder")] == [0, 0, 0]
+    assert expected.shape == (244, 268, 3)
+
+
+def test_no_memory_for_a_graph_is_told_as_such(
+    engine_dir: Path, captured: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: Any, feed: Any) -> Any:
+        raise RuntimeError("CUDA failure 2: out of memory")
+
+    monkeypatch.setattr(ort_backend._Session, "_replayed", fails)
+    with pytest.raises(OutOfMemoryError):
+        run(engine_dir, picture(20, 20))
+
+
+def test_stages_are_timed_on_the_thread_of_the_graphs(
+    engine_dir: Path, captured: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = OrtBackend(engine_dir)
+    monkeypatch.setattr(backend._session("step"), "gives", np.dtype(np.float16))  # so each runs on the host
+    plan, timings = plan_picture(backend.manifest, 20, 20).tiles, Timings()
+    upscale_array(picture(20, 20), backend, plan=plan, timings=timings)
+    assert {"gather", "encode", "noise", "step", "decode"} <= {k for k, v in timings.seconds.items() if v}
+
+
 def test_a_spoilt_latent_on_a_device_names_its_network(
     engine_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,7 +434,13 @@ def test_a_plugins_device_options_and_what_it_compiled_reach_the_session(
         assert providers.open(b"a", Options) == b"EPContext of a"
     assert registered == [(name, "plugin.so")]
     assert compiled == [b"a"]  # the second start finds it
-    folder = tmp_path / "ort-rtx" / hashlib.sha256(b"a").hexdigest()[:32]
+
+    def folder_of(model: bytes, **settings: str) -> Path:
+        settings |= {"enable_cuda_graph": "1"}
+        digest = hashlib.sha256(model + repr(sorted(settings.items())).encode())
+        return tmp_path / "ort-rtx" / digest.hexdigest()[:32]
+
+    folder = folder_of(b"a", nv_max_workspace_size="5")
     settings = {
         "nv_runtime_cache_path": str(folder / "kernels"),
         "nv_max_workspace_size": "5",
@@ -404,7 +454,11 @@ def test_a_plugins_device_options_and_what_it_compiled_reach_the_session(
         assert providers.open(b"refused", Options) == b"refused"
     assert "what was compiled is not used: another driver" in caplog.text
     assert "compiling ahead is left out: cannot be compiled" in caplog.text
-    assert not list((tmp_path / "ort-rtx" / hashlib.sha256(b"stale").hexdigest()[:32]).glob("context-*"))
+    assert not list(folder_of(b"stale", nv_max_workspace_size="5").glob("context-*"))
+    count = len(compiled)
+    assert Providers(onnxruntime, [name], device=1).open(b"a", Options) == b"EPContext of a"
+    assert len(compiled) == count + 1  # other options, another engine
+    assert list(folder_of(b"a").glob("context-*"))
     assert providers.open(b"weights elsewhere", Options, compiled=False) == b"weights elsewhere"
     monkeypatch.setattr(os, "getuid", lambda: 12345)
     assert providers.open(b"a", Options) == b"a"

@@ -809,6 +809,59 @@ def test_a_worker_that_does_not_see_the_files_says_so(clip: Path, engine: str, t
     assert f"{tmp_path} is another folder on the node" in asked(clip, tmp_path)
 
 
+def test_workers_that_would_compute_other_bits_are_refused(engine: str) -> None:
+    pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
+    from yonos_trt.ray_data.video import _Clip, _Worker, _Workers
+    from yonos_trt.video import VideoOptions
+
+    def told(**model: Any) -> dict[str, Any]:
+        return _Worker(_Clip("clip.mkv", 4, VideoOptions(), {"engine_dir": engine, **model})).upscaler_id()
+
+    crew = _Workers(_Clip("clip.mkv", 4, VideoOptions(), {}), None, None, None)
+    crew.first = told()
+    crew.check(told())
+    with pytest.raises(ConfigError, match="do not compute the same"):
+        crew.check(told(seed=1))
+    other = crew.first | {"runs": crew.first["runs"].replace("fp32", "fp16")}  # "auto" took others there
+    assert other != crew.first
+    with pytest.raises(ConfigError, match="do not compute the same"):
+        crew.check(other)
+
+
+def test_rays_share_of_memory_does_not_change_the_bits_of_a_clip(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
+    from yonos_trt.ray_data import worker
+    from yonos_trt.ray_data.video import _Clip, _Worker
+    from yonos_trt.video import VideoOptions
+
+    monkeypatch.setattr(worker, "_given", lambda: {"threads": 1, "memory_limit_mb": 300, "node": "n"})
+
+    def limit(**model: Any) -> Any:
+        made = _Worker(_Clip("clip.mkv", 4, VideoOptions(), {"engine_dir": engine, **model}))
+        return made._upscaler.options.get("memory_limit_mb")
+
+    assert limit() is None
+    assert limit(memory_limit_mb=400) == 400
+
+
+@pytest.mark.parametrize(
+    ("options", "gpu"),
+    [
+        ({}, True),
+        ({"device": -1}, False),
+        ({"runtime": "onnx"}, False),
+        ({"runtime": "onnx", "providers": ["CPUExecutionProvider"]}, False),
+        ({"runtime": "onnx", "providers": [("CUDAExecutionProvider", {})]}, True),
+    ],
+)
+def test_which_options_take_a_gpu(options: dict[str, Any], gpu: bool) -> None:
+    from yonos_trt.ray_data.cluster import may_use_gpus
+
+    assert may_use_gpus(options) is gpu
+
+
 def test_a_clip_is_that_of_one_machine_though_a_worker_is_killed(
     ray: Any, clip: Path, engine: str, one_machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -433,6 +433,30 @@ def test_lent_rows_stay_as_they_are_while_the_device_goes_on(engines: dict[str, 
     backend.close()
 
 
+def test_rows_of_a_picture_that_was_given_up_are_not_freed_under_their_copy(
+    engines: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next picture has the same plan and wider samples: its buffer takes the place of one in use."""
+    driver = SimulatedDriver(lambda n: 0, eagerness=0)
+    backend = open_backend(engines["fp16"], driver)
+    image = picture(60, 40)
+    plan = plan_for(image)
+    freed = driver.free_pinned
+
+    def free_at_once(address: int) -> None:
+        assert driver.idle(), "work that is queued may write there"
+        freed(address)
+
+    rows = pipeline.upscale(image, backend, plan=plan, color_fix="none")
+    next(rows)
+    rows.close()
+    monkeypatch.setattr(driver, "free_pinned", free_at_once)
+    wide = image.astype(np.float32) / 255
+    for _ in pipeline.upscale(wide, backend, plan=plan, color_fix="none"):
+        pass
+    backend.close()
+
+
 class ArrivalIsNotWaitedFor(LaneScheduler):
     def arrived(self, buffer: int) -> None:
         pass

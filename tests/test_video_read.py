@@ -364,6 +364,21 @@ def test_animated_webp_keeps_its_frames_and_times(tmp_path: Path) -> None:
         assert "a.webp" in refused_before_work(source, tmp_path / "cut.mkv")
 
 
+def test_parts_of_other_programs_in_an_animated_webp_are_no_damage(tmp_path: Path) -> None:
+    source = save_all(tmp_path / "a.webp", pictures())
+    data = source.read_bytes()
+
+    def with_part(name: bytes, body: bytes) -> None:
+        whole = data + name + len(body).to_bytes(4, "little") + body
+        source.write_bytes(whole[:4] + (len(whole) - 8).to_bytes(4, "little") + whole[8:])
+
+    with_part(b"mine", b"what another program keeps there")
+    assert run(source, tmp_path / "out.mkv").frames == 5
+    for name, body in ((b"ANMG", bytes(16) + b"VP8 " + bytes(12)), (b"\x01\x02\x03\x04", bytes(8))):
+        with_part(name, body)
+        assert "is no part of a WebP" in refused_before_work(source, tmp_path / "damaged.mkv")
+
+
 def test_frames_with_a_named_colour_profile_do_not_crash_the_process(tmp_path: Path) -> None:
     """Their names are freed by FFmpeg, and PyAV would free them again when frames are collected."""
     icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

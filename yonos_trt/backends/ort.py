@@ -7,6 +7,7 @@ the weights and one thread pool.
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -187,7 +188,7 @@ class OrtBackend(HostBackend):
         """
         on_host = partial(super().run, source, plan, batch, seed, lane)
         if not self._on_device:
-            return on_host()
+            return self._on_worker(on_host)
         encoder, step, decoder = (self._session(name) for name in ("encoder", "step", "decoder"))
         if encoder.gives != step.takes["z_l"] or step.gives != decoder.takes["z_0"]:
             return self._on_worker(on_host)
@@ -197,6 +198,9 @@ class OrtBackend(HostBackend):
             noise = self.noise(plan, batch, seed=seed, lane=lane)
 
         def networks() -> Array:
+            if not (encoder.replays and step.replays and decoder.replays):
+                for session in (encoder, step, decoder):  # addresses change with every batch then
+                    session.without_graphs()
             z_l = encoder.bound(image, keep=True)
             z_0 = step.bound(*((z_l,) if len(step.takes) == 1 else (noise, z_l)), keep=True)
             found: Array = decoder.bound(z_0, keep=False)
@@ -209,7 +213,9 @@ class OrtBackend(HostBackend):
         return tiles
 
     def _on_worker(self, work: Callable[[], Any]) -> Any:
-        return work() if self._worker is None else self._worker.submit(work).result()
+        if self._worker is None:
+            return work()
+        return self._worker.submit(contextvars.copy_context().run, work).result()  # with the stages' clock
 
     def close(self) -> None:
         """See `HostBackend.close`."""
@@ -284,7 +290,7 @@ class _Session:
         self.providers: list[str] = self._session.get_providers()
         check(path, providers.names, self.providers)
         self._device = (providers.memory or "cpu", providers.device)
-        self.captures = self._replays = providers.graphs and providers.names[0] in self.providers
+        self.captures = self.replays = providers.graphs and providers.names[0] in self.providers
         self._places: dict[Any, _Places] = {}
         self._made = 0
         inputs = [(i.name, i.shape, i.type) for i in self._session.get_inputs()]
@@ -330,14 +336,16 @@ class _Session:
             for (name, dtype), value in zip(self._inputs, values, strict=True)
         }
         with self._errors({n: v for n, v in feed.items() if isinstance(v, np.ndarray)}):
-            if self._replays:
+            if self.replays:
                 try:
                     output = self._replayed(feed)
                     return output if keep else output.numpy()
                 except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+                    if any(words in str(error).lower() for words in _MEMORY_WORDS):
+                        self._places.clear()
+                        raise
                     _log.warning("the %s runs without CUDA graphs: %s", self._name, _first_line(error))
-                    self._replays = False
-                    self._places.clear()
+                    self.without_graphs()
             binding = self._session.io_binding()
             for name, value in feed.items():
                 if isinstance(value, np.ndarray):
@@ -350,6 +358,11 @@ class _Session:
                 binding.bind_output(self._outputs[0])
             self._session.run_with_iobinding(binding, self._graph(-1))
             return binding.get_outputs()[0] if keep else binding.copy_outputs_to_cpu()[0]
+
+    def without_graphs(self) -> None:
+        """Run every batch as it comes, and hold nothing on the device between them."""
+        self.replays = False
+        self._places.clear()
 
     def _replayed(self, feed: dict[str, Any]) -> Any:
         """Run by a CUDA graph of this shape, whose inputs and output keep their addresses; return the output.

@@ -116,7 +116,8 @@ class Providers:
                     f"{name} offers {len(found)} devices, asked for is number {self.device}; choose another "
                     "-g / device"
                 )
-            folder = _cache_folder() / hashlib.sha256(model).hexdigest()[:32]  # files in it have plain names
+            digest = hashlib.sha256(model + repr(sorted(settings.items())).encode())
+            folder = _cache_folder() / digest.hexdigest()[:32]  # files in it have plain names
             settings = {"nv_runtime_cache_path": str(folder / "kernels"), **settings}
             options.add_provider_for_devices([found[self.device]], settings)
         compiled = self._compiled(model, options, folder) if keep else None

@@ -169,7 +169,8 @@ def video(
     options.begin(progress, verbose, quiet=quiet)
     names = {f.name for f in dataclasses.fields(VideoOptions)}
     encoder = EncoderSettings(vcodec, crf, preset, pix_fmt, _pairs(pairs))
-    if not ray and (workers or gpus_per_worker or address):
+    of_ray = {"workers": workers, "gpus_per_worker": gpus_per_worker, "address": address}
+    if not ray and any(value is not None for value in of_ray.values()):
         raise ConfigError(
             "--workers, --gpus-per-worker and --address are those of --ray; add it, or leave them out"
         )
@@ -189,7 +190,8 @@ def video(
         raise ConfigError("--ray takes files, which all nodes can read; name them with -i and -o")
     if dry_run:
         document = {"engine_dir": str(sr.engine_dir), "scale": sr.factor, "source": source, "target": target}
-        click.echo(json.dumps(document | {"options": dataclasses.asdict(job), "model": model}, indent=2))
+        parts = {"options": dataclasses.asdict(job), "model": model} | ({"ray": of_ray} if ray else {})
+        click.echo(json.dumps(document | parts, indent=2))
         return
     if target == "-" and console.stdout_closed:
         raise ConfigError("-o - writes raw video, and stdout is closed; open it, or name a file with -o")

@@ -139,6 +139,10 @@ class Memory:
         """Return the address of the page-locked host buffer `name`, at least `nbytes` long."""
         return self._get(self._pinned, self._driver.allocate_pinned, self._driver.free_pinned, name, nbytes)
 
+    def outgrown(self, name: Hashable, nbytes: int) -> bool:
+        """Tell whether the page-locked buffer `name` is there and shorter, so that `pinned` would free it."""
+        return 0 < self._pinned.get(name, (0, 0))[1] < nbytes
+
     def _get(
         self,
         held: dict[Hashable, tuple[int, int]],

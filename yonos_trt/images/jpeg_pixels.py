@@ -53,8 +53,10 @@ def check_jpeg_pixels(data: bytes, header: Header) -> None:
     MemoryError
         There is no room for the decoding.
     """
-    require_bytes(_DECODER_BYTES + 8 * header.height_px * header.width_px)  # the coefficients, if progressive
     pyvips = _pyvips()
+    # the coefficients, if progressive; without libvips Pillow's picture and three arrays
+    bytes_per_px = 8 if pyvips is not None else max(8, 4 + 3 * (header.channels or 4))
+    require_bytes(_DECODER_BYTES + bytes_per_px * header.height_px * header.width_px)
     damage = _order(data) or (_without_warnings(data) if pyvips is None else _warned(data, pyvips))
     if damage:
         raise MalformedError(
@@ -182,6 +184,7 @@ def _without_warnings(data: bytes) -> str:
     behind = _decoded(_with(data, found, lambda coded: coded.rstrip(b"\xff") + _OTHERS[0]))
     if behind is not None and not np.array_equal(behind, whole):
         return "coded data that end early"
+    del behind
     if not in_order:
         return ""
     blocks = whole.reshape(rows, high, cols, wide, -1)

@@ -162,16 +162,16 @@ def _start(ray: Any, options: dict[str, Any]) -> None:
         except (ConnectionError, ValueError) as error:
             if address != "local":
                 raise ConfigError(
-                    f"there is no Ray cluster at {address!r} ({_one_line(error)}); start one, mend the "
+                    f"there is no Ray cluster at {address!r} ({one_line(error)}); start one, mend the "
                     "address, or leave it out to run on this machine"
                 ) from error
-            raise YonosError(f"Ray does not start on this machine ({_one_line(error)})") from error
+            raise YonosError(f"Ray does not start on this machine ({one_line(error)})") from error
         except Exception as error:  # Ray raises plain ones
             ray.shutdown()
             if address != "local" or attempt == _STARTS:
                 does = "start on this machine" if address == "local" else f"connect to {address!r}"
-                raise YonosError(f"Ray does not {does} ({_one_line(error)})") from error
-            _log.info("Ray did not start (%s); trying again", _one_line(error))
+                raise YonosError(f"Ray does not {does} ({one_line(error)})") from error
+            _log.info("Ray did not start (%s); trying again", one_line(error))
 
 
 def _quieten() -> None:
@@ -185,7 +185,7 @@ def _quieten() -> None:
         logger.propagate = False
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
@@ -241,8 +241,9 @@ class Share:
 
 def may_use_gpus(options: dict[str, Any]) -> bool:
     """Whether an `SR` with these options takes a GPU that is there."""
-    runtime = options.get("runtime", "auto")
-    return options.get("device", 0) >= 0 and runtime in ("auto", "tensorrt", "tensorrt-rtx")
+    providers = [name if isinstance(name, str) else name[0] for name in options.get("providers") or ()]
+    on_gpu = options.get("runtime", "auto") in ("auto", "tensorrt", "tensorrt-rtx")
+    return options.get("device", 0) >= 0 and (on_gpu or any(p != "CPUExecutionProvider" for p in providers))
 
 
 def share_of(

@@ -230,17 +230,16 @@ def remove(uri: str) -> None:
 
 def _patiently(uri: str, call: Callable[[], T]) -> T:
     """Call, again after a pause where that may help."""
-    for attempt in range(1, _TRIES):
-        try:
-            return call()
-        except Exception as error:
-            patience = isinstance(error, OSError) and not isinstance(
-                error, (FileNotFoundError, PermissionError)
-            )
-            if not patience or any(word in str(error) for word in _FINAL):
-                break
-            time.sleep(_PAUSE_S * 2 ** (attempt - 1))
     with _told(uri):
+        for attempt in range(1, _TRIES):
+            try:
+                return call()
+            except (FileNotFoundError, PermissionError):
+                raise
+            except OSError as error:
+                if any(word in str(error) for word in _FINAL):
+                    raise
+                time.sleep(_PAUSE_S * 2 ** (attempt - 1))
         return call()
 
 
@@ -273,7 +272,8 @@ def _remedy(said: str, error: Exception) -> str:
         return "not found; mend the name"
     if has("SLOW_DOWN", "SlowDown", "HTTP status 503", "HTTP status 429", "Throttl"):
         return f"the store took no request, {_TRIES} times; say it again later, or with fewer --workers"
-    return f"the file system failed {_TRIES} times; say it again"
+    times = f" {_TRIES} times" if isinstance(error, OSError) else ""
+    return f"the file system failed{times}; say it again"
 
 
 def _said(error: BaseException) -> str:

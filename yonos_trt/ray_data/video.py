@@ -8,6 +8,7 @@ into the folder that a resume goes on from, beside the output.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from yonos_trt.errors import ConfigError, InputError, YonosError
-from yonos_trt.ray_data.cluster import connected, import_ray, may_use_gpus, share_of
+from yonos_trt.ray_data.cluster import connected, import_ray, may_use_gpus, one_line, share_of
 from yonos_trt.ray_data.worker import Upscaler, raised
 from yonos_trt.sizing import Sizing
 from yonos_trt.sr import SR
@@ -35,6 +36,7 @@ __all__ = ["upscale_video"]
 log = logging.getLogger(__name__)
 
 _DEATHS = 3  # of workers that had the same segment
+_SLOW_S = 60  # after which a worker that does not start is told of
 _SEEN_S = 20  # a disk that is shared shows a new file to other machines after a while
 
 
@@ -125,11 +127,13 @@ class _Worker:
     def __init__(self, clip: _Clip) -> None:
         self._clip = clip
         self._upscaler = Upscaler(**clip.model)
+        if "memory_limit_mb" not in clip.model:  # Ray's share would lower the tile, and so change the bits
+            self._upscaler.options.pop("memory_limit_mb", None)
         self._maker: SegmentMaker | None = None
 
     def upscaler_id(self) -> dict[str, Any]:
         """Open the `SR`; return what its bits depend on."""
-        return self._answer(lambda: {"id": upscaler_id(self._upscaler.sr, self._clip.model)})
+        return self._answer(lambda: _identity(self._upscaler.sr, self._clip.model))
 
     def make(self, folder: str, job: str, number: int) -> dict[str, Any]:
         """Write segment `number` into the folder of the work `job`."""
@@ -161,6 +165,12 @@ class _Worker:
         return told | {"worker": self._upscaler.worker}
 
 
+def _identity(sr: SR, model: dict[str, Any]) -> dict[str, Any]:
+    """Return what names the work of an open `SR`, and what runs it here."""
+    runs = [type(sr.backend).__name__, getattr(sr.backend, "precision", None), model.get("providers")]
+    return {"id": upscaler_id(sr, model), "runs": json.dumps(runs)}
+
+
 def _unseen(path: Path, what: str) -> InputError:
     return InputError(
         f"{path} {what}; with --ray the input and the output's folder lie on a disk that all nodes share, "
@@ -178,7 +188,7 @@ class _Workers(contextlib.ExitStack):
     def __init__(self, clip: _Clip, workers: int | None, gpus: float | None, address: str | None) -> None:
         super().__init__()
         self._clip, self._wanted, self._gpus, self._address = clip, workers, gpus, address
-        self._id = ""
+        self.first: dict[str, Any] = {}  # identity of the first worker
         self._kind: Any = None
         self.count = 0
         self.ray: Any = None
@@ -214,10 +224,18 @@ class _Workers(contextlib.ExitStack):
         self.count = share.workers
         (first,) = self.start(1)
         try:
-            self._id = self.ask(self.opening(first, _DEATHS))["id"]
+            opening = self.opening(first, _DEATHS)
+            while not self.ray.wait([opening], timeout=_SLOW_S)[0]:
+                log.warning(
+                    "still waiting for a worker's %d CPUs and %g GPUs; other work may hold them",
+                    share.cpus,
+                    share.gpus,
+                )
+            self.first = self.ask(opening)
         except self.ray.exceptions.RayActorError as error:
             raise _none_starts(error) from error
-        return self._id
+        name: str = self.first["id"]
+        return name
 
     def opening(self, actor: Any, tries: int = 0) -> Any:
         """Have a worker open its `SR`; so often again where it dies, or is about to start again."""
@@ -225,11 +243,12 @@ class _Workers(contextlib.ExitStack):
 
     def check(self, told: dict[str, Any]) -> None:
         """Refuse a worker that would compute other bits than the first one."""
-        if told["id"] != self._id:
-            raise ConfigError(
-                f"the nodes do not compute the same: the worker {told['worker']} has {told['id']}, the first "
-                f"one {self._id}; name what all of them run with --runtime and --precision"
-            )
+        for key in ("id", "runs"):
+            if told[key] != self.first[key]:
+                raise ConfigError(
+                    f"the nodes do not compute the same: the worker {told['worker']} has {told[key]}, the "
+                    f"first one {self.first[key]}; name what all of them run with --runtime and --precision"
+                )
 
     def ask(self, reference: Any) -> dict[str, Any]:
         """Return an answer; a worker's error is raised here, and its death as Ray tells it."""
@@ -239,7 +258,7 @@ class _Workers(contextlib.ExitStack):
             raise
         except self.ray.exceptions.RayError as error:
             raise YonosError(
-                f"Ray could not go on ({_one_line(error)}); is the cluster still there?"
+                f"Ray could not go on ({one_line(error)}); is the cluster still there?"
             ) from error
         if "error" in told:
             raise raised(told)
@@ -302,7 +321,9 @@ class _Segments:
         InputError
             It is not there, or shows other times than the clip.
         """
-        path = self._work.job.path_of(number)
+        path, times = self._work.job.path_of(number), self._times.pop(number)
+        if told["frames"] != len(times):
+            raise self._other_frames(told)
         patience_s = time.monotonic() + _SEEN_S
         while (segment := read_segment(path)) is None:
             if time.monotonic() > patience_s:
@@ -310,13 +331,16 @@ class _Segments:
                     path, f"was written by the worker {told['worker']}, and is not there, or damaged,"
                 )
             time.sleep(0.1)
-        if segment.times != self._times.pop(number):
-            raise InputError(f"{self._work.reader.name} has other frames for the worker {told['worker']}")
+        if segment.times != times:
+            raise self._other_frames(told)
         self._add(number, segment)
         log.info("segment %d: %s, %.1f s", number, told["worker"], told["seconds"])
         if self._work.progress is not None:
             expected = expected_frames(self._work.reader.info, self._work.options)
             self._work.progress(self._frames_made, expected)
+
+    def _other_frames(self, told: dict[str, Any]) -> InputError:
+        return InputError(f"{self._work.reader.name} has other frames for the worker {told['worker']}")
 
 
 def _distribute(work: Work, *, crew: _Workers) -> None:
@@ -329,15 +353,16 @@ def _distribute(work: Work, *, crew: _Workers) -> None:
     again: set[Any] = set()  # actors that died
     failed: YonosError | None = None
     while failed is None or running:
-        segments.decode(max(1, len(idle)))
-        while idle and segments.todo and failed is None:
-            actor, number = idle.pop(), segments.todo.popleft()
-            running[actor.make.remote(str(work.job.folder), work.job.id, number)] = (actor, number)
-        segments.decode(crew.count - len(running))
-        for actor in crew.start(len(running) + len(segments.todo)):
-            starting[crew.opening(actor)] = actor
-        if not running and not segments.todo and segments.ended:
-            break
+        if failed is None:
+            segments.decode(max(1, len(idle)))
+            while idle and segments.todo:
+                actor, number = idle.pop(), segments.todo.popleft()
+                running[actor.make.remote(str(work.job.folder), work.job.id, number)] = (actor, number)
+            segments.decode(crew.count - len(running))
+            for actor in crew.start(len(running) + len(segments.todo)):
+                starting[crew.opening(actor)] = actor
+            if not running and not segments.todo and segments.ended:
+                break
         done, _ = crew.ray.wait([*starting, *running], timeout=1)
         for reference in done:
             actor, segment = starting.pop(reference, None), None
@@ -351,7 +376,7 @@ def _distribute(work: Work, *, crew: _Workers) -> None:
                     segments.receive(segment, told)
                 idle.append(actor)
             except crew.ray.exceptions.RayActorError as error:
-                log.warning("a worker died (%s)", _one_line(error))
+                log.warning("a worker died (%s)", one_line(error))
                 if segment is not None or actor not in again:
                     again.add(actor)
                     starting[crew.opening(actor, _DEATHS)] = actor
@@ -371,7 +396,7 @@ def _distribute(work: Work, *, crew: _Workers) -> None:
 
 
 def _none_starts(error: Exception) -> YonosError:
-    return YonosError(f"every worker dies as it starts, several times ({_one_line(error)})")
+    return YonosError(f"every worker dies as it starts, several times ({one_line(error)})")
 
 
 def _lost(work: Work, segment: int) -> YonosError:
@@ -380,7 +405,3 @@ def _lost(work: Work, segment: int) -> YonosError:
         f"{work.reader.name}: the worker that had the frames from {first} on died, {_DEATHS} times; its "
         f"memory may have run out (--workers, --memory-limit); {going_on(work.job.folder)}"
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -57,7 +57,7 @@ class Upscaler:
         given = _given()
         self.node = given.pop("node", "")
         self.worker = f"{socket.gethostname()}:{os.getpid()}"
-        self._options = given | {k: v for k, v in options.items() if v is not None or k not in given}
+        self.options = given | {k: v for k, v in options.items() if v is not None or k not in given}
         self._stages = dict(stages or {})
         self._sr: SR | None = None
 
@@ -65,7 +65,7 @@ class Upscaler:
     def sr(self) -> SR:
         """What upscales; opened at first use and kept."""
         if self._sr is None:
-            self._sr = SR(**self._options).open()
+            self._sr = SR(**self.options).open()
         return self._sr
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[Row]:

@@ -99,6 +99,10 @@ class DeviceFinish:
         self._at = buffers.for_finish(color_fix, self.dtype.itemsize, order)
         sizes = finish_layout(self._plan, scale, color_fix=color_fix, item_bytes=self.dtype.itemsize)
         self._block_bytes = sizes["finished"]
+        if any(pictures.outgrown(("rows", buffer), self._block_bytes) for buffer in (0, 1)):
+            scheduler.drain()  # a copy of a picture that was given up may still be on its way there
+            for buffer in (0, 1):
+                self._pinned(buffer)
         self.block_rows = min(self._plan.height_px, self._plan.tile_h_px)
         self._next = self._end = 0  # finished rows that are not on their way yet
         self._sent: _Sent | None = None  # with `ahead`, what nobody has waited for

@@ -17,6 +17,7 @@ __all__ = ["animated_webp"]
 
 MILLISECONDS = Fraction(1, 1000)
 _PARTS = (b"VP8X", b"ICCP", b"ANIM", b"ANMF", b"ALPH", b"VP8 ", b"VP8L", b"EXIF", b"XMP ")
+_FRAMES = (b"ALPH", b"VP8 ", b"VP8L")  # what the part of a frame begins with, behind its 16 bytes
 
 
 def animated_webp(path: Path) -> io.BytesIO | None:
@@ -44,18 +45,23 @@ def animated_webp(path: Path) -> io.BytesIO | None:
 
 
 def _check_parts(path: Path, end: int) -> None:
-    """Refuse parts that no WebP has: decoders pass over them, and one may be a damaged frame."""
+    """Refuse what is no part of a WebP and may be a damaged frame: decoders pass over it.
+
+    Parts with names of other programs are allowed (WebP Container Specification, "Unknown Chunks").
+    """
     at = 12
     with path.open("rb") as file:
         while at < end:
             file.seek(at)
-            head = file.read(8)
-            if head[:4] not in _PARTS:
+            head = file.read(28)
+            size = int.from_bytes(head[4:8], "little")
+            named = all(32 <= byte < 127 for byte in head[:4]) and head[24:28] not in _FRAMES
+            if head[:4] not in _PARTS and not (named and at + 8 + size <= end):
                 raise InputError(
                     f"{path} is not whole: what begins at byte {at} ({quoted(head[:4])}) is no part of a "
                     f"WebP, so that a frame may be lost; get the file again"
                 )
-            at += 8 + (int.from_bytes(head[4:], "little") + 1 & ~1)
+            at += 8 + (size + 1 & ~1)
 
 
 @functools.lru_cache(maxsize=1)
