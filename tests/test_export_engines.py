@@ -469,6 +469,20 @@ def test_the_decoder_has_24_kernels_with_its_filters_as_sums_and_27_without(tmp_
         build_engine(tmp_path / f"{name}.onnx", engine, shapes, RTX, stage="decoder", module=trt)
         found.append(kernels_in(engine.read_bytes()))
     assert [len(kernels) for kernels in found] == [27, 24]
+    others = {
+        "encoder": {"image": ((1, 3, 64, 64), (4, 3, 512, 512), (8, 3, 1024, 1024))},
+        "step": dict.fromkeys(("noise", "z_l"), ((1, 16, 16, 16), (4, 16, 128, 128), (8, 16, 256, 256))),
+    }
+    counts = {}
+    for stage, sizes in others.items():
+        model = load_graph(LITE_X4 / f"{stage}.onnx")
+        convert(model, "fp16", islands=tail(model))
+        save_graph(model, tmp_path / f"{stage}.onnx")
+        build_engine(
+            tmp_path / f"{stage}.onnx", tmp_path / "built.engine", sizes, RTX, stage=stage, module=trt
+        )
+        counts[stage] = len(kernels_in((tmp_path / "built.engine").read_bytes()))
+    assert counts == {"encoder": 10, "step": 32}
     assert found[1][0] == "__myl_CastMulAdd"  # the cast at the border is part of the first kernel
     assert "Slic" in found[1][-1]  # no cast, no transposition after the filter
 
@@ -544,6 +558,7 @@ def test_attention_to_a_constant_prompt_is_one_kernel(tmp_path: Path) -> None:
     plan = engine.read_bytes()
     assert b"_gemm_mha_v2" in plan
     assert b"ExpSumDiv" not in plan  # a softmax of its own
+    assert len(kernels_in(plan)) == 7
 
 
 # ---------------------------------------------------------------------------------------------------------
