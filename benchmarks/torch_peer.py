@@ -30,7 +30,7 @@ def open_torch(setting: Setting, *, compiled: bool, bf16: bool) -> Upscaler:
 
     torch.set_num_threads(setting.threads)
     stages = load_stages(setting.bundle)
-    if stages.weights_sha256 != setting.manifest.model.weights_sha256:
+    if stages.info.model.weights_sha256 != setting.manifest.model.weights_sha256:
         raise NotRun(f"the checkpoint {setting.bundle.name} has other weights than the engine directory")
 
     def stage(name: str) -> Callable[..., Any]:

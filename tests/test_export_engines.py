@@ -33,7 +33,7 @@ from yonos_export.config import Thresholds
 from yonos_export.engine_from_onnx import build_engine
 from yonos_export.engine_options import EngineOptions, profile_shapes
 from yonos_export.lock import only_builder
-from yonos_export.model_info import info_from_manifest
+from yonos_export.model_info import ModelInfo
 from yonos_export.tensorrt_module import find_gpu
 
 from yonos_trt.cuda.probe import Device, DriverFacts
@@ -81,7 +81,7 @@ def _engines(manifest: EngineManifest) -> dict[str, Artifact]:
 
 
 def _shapes(folder: Path, stage: str) -> Any:
-    info = info_from_manifest(load_manifest(folder))
+    info = ModelInfo.of(load_manifest(folder))
     return profile_shapes(info, ExportConfig(source=folder, engine_dir=folder, runtime="tensorrt-rtx"))[stage]
 
 
@@ -566,17 +566,17 @@ def test_attention_to_a_constant_prompt_is_one_kernel(tmp_path: Path) -> None:
 
 
 def test_profile_takes_the_models_tiles_and_refuses_others(graphs: Path) -> None:
-    info = info_from_manifest(load_manifest(graphs))
-    unit = info.multiple_px
+    info = ModelInfo.of(load_manifest(graphs))
+    unit = info.tiles.multiple_px
 
     def shapes(**changes: Any) -> dict[str, Any]:
         return profile_shapes(info, ExportConfig(source=graphs, engine_dir=graphs, **changes))
 
     low, best, high = shapes(batch=3)["decoder"]["z_0"]
-    c, f = info.latent_channels, info.latent_factor
-    assert low == (1, c, info.smallest_px // f, info.smallest_px // f)
-    assert best == (3, c, info.default_px // f, info.default_px // f)
-    assert high == (3, c, info.largest_px // f, info.largest_px // f)
+    c, f = info.model.latent_channels, info.model.latent_factor
+    assert low == (1, c, info.tiles.smallest_px // f, info.tiles.smallest_px // f)
+    assert best == (3, c, info.tiles.default_px // f, info.tiles.default_px // f)
+    assert high == (3, c, info.tiles.largest_px // f, info.tiles.largest_px // f)
     default = [shape[0] for shape in shapes()["decoder"]["z_0"]]
     assert default == [1, 4, 8]
     tall = shapes(opt_shape=(10 * unit, 4 * unit))["encoder"]["image"][1]

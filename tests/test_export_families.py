@@ -297,7 +297,8 @@ def test_osediff_merges_adapters_and_takes_one_step_at_999(osediff: tuple[Path, 
 
     base, pkl, prompt = osediff
     source = _open(source=pkl, family="osediff", base=base, prompt_embeds=prompt)
-    assert (source.info.start, source.info.timestep, source.info.color_fix) == ("latent", 999.0, "adain")
+    model = source.info.model
+    assert (model.start, model.timestep, model.color_fix) == ("latent", 999.0, "adain")
     document = torch.load(pkl, weights_only=True)
     unet, vae = (
         kind.from_pretrained(base, subfolder=part)
@@ -486,8 +487,8 @@ def test_a_prompt_is_what_the_bases_own_text_encoder_makes_of_it(
             wanted = encoder(torch.tensor([ids]))[0]
         torch.testing.assert_close(read_prompt(base, prompt, None), wanted)
     sources = [_open(source=osediff[1], family="osediff", base=base, prompt=p) for p in ("a cat", None)]
-    assert [s.info.origin.prompt for s in sources] == ["a cat", "(empty)"]
-    assert sources[0].weights_sha256 != sources[1].weights_sha256
+    assert [s.info.model.origin.prompt for s in sources] == ["a cat", "(empty)"]
+    assert sources[0].info.model.weights_sha256 != sources[1].info.model.weights_sha256
     (base / "text_encoder" / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"the text encoder of .*base cannot be loaded"):
         read_prompt(base, None, None)
@@ -504,7 +505,7 @@ def test_an_embedding_from_a_file_needs_no_package_and_a_prompt_names_it(
     base, pkl, prompt = osediff
     assert torch.equal(read_prompt(base, None, prompt), load_file(prompt)["context"])
     source = _open(source=pkl, family="osediff", base=base, prompt_embeds=prompt)
-    assert source.info.origin.prompt == "embedding of prompt.safetensors"
+    assert source.info.model.origin.prompt == "embedding of prompt.safetensors"
     whole = tmp_path / "base"
     for part in ("tokenizer", "text_encoder"):
         (whole / part).mkdir(parents=True)
@@ -581,17 +582,17 @@ def test_pisasr_weighs_what_its_two_sets_predict(
     wanted = z_l - (p * eps_pix + s * (eps_both - eps_pix))
     got = functions_from_torch(source.stages)["step"]({"z_l": z_l.numpy()})
     np.testing.assert_allclose(got, wanted.numpy(), atol=1e-4)
-    assert f"pixel {p:g}, semantic {s:g}" in source.info.origin.adapter
+    assert f"pixel {p:g}, semantic {s:g}" in source.info.model.origin.adapter
     assert len(getattr(source.stages.step.unet, "networks", [1])) == (2 if p != s and s else 1)
 
 
 def test_strengths_are_part_of_the_weights_hash(osediff: tuple[Path, Path, Path], pisasr: Path) -> None:
     base, _, prompt = osediff
-    hashes = {
-        _open(source=pisasr, family="pisasr", base=base, prompt_embeds=prompt, **more).weights_sha256
+    sources = [
+        _open(source=pisasr, family="pisasr", base=base, prompt_embeds=prompt, **more)
         for more in ({}, {"pixel": 1.0}, {"pixel": 0.5, "semantic": 0.5}, {"semantic": 0.0})
-    }
-    assert len(hashes) == 3
+    ]
+    assert len({source.info.model.weights_sha256 for source in sources}) == 3
 
 
 @pytest.mark.parametrize(
@@ -650,7 +651,7 @@ def test_omgsr_takes_its_step_at_273(osediff: tuple[Path, Path, Path], tmp_path:
     stages = functions_from_torch(source.stages)
     np.testing.assert_allclose(stages["encoder"]({"image": image.numpy()}), z_l.numpy(), atol=2e-5)
     np.testing.assert_allclose(stages["step"]({"z_l": z_l.numpy()}), z_0.numpy(), atol=1e-4)
-    assert restrictive(source.info.licence["adapter"]["licence"])
+    assert restrictive({x.part: x.licence for x in source.info.model.licences}["adapter"])
     config = folder / "unet_lora_adapter" / "adapter_config.json"
     facts = json.loads(config.read_text())
     for change, said in (

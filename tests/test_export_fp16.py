@@ -261,13 +261,15 @@ def loud(tmp_path_factory: pytest.TempPathFactory) -> GraphFile:
     from yonos_export.onnx_from_torch import graph_from_stage
     from yonos_export.stages import make_stages
 
+    from yonos_trt.engine.schema import identity_manifest
+
     _, vae, _, _ = small_sd_parts()
     with torch.no_grad():
         vae.decoder.conv_in.weight.mul_(3e5)
         for name, module in vae.decoder.named_modules():
             if name.endswith(("conv2", "conv_shortcut", "to_out.0", "upsamplers.0.conv")):
                 module.weight.mul_(1e5 if not name.endswith("upsamplers.0.conv") else 1.0)
-    info = ModelInfo("loud", 4, 4, 2, 1.0, 0.0, 1.0, 32, 64, 128, 8, 16)
+    info = ModelInfo.of(identity_manifest(latent_factor=2, multiple_px=8))
     stages = make_stages(KLEncoder(vae), torch.nn.Identity(), KLDecoder(vae), info)
     folder = tmp_path_factory.mktemp("loud")
     return save_graph(graph_from_stage(stages, "decoder"), folder / "decoder.onnx")

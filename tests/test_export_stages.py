@@ -77,7 +77,7 @@ def test_graphs_compute_what_torch_computes_at_any_shape(
     exported: Exported, batch: int, tile_px: tuple[int, int]
 ) -> None:
     stages, graphs = exported
-    if any(side % stages.info.multiple_px for side in tile_px):
+    if any(side % stages.info.tiles.multiple_px for side in tile_px):
         tile_px = tile_px[0] // 16 * 16, tile_px[1] // 16 * 16
     reference = functions_from_torch(stages)
     candidate = functions_from_onnx({s: g.path for s, g in graphs.items()})
@@ -181,7 +181,8 @@ def test_folder_that_the_trainer_writes_computes_what_the_trainer_trained(tmp_pa
     save_sd(bundle, base, tmp_path / "tuned")
     source = open_source(tmp_path / "tuned")
     assert source.stages is not None
-    assert (source.info.name, source.info.scale, source.info.timestep) == ("tuned", 2, 999.0)
+    model = source.info.model
+    assert (model.name, model.scale, model.timestep) == ("tuned", 2, 999.0)
     stages = functions_from_torch(source.stages)
     feed = random_feed({"noise": (2, 4, 16, 24), "image": (2, 3, 32, 48)})
     with torch.no_grad():
@@ -197,12 +198,12 @@ def test_folder_that_the_trainer_writes_computes_what_the_trainer_trained(tmp_pa
 def test_step_of_a_schedule_that_keeps_signal_adds_alpha_times_noise() -> None:
     bundle = small_bundle(schedule=sd_schedule())
     stages = stages_from_bundle(bundle)
-    assert 0.05 < stages.info.alpha_1 < 0.08
+    assert 0.05 < stages.info.model.alpha_1 < 0.08
     feed = random_feed({"noise": (1, 4, 8, 8), "z_l": (1, 4, 8, 8)})
     noise, z_l = (torch.from_numpy(feed[n]) for n in ("noise", "z_l"))
     with torch.no_grad():
         v = bundle.unet(torch.cat([noise, z_l], 1), torch.ones(1))
-        expected = stages.info.alpha_1 * noise - stages.info.sigma_1 * v
+        expected = stages.info.model.alpha_1 * noise - stages.info.model.sigma_1 * v
     np.testing.assert_allclose(functions_from_torch(stages)["step"](feed), expected.numpy(), atol=1e-6)
 
 
@@ -284,7 +285,7 @@ def test_kept_graphs_are_used_again_only_for_the_same_weights(
 ) -> None:
     def write(stages: StageSet, folder: Path, *, opset: int) -> dict[str, GraphFile]:
         for stage in STAGE_TENSORS:
-            (folder / f"{stage}.onnx").write_bytes(stages.weights_sha256.encode())
+            (folder / f"{stage}.onnx").write_bytes(stages.info.model.weights_sha256.encode())
         return {stage: GraphFile(folder / f"{stage}.onnx") for stage in STAGE_TENSORS}
 
     monkeypatch.setattr("yonos_export.onnx_from_torch.export_graphs", write)

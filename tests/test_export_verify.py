@@ -15,7 +15,7 @@ pytest.importorskip("filelock")
 import helpers
 from yonos_export import ExportConfig, Thresholds, export
 from yonos_export.config import DEFAULT_THRESHOLDS
-from yonos_export.model_info import info_from_manifest, licence_chain
+from yonos_export.model_info import ModelInfo, licence_chain
 from yonos_export.samples import extremes, make_samples, read_pictures
 from yonos_export.verify import (
     Figures,
@@ -50,7 +50,7 @@ def test_samples_are_the_same_every_time_and_have_the_models_shapes(
     tmp_path: Path, encoder_input: str
 ) -> None:
     folder = helpers.make_engine_dir(tmp_path / "m", encoder_input=encoder_input)
-    info = info_from_manifest(load_manifest(folder))
+    info = ModelInfo.of(load_manifest(folder))
     first, second = make_samples(info, tile_px=128), make_samples(info, tile_px=128)
     assert [s.name for s in first] == ["chelsea.png", "coffee.png", "extremes"]
     side = info.legal_tile(128)
@@ -124,7 +124,7 @@ def test_gate_lists_every_figure_that_misses() -> None:
 def test_stage_answers_for_itself_only(tmp_path: Path) -> None:
     right = helpers.make_engine_dir(tmp_path / "a")
     other = helpers.make_engine_dir(tmp_path / "b", seed=2)
-    samples = make_samples(info_from_manifest(load_manifest(right)), tile_px=64)
+    samples = make_samples(ModelInfo.of(load_manifest(right)), tile_px=64)
     reference = _functions(right)
     mixed = {**reference, "step": _functions(other)["step"]}
     report = measure([run_chain(reference, sample) for sample in samples], mixed, samples)

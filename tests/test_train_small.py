@@ -169,10 +169,9 @@ def test_the_exporter_takes_the_small_networks(run_folder: Path) -> None:
     exporter = pytest.importorskip("yonos_export.families.sd")
     folder = run_folder / "bundles" / "tiny-x4-lr-small"
     bundle, stages = load_sd(folder, 4), exporter.load_diffusers_stages(folder)
-    assert stages.info.encoder_input == "lr"
-    assert (
-        stages.weights_sha256 != exporter.load_diffusers_stages(run_folder / "bundles/tiny-x4").weights_sha256
-    )
+    assert stages.info.tiles.encoder_input == "lr"
+    other = exporter.load_diffusers_stages(run_folder / "bundles/tiny-x4")
+    assert stages.info.model.weights_sha256 != other.info.model.weights_sha256
     x_l = torch.rand(1, 3, 32, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         z_l = bundle.encoder(x_l)

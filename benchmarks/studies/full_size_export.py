@@ -167,7 +167,9 @@ def build_from_graphs(graphs: Path) -> dict[str, Any]:
     from yonos_export.engine_options import EngineOptions, profile_shapes
     from yonos_export.model_info import ModelInfo
 
-    info = ModelInfo("full-size", 4, 4, 8, 999.0, 0.068, 0.998, 256, 512, 1024, 64, 64)
+    from yonos_trt.engine.schema import identity_manifest
+
+    info = ModelInfo.of(identity_manifest(latent_factor=8, multiple_px=64))
     config = ExportConfig(
         source=graphs,
         engine_dir=graphs,

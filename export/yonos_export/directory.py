@@ -129,19 +129,19 @@ class Directory:
 
     def manifest(self, source: Source) -> EngineManifest:
         """Put the manifest together; the model card goes in as a file of its own."""
-        model = source.info.model(source.weights_sha256)
-        if source.info.card:
-            raw = source.info.card.encode()
+        info, card = source.info, None
+        if info.card:
+            raw = info.card.encode()
             self.files[CARD_NAME] = raw
-            model = msgspec.structs.replace(model, card=_record_of(CARD_NAME, raw))
+            card = _record_of(CARD_NAME, raw)
         stages = {
-            name: msgspec.structs.replace(source.info.stage(name), artifacts=tuple(self.artifacts[name]))
+            name: msgspec.structs.replace(info.stage(name), artifacts=tuple(self.artifacts[name]))
             for name in STAGE_TENSORS
         }
         return EngineManifest(
             schema_version=SCHEMA_VERSION,
-            model=model,
-            tiles=source.info.tiles(),
+            model=msgspec.structs.replace(info.model, card=card),
+            tiles=info.tiles,
             stages=Stages(**stages),
             parity=self.parity,
             files=tuple(self.extra),

@@ -35,15 +35,15 @@ def profile_shapes(info: ModelInfo, config: ExportConfig) -> dict[str, Shapes]:
         A tile is not a multiple of what the model takes, or min, opt and max are not in order.
     """
     tiles = {
-        "min_shape": config.min_shape or (info.smallest_px,) * 2,
-        "opt_shape": config.opt_shape or (info.default_px,) * 2,
-        "max_shape": config.max_shape or (info.largest_px,) * 2,
+        "min_shape": config.min_shape or (info.tiles.smallest_px,) * 2,
+        "opt_shape": config.opt_shape or (info.tiles.default_px,) * 2,
+        "max_shape": config.max_shape or (info.tiles.largest_px,) * 2,
     }
     for name, tile in tiles.items():
-        if any(side % info.multiple_px or side < info.smallest_px for side in tile):
+        if any(side % info.tiles.multiple_px or side < info.tiles.smallest_px for side in tile):
             raise ConfigError(
                 f"{name} is {tile[0]}x{tile[1]}; this model takes tile sides that are multiples of "
-                f"{info.multiple_px} px, from {info.smallest_px} px on"
+                f"{info.tiles.multiple_px} px, from {info.tiles.smallest_px} px on"
             )
     low, best, high = tiles.values()
     smallest, wanted, largest = config.batches

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from yonos_export.comparison import comparison_files
 from yonos_export.config import DEFAULT_THRESHOLDS, ExportConfig, Precision
@@ -16,7 +19,7 @@ from yonos_export.directory import Directory
 from yonos_export.families import open_family, restrictive
 from yonos_export.graph_file import GraphFile
 from yonos_export.lock import only_builder
-from yonos_export.model_info import ModelInfo
+from yonos_export.model_info import ModelInfo, join_licences, licence_chain
 from yonos_export.samples import Sample, make_samples, read_pictures
 from yonos_export.source import Source, fp32_graphs, open_source
 from yonos_export.verify import Chain, functions_from_onnx, gate, measure, run_chain
@@ -88,8 +91,9 @@ def _open(config: ExportConfig) -> Source:
     if config.licence:
         said = dict(text.split("=", 1) for text in config.licence)
         terms = {part.strip(): term.strip() for part, term in said.items()}
-        source = replace(source, info=replace(source.info, licence={**source.info.licence, **terms}))
-    for link in source.info.model("").licences:
+        licences = join_licences(source.info.model.licences, licence_chain(terms))
+        source = replace(source, info=_with(source.info, licences=licences))
+    for link in source.info.model.licences:
         if config.family is not None and restrictive(link.licence):
             log.warning(
                 "licence of the %s: %s%s", link.part, link.licence, f", {link.source}" if link.source else ""
@@ -121,7 +125,7 @@ def _export(config: ExportConfig, source: Source, work: Path, report: OnStage) -
     dials = _dials(config, source, other, graphs, work)
     if other is not None:
         source = replace(source, info=_with_dial(source.info, other, config.restore))
-    stands = config.restore if config.restore is not None else source.info.restore
+    stands = config.restore if config.restore is not None else source.info.model.restore
     samples: list[Sample] = []
     if config.verify or config.precision != "fp32":
         report("pictures", 0.15)
@@ -160,15 +164,20 @@ def _export(config: ExportConfig, source: Source, work: Path, report: OnStage) -
     return manifest
 
 
+def _with(info: ModelInfo, **changes: Any) -> ModelInfo:
+    """Return the facts with some fields of the model changed."""
+    return replace(info, model=msgspec.structs.replace(info.model, **changes))
+
+
 def _with_dial(info: ModelInfo, other: Source, restore: float | None) -> ModelInfo:
     """Return the model's facts with those of its other end; the card is the other end's, which knows both."""
-    training = {**info.training, "restored": {"weights_sha256": other.weights_sha256, **other.info.training}}
-    return replace(
-        info,
+    model, theirs = info.model, other.info.model
+    restored = {"weights_sha256": theirs.weights_sha256, **theirs.training}
+    return _with(
+        replace(info, card=other.info.card or info.card),
         restore=1.0 if restore is None else restore,
-        training=training,
-        licence={**info.licence, **other.info.licence},
-        card=other.info.card or info.card,
+        training={**model.training, "restored": restored},
+        licences=join_licences(model.licences, theirs.licences),
     )
 
 
@@ -181,11 +190,11 @@ def _dials(
         folder.mkdir()
         theirs = fp32_graphs(other, folder, opset=config.opset, onnx_dir=None)
         return {name: make_dial(graph.path, theirs[name].path, stage=name) for name, graph in graphs.items()}
-    if source.info.restore is None or source.manifest is None:
+    if source.info.model.restore is None or source.manifest is None:
         if config.restore is not None:
             raise ConfigError(
-                f"restore is {config.restore}, but {source.info.name} has no dial; leave it out, or make one "
-                "with --restored CHECKPOINT"
+                f"restore is {config.restore}, but {source.info.model.name} has no dial; leave it out, or "
+                "make one with --restored CHECKPOINT"
             )
         return {}
     dials = {}

@@ -1,121 +1,65 @@
-"""What an exporter knows about a model: facts for shapes and for the manifest. Needs no torch."""
+"""What an exporter knows about a model before its files are made. Needs no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-import msgspec
-
-from yonos_trt.engine.manifest import (
-    EngineManifest,
-    Licence,
-    Model,
-    Origin,
-    Stage,
-    Tensor,
-    Tiles,
-    stage_tensors,
-)
+from yonos_trt.engine.manifest import EngineManifest, Licence, Model, Stage, Tensor, Tiles, stage_tensors
 
 MAX_BATCH = 32  # of what is exported; diffusers takes another path from 64 pictures on
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Facts for shapes and the manifest; units as in the manifest (tiles in output px).
+    """The manifest's facts about a model, and the shapes that follow from them.
 
     Attributes
     ----------
-    name, scale, latent_channels, latent_factor
-        As in ``manifest.json``: s = scale, C, f.
-    timestep, alpha_1, sigma_1
-        The one step, as the network saw it in training.
-    smallest_px, default_px, largest_px, multiple_px, overlap_px
-        Legal tiles.
-    encoder_input
-        ``"upsampled"`` or ``"lr"``.
-    training, licence
-        Free facts for the manifest: what was trained on what, under which terms.
+    model, tiles
+        As in ``manifest.json``; which file the card is in gets known when it is written.
     card
         Model card, Markdown; empty: none.
-    restore
-        Default of the model's dial; None: it has none.
-    start
-        ``"noise"``, or ``"latent"``: the step begins at z_l itself and takes no noise.
-    output_channels
-        Channels of z_0 where they are not those of z_l.
-    color_fix
-        What the model was made for; None: the run time's default.
-    origin
-        Where a model of others comes from.
     """
 
-    name: str
-    scale: int
-    latent_channels: int
-    latent_factor: int
-    timestep: float
-    alpha_1: float
-    sigma_1: float
-    smallest_px: int
-    default_px: int
-    largest_px: int
-    multiple_px: int
-    overlap_px: int
-    encoder_input: Literal["upsampled", "lr"] = "upsampled"
-    training: dict[str, Any] = field(default_factory=dict)
-    licence: dict[str, Any] = field(default_factory=dict)
+    model: Model
+    tiles: Tiles
     card: str = ""
-    restore: float | None = None
-    start: Literal["noise", "latent"] = "noise"
-    output_channels: int | None = None
-    color_fix: Literal["wavelet", "adain", "none"] | None = None
-    origin: Origin | None = None
+
+    @classmethod
+    def of(cls, manifest: EngineManifest, *, card: str = "") -> ModelInfo:
+        """Take the facts of an engine directory."""
+        return cls(manifest.model, manifest.tiles, card)
 
     @property
     def stage_tensors(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
         """Stage -> names of its (inputs, outputs)."""
-        return stage_tensors(self.start)
-
-    def channels(self, tensor: str) -> int:
-        """Return the channels of ``image``, ``noise``, ``z_l`` or ``z_0``."""
-        return self.model("").channels(tensor)
+        return stage_tensors(self.model.start)
 
     def shape(
         self, stage: str, tensor: str, *, batch: int, tile_px: tuple[int, int]
     ) -> tuple[int, int, int, int]:
         """Return the shape ``(N, channels, height, width)`` of a stage's tensor for a tile in output px."""
         if tensor != "image":
-            divisor = self.latent_factor
+            divisor = self.model.latent_factor
         else:
-            lr = stage == "encoder" and self.encoder_input == "lr"
-            divisor = self.scale if lr else 1
-        return batch, self.channels(tensor), tile_px[0] // divisor, tile_px[1] // divisor
+            lr = stage == "encoder" and self.tiles.encoder_input == "lr"
+            divisor = self.model.scale if lr else 1
+        return batch, self.model.channels(tensor), tile_px[0] // divisor, tile_px[1] // divisor
 
     def letters(self, stage: str, tensor: str) -> tuple[int | str, ...]:
         """Return the same shape in letters: H, W are output px, h, w latent cells, lr the LR picture's."""
         if tensor != "image":
-            return ("N", self.channels(tensor), "h", "w")
-        if stage == "encoder" and self.encoder_input == "lr":
+            return ("N", self.model.channels(tensor), "h", "w")
+        if stage == "encoder" and self.tiles.encoder_input == "lr":
             return ("N", 3, "h_lr", "w_lr")
         return ("N", 3, "H", "W")
 
     def legal_tile(self, size_px: int) -> int:
         """Round a tile side to the nearest legal one at or below `size_px`, at least the smallest."""
-        legal = size_px // self.multiple_px * self.multiple_px
-        return min(max(legal, self.smallest_px), self.largest_px)
-
-    def tiles(self) -> Tiles:
-        """Return the manifest's tiles."""
-        return Tiles(**{name: getattr(self, name) for name in Tiles.__struct_fields__})
-
-    def model(self, weights_sha256: str) -> Model:
-        """Return the manifest's model, without the card's file."""
-        facts: dict[str, Any] = {name: getattr(self, name, None) for name in Model.__struct_fields__}
-        facts |= {"weights_sha256": weights_sha256, "licences": licence_chain(self.licence), "card": None}
-        return Model(**facts)
+        legal = size_px // self.tiles.multiple_px * self.tiles.multiple_px
+        return min(max(legal, self.tiles.smallest_px), self.tiles.largest_px)
 
     def stage(self, name: str) -> Stage:
         """Return the manifest's stage without artifacts; its tensors are always float32."""
@@ -147,14 +91,12 @@ def licence_chain(facts: Mapping[str, Any]) -> tuple[Licence, ...]:
     return tuple(chain)
 
 
-def info_from_manifest(manifest: EngineManifest, *, card: str = "") -> ModelInfo:
-    """Read the facts back from an engine directory."""
-    model, tiles = manifest.model, manifest.tiles
-    licence: dict[str, Any] = {}
-    for link in model.licences:
-        licence.setdefault(link.part, []).append({"licence": link.licence, "source": link.source})
-    facts = msgspec.structs.asdict(model) | msgspec.structs.asdict(tiles)
-    return ModelInfo(
-        **{field.name: facts[field.name] for field in fields(ModelInfo) if field.name in facts}
-        | {"licence": licence, "card": card}
-    )
+def join_licences(first: Iterable[Licence], then: Iterable[Licence]) -> tuple[Licence, ...]:
+    """Put two chains together; what the second says of a part takes the place of what the first says."""
+    parts: dict[str, list[Licence]] = {}
+    for chain in (first, then):
+        said: dict[str, list[Licence]] = {}
+        for link in chain:
+            said.setdefault(link.part, []).append(link)
+        parts |= said
+    return tuple(link for links in parts.values() for link in links)

@@ -80,7 +80,7 @@ def graph_from_stage(stages: StageSet, stage: str, *, opset: int = 20) -> ir.Mod
     log.debug("onnxscript %s", onnxscript.__version__)
     info = stages.info
     inputs, outputs = info.stage_tensors[stage]
-    unit = (info.multiple_px, info.multiple_px)
+    unit = (info.tiles.multiple_px, info.tiles.multiple_px)
     # A trace of size 1 would be taken for a constant, so each dimension is at least two units.
     sample = {
         name: torch.zeros(info.shape(stage, name, batch=2, tile_px=(2 * unit[0], 3 * unit[1])))

@@ -42,7 +42,8 @@ class Reach:
 
 def measure_reach(stages: Mapping[str, StageFunction], info: ModelInfo) -> Reach:
     """Measure and log; a reach that the model's overlap does not cover is a warning."""
-    side = info.legal_tile(min(info.default_px, max(info.smallest_px, 4 * info.overlap_px, 256)))
+    tiles, overlap = info.tiles, info.tiles.overlap_px
+    side = info.legal_tile(min(tiles.default_px, max(tiles.smallest_px, 4 * overlap, 256)))
     first, other = make_samples(info, tile_px=side)[:2]
     changed = first.image.copy()
     half = changed.shape[3] // 2
@@ -55,16 +56,16 @@ def measure_reach(stages: Mapping[str, StageFunction], info: ModelInfo) -> Reach
     columns = np.abs(outputs[0] - outputs[1]).max(axis=(0, 1, 2))[:step][::-1]  # from the edge on
     felt = np.flatnonzero(columns >= _GREY / 2)
     reach = 0 if not felt.size else int(felt[-1]) + 1
-    far = columns[min(info.overlap_px, step - 1) :]
+    far = columns[min(overlap, step - 1) :]
     found = Reach(side, None if reach >= step else reach, float(far.max()) / _GREY)
-    if found.reach_px is None or found.reach_px > info.overlap_px:
+    if found.reach_px is None or found.reach_px > overlap:
         log.warning(
             "receptive field: %s in a tile of %d px; the overlap is %d px, and beyond it a pixel changes by "
             "up to %.1f of 255 with what lies outside of its tile: larger tiles or a larger overlap_px make "
             "seams smaller",
             "a change is felt everywhere" if found.reach_px is None else f"{found.reach_px} px",
-            side, info.overlap_px, found.beyond_grey,
+            side, overlap, found.beyond_grey,
         )  # fmt: skip
     else:
-        log.info("receptive field: %d px, inside the overlap of %d px", reach, info.overlap_px)
+        log.info("receptive field: %d px, inside the overlap of %d px", reach, overlap)
     return found

@@ -62,22 +62,22 @@ def read_pictures(paths: Sequence[Path]) -> dict[str, Picture]:
 def make_samples(info: ModelInfo, paths: Sequence[Path] = (), *, tile_px: int | None = None) -> list[Sample]:
     """Cut one tile out of the middle of each picture and take its noise from the field of seed 0."""
     side = info.legal_tile(tile_px or SIDE_PX)
-    f = info.latent_factor
+    f = info.model.latent_factor
     samples = []
     for name, picture in read_pictures(paths).items():
-        height, width = picture.shape[0] * info.scale, picture.shape[1] * info.scale
+        height, width = picture.shape[0] * info.model.scale, picture.shape[1] * info.model.scale
         # Origins are multiples of the tile grid, as in a plan; pictures smaller than the tile are reflected.
         y, x = (
-            np.array([max(0, size - side) // 2 // info.multiple_px * info.multiple_px], np.int64)
+            np.array([max(0, size - side) // 2 // info.tiles.multiple_px * info.tiles.multiple_px], np.int64)
             for size in (height, width)
         )
-        gather = kernels.gather_lr if info.encoder_input == "lr" else kernels.gather
-        image = gather(picture, y, x, tile_h_px=side, tile_w_px=side, scale=info.scale)
+        gather = kernels.gather_lr if info.tiles.encoder_input == "lr" else kernels.gather
+        image = gather(picture, y, x, tile_h_px=side, tile_w_px=side, scale=info.model.scale)
         field = (
             None
-            if info.start == "latent"
+            if info.model.start == "latent"
             else noise.tiles(
-                SEED, y // f, x // f, channels=info.latent_channels, h_lat=side // f, w_lat=side // f
+                SEED, y // f, x // f, channels=info.model.latent_channels, h_lat=side // f, w_lat=side // f
             )
         )
         samples.append(Sample(name, image, field))

@@ -8,13 +8,13 @@ import importlib.metadata
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yonos_export.graph_file import GraphFile
-from yonos_export.model_info import ModelInfo, info_from_manifest
+from yonos_export.model_info import ModelInfo
 from yonos_export.verify import StageFunction, functions_from_onnx, functions_from_torch
 from yonos_trt.atomic import atomic_file, write_file
 from yonos_trt.engine.manifest import (
@@ -44,8 +44,6 @@ class Source:
     ----------
     info
         Facts about the model.
-    weights_sha256
-        Hash of all tensors of the torch stages; taken over from the manifest of an engine directory.
     stages
         The torch stages; None when the source is an engine directory.
     manifest
@@ -58,7 +56,6 @@ class Source:
     """
 
     info: ModelInfo
-    weights_sha256: str
     root: Path
     stages: StageSet | None = None
     manifest: EngineManifest | None = None
@@ -67,7 +64,7 @@ class Source:
     @classmethod
     def of(cls, stages: StageSet, root: Path) -> Source:
         """Make the source of torch stages."""
-        return cls(info=stages.info, weights_sha256=stages.weights_sha256, root=root, stages=stages)
+        return cls(info=stages.info, root=root, stages=stages)
 
     def reference(self, graphs: dict[str, GraphFile]) -> dict[str, StageFunction]:
         """Return the FP32 reference: torch where there is a checkpoint, else the FP32 graphs."""
@@ -98,12 +95,7 @@ def open_source(path: Path) -> Source:
         card = ""
         if manifest.model.card is not None:
             card = artifact_path(path, manifest.model.card.file).read_text(encoding="utf-8")
-        return Source(
-            info=info_from_manifest(manifest, card=card),
-            weights_sha256=manifest.model.weights_sha256,
-            root=path,
-            manifest=manifest,
-        )
+        return Source(info=ModelInfo.of(manifest, card=card), root=path, manifest=manifest)
     try:
         return _open_folder(path)
     except ImportError as error:
@@ -197,12 +189,10 @@ def _graphs_of_directory(source: Source, copies: Path) -> dict[str, GraphFile]:
 
 def _key(source: Source, opset: int) -> dict[str, object]:
     """What the bytes of the graphs depend on."""
-    packages = ("torch", "onnx", "onnxscript", "onnx-ir")
+    packages, model = ("torch", "onnx", "onnxscript", "onnx-ir"), source.info.model
     return {
-        "weights_sha256": source.weights_sha256,
-        "facts": repr(
-            (source.info.alpha_1, source.info.sigma_1, source.info.timestep, source.info.multiple_px)
-        ),
+        "weights_sha256": model.weights_sha256,
+        "facts": repr((model.alpha_1, model.sigma_1, model.timestep, source.info.tiles.multiple_px)),
         "opset": opset,
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
@@ -216,6 +206,11 @@ def digest_of(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digests_of(paths: Iterable[Path]) -> str:
+    """Return names and SHA-256 of files as the manifest's origin has them."""
+    return "; ".join(f"{path.name}, SHA-256 {digest_of(path)}" for path in paths)
 
 
 def _keep(graphs: dict[str, GraphFile], folder: Path, key: dict[str, object]) -> None:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from yonos_export.model_info import ModelInfo
-from yonos_trt.engine.manifest import STAGE_TENSORS
+from yonos_export.model_info import ModelInfo, licence_chain
+from yonos_trt.engine.manifest import STAGE_TENSORS, Model, Tiles
 from yonos_trt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -101,13 +101,12 @@ class DecoderStage(nn.Module):
 
 @dataclass(frozen=True)
 class StageSet:
-    """The three stages (evaluation mode, CPU, FP32), what is known about them, their tensors' hash."""
+    """The three stages (evaluation mode, CPU, FP32) and what is known about them."""
 
     encoder: nn.Module
     step: nn.Module
     decoder: nn.Module
     info: ModelInfo
-    weights_sha256: str
 
     def module(self, stage: str) -> nn.Module:
         """Return the module of ``"encoder"``, ``"step"`` or ``"decoder"``."""
@@ -130,7 +129,7 @@ def stages_from_bundle(bundle: Bundle) -> StageSet:
         raise ConfigError(
             f"encoder_input of the checkpoint is {encoder_input!r}, expected 'upsampled' or 'lr'"
         )
-    info = ModelInfo(
+    model = Model(
         name=config.name,
         scale=config.scale,
         latent_channels=config.latent_channels,
@@ -138,44 +137,35 @@ def stages_from_bundle(bundle: Bundle) -> StageSet:
         timestep=config.timestep,
         alpha_1=alpha_1,
         sigma_1=sigma_1,
+        weights_sha256=weights_sha256(bundle),
+        training=dict(config.training),
+        licences=licence_chain(config.licence),
+    )
+    tiles = Tiles(
         smallest_px=config.smallest_tile_px,
         default_px=config.tile_px,
         largest_px=config.largest_tile_px,
         multiple_px=config.multiple_px,
         overlap_px=config.overlap_px,
         encoder_input="lr" if encoder_input == "lr" else "upsampled",
-        training=dict(config.training),
-        licence=dict(config.licence),
-        card=config.card,
     )
-    return make_stages(
-        bundle.encoder, bundle.unet, bundle.decoder, info, weights_sha256=weights_sha256(bundle)
-    )
+    return make_stages(bundle.encoder, bundle.unet, bundle.decoder, ModelInfo(model, tiles, config.card))
 
 
-def make_stages(
-    encoder: nn.Module,
-    unet: nn.Module,
-    decoder: nn.Module,
-    info: ModelInfo,
-    *,
-    weights_sha256: str | None = None,
-) -> StageSet:
+def make_stages(encoder: nn.Module, unet: nn.Module, decoder: nn.Module, info: ModelInfo) -> StageSet:
     """Wrap three networks; `unet` is called with ``(concat(z_t, z_l), t)``, or with ``(z_l, t)``.
 
-    The latter where the step starts from the latent (``info.start``); it then predicts the noise.
+    The latter where the step starts from the latent (``info.model.start``); it then predicts the noise.
     """
-    digest = weights_sha256 or hash_tensors({"encoder": encoder, "unet": unet, "decoder": decoder})
-    kind = StepStage if info.start == "noise" else LatentStepStage
-    step = kind(unet, alpha_1=info.alpha_1, sigma_1=info.sigma_1, timestep=info.timestep)
-    return wrap_stages(EncoderStage(encoder), step, DecoderStage(decoder), info, digest)
+    model = info.model
+    kind = StepStage if model.start == "noise" else LatentStepStage
+    step = kind(unet, alpha_1=model.alpha_1, sigma_1=model.sigma_1, timestep=model.timestep)
+    return wrap_stages(EncoderStage(encoder), step, DecoderStage(decoder), info)
 
 
-def wrap_stages(
-    encoder: nn.Module, step: nn.Module, decoder: nn.Module, info: ModelInfo, weights_sha256: str
-) -> StageSet:
+def wrap_stages(encoder: nn.Module, step: nn.Module, decoder: nn.Module, info: ModelInfo) -> StageSet:
     """Put three finished stages together, in evaluation mode and FP32."""
-    stages = StageSet(encoder, step, decoder, info, weights_sha256)
+    stages = StageSet(encoder, step, decoder, info)
     for name in STAGES:
         stages.module(name).eval().float().requires_grad_(False)
     return stages

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from yonos_export.families.files import read_weights, require_keys, tensors_of
-from yonos_export.model_info import ModelInfo
-from yonos_export.source import Source, digest_of
+from yonos_export.families.sd21 import latent_info
+from yonos_export.source import Source, digests_of
 from yonos_export.stages import DecoderStage, EncoderStage, hash_tensors, wrap_stages
 from yonos_trt.engine.manifest import Origin
 from yonos_trt.errors import ConfigError
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 State = dict[str, Tensor]
 UNSHUFFLE = 2
 HEADS = (5, 10, 20, 20)  # attention heads by level, of Stable Diffusion 2.1's U-Net
-OVERLAP_PX = 128
 _NET = "net_params_*.pkl as AdcSR's training saves it"
 _HALF = "halfDecoder.ckpt: state_dict with decoder.*"
 
@@ -61,38 +60,23 @@ def open_family(family: Family, config: ExportConfig) -> Source:
             f"{config.source} gives {features} channels, {config.half_decoder} takes {decoder.width}: they "
             "do not belong together"
         )
-    factor, levels = decoder.factor, len(unet.down_blocks)
-    scale, multiple = factor // UNSHUFFLE, factor * 2 ** (levels - 1)
-    info = ModelInfo(
-        name=f"{family.name}-x{scale}",
-        scale=scale,
+    info = latent_info(
+        family,
+        factor=decoder.factor,
+        levels=len(unet.down_blocks),
+        scale=decoder.factor // UNSHUFFLE,
         latent_channels=3 * UNSHUFFLE**2,
         output_channels=features,
-        latent_factor=factor,
-        timestep=0.0,
         alpha_1=1.0,
         sigma_1=0.0,
-        smallest_px=-(-256 // multiple) * multiple,
-        default_px=-(-512 // multiple) * multiple,
-        largest_px=-(-1024 // multiple) * multiple,
-        multiple_px=multiple,
-        overlap_px=OVERLAP_PX,
-        encoder_input=family.encoder_input or "lr",
-        licence={part: dict(terms) for part, terms in family.licences.items()},
-        start="latent",
-        color_fix=family.color_fix,
+        weights_sha256=hash_tensors({"unet": unet, "decoder": decoder}),
         origin=Origin(
             family=family.name,
-            adapter="; ".join(
-                f"{path.name}, SHA-256 {digest_of(path)}" for path in (config.source, config.half_decoder)
-            ),
+            adapter=digests_of((config.source, config.half_decoder)),
             command=config.command,
         ),
     )
-    digest = hash_tensors({"unet": unet, "decoder": decoder})
-    stages = wrap_stages(
-        EncoderStage(nn.PixelUnshuffle(UNSHUFFLE)), unet, DecoderStage(decoder), info, digest
-    )
+    stages = wrap_stages(EncoderStage(nn.PixelUnshuffle(UNSHUFFLE)), unet, DecoderStage(decoder), info)
     return Source.of(stages, config.source)
 
 

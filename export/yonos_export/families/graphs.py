@@ -23,12 +23,12 @@ import msgspec
 import numpy as np
 
 from yonos_export.graph_file import GraphFile
-from yonos_export.model_info import ModelInfo
+from yonos_export.model_info import ModelInfo, licence_chain
 from yonos_export.reach import measure_reach
 from yonos_export.samples import make_samples
-from yonos_export.source import Source, digest_of
+from yonos_export.source import Source, digest_of, digests_of
 from yonos_export.verify import StageFunction, functions_from_onnx, run_chain
-from yonos_trt.engine.manifest import STAGE_TENSORS, Origin, stage_tensors
+from yonos_trt.engine.manifest import STAGE_TENSORS, Model, Origin, Tiles, stage_tensors
 from yonos_trt.errors import BuildError, ConfigError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def open_family(family: Family, config: ExportConfig) -> Source:
     z_l, z_0 = _channels(models["encoder"].graph.outputs[0]), _channels(models["step"].graph.outputs[0])
     if z_l is None or z_0 is None:
         raise ConfigError("z_l or z_0 has no fixed number of channels in the graphs; expected (N, C, h, w)")
-    info = ModelInfo(
+    ours = Model(
         name=facts.name,
         scale=facts.scale,
         latent_channels=z_l,
@@ -88,27 +88,26 @@ def open_family(family: Family, config: ExportConfig) -> Source:
         timestep=facts.timestep,
         alpha_1=facts.alpha_1,
         sigma_1=facts.sigma_1,
+        weights_sha256=hashlib.sha256(b"".join(_content(path) for path in files.values())).hexdigest(),
+        training=facts.training,
+        licences=licence_chain(facts.licence),
+        start=start,
+        color_fix=facts.color_fix,
+        origin=Origin(family=family.name, adapter=digests_of(files.values()), command=config.command),
+    )
+    tiles = Tiles(
         smallest_px=facts.smallest_tile_px,
         default_px=facts.tile_px,
         largest_px=facts.largest_tile_px,
         multiple_px=facts.multiple_px,
         overlap_px=facts.overlap_px,
         encoder_input=facts.encoder_input,
-        training=facts.training,
-        licence=facts.licence,
-        card=facts.card,
-        start=start,
-        color_fix=facts.color_fix,
-        origin=Origin(
-            family=family.name,
-            adapter="; ".join(f"{path.name}, SHA-256 {digest_of(path)}" for path in files.values()),
-            command=config.command,
-        ),
     )
+    info = ModelInfo(ours, tiles, facts.card)
     _check_info(info, config.source)
     for name, model in models.items():
         for value in (*model.graph.inputs, *model.graph.outputs):
-            channels, wanted = _channels(value), info.channels(str(value.name))
+            channels, wanted = _channels(value), ours.channels(str(value.name))
             if channels not in (None, wanted):
                 raise ConfigError(f"{files[name]}: {value.name} has {channels} channels, expected {wanted}")
 
@@ -117,8 +116,7 @@ def open_family(family: Family, config: ExportConfig) -> Source:
         _try(functions_from_onnx({name: graph.path for name, graph in made.items()}), info)
         return made
 
-    digest = hashlib.sha256(b"".join(_content(path) for path in files.values())).hexdigest()
-    return Source(info=info, weights_sha256=digest, root=config.source, graphs=graphs)
+    return Source(info=info, root=config.source, graphs=graphs)
 
 
 def read_facts(path: Path) -> Facts:
@@ -151,13 +149,13 @@ def _check_info(info: ModelInfo, path: Path) -> None:
     nothing = Artifact(runtime="onnx", precision="fp32", file="x", sha256="0" * 64, bytes=0)
     stages = {n: msgspec.structs.replace(info.stage(n), artifacts=(nothing,)) for n in STAGE_TENSORS}
     manifest = EngineManifest(
-        schema_version=SCHEMA_VERSION, model=info.model("0" * 64), tiles=info.tiles(), stages=Stages(**stages)
+        schema_version=SCHEMA_VERSION, model=info.model, tiles=info.tiles, stages=Stages(**stages)
     )
     try:
         check(manifest, path)
     except ManifestError as error:
         raise ConfigError(str(error).rpartition("; ")[0]) from error
-    if not all(math.isfinite(x) for x in (info.timestep, info.alpha_1, info.sigma_1)):
+    if not all(math.isfinite(x) for x in (info.model.timestep, info.model.alpha_1, info.model.sigma_1)):
         raise ConfigError(f"{path}: timestep, alpha_1 and sigma_1 must be finite numbers")
 
 
@@ -283,8 +281,9 @@ def _try(stages: Mapping[str, StageFunction], info: ModelInfo) -> None:
     BuildError
         An output has another size than factor and scale say, or NaN or infinity.
     """
-    n, small = 2, info.smallest_px
-    for tile in ((small, small), (small, min(small + info.multiple_px, info.largest_px))):
+    n, tiles = 2, info.tiles
+    small = tiles.smallest_px
+    for tile in ((small, small), (small, min(small + tiles.multiple_px, tiles.largest_px))):
         for stage, (inputs, (output,)) in info.stage_tensors.items():
             feed = {
                 name: np.random.default_rng(0)
@@ -302,8 +301,8 @@ def _try(stages: Mapping[str, StageFunction], info: ModelInfo) -> None:
             if got.shape != wanted:
                 raise BuildError(
                     f"the {stage} graph makes {output} {got.shape} of tiles of {tile} px, expected {wanted}: "
-                    f"scale {info.scale}, latent_factor {info.latent_factor} or encoder_input "
-                    f"{info.encoder_input!r} is not the model's"
+                    f"scale {info.model.scale}, latent_factor {info.model.latent_factor} or encoder_input "
+                    f"{tiles.encoder_input!r} is not the model's"
                 )
             _finite(got, stage, output)
     for sample in make_samples(info, tile_px=small):

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from yonos_export.diffusers_networks import Constant, ConstantUNet, KLDecoder, KLEncoder
-from yonos_export.model_info import ModelInfo
+from yonos_export.model_info import ModelInfo, licence_chain
 from yonos_export.source import Source
 from yonos_export.stages import StageSet, hash_tensors, make_stages
+from yonos_trt.engine.manifest import Model, Tiles
 from yonos_trt.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -110,7 +111,6 @@ def stages_from_diffusers(
         raise ConfigError(
             f"context: width {context.shape[-1]}, expected the U-Net's {unet.config.cross_attention_dim}"
         )
-    digest = hash_tensors({"unet": unet, "vae": vae, "context": Constant(context), **small})
     timestep = float(facts.get("timestep", scheduler.config.num_train_timesteps - 1))
     alpha2 = float(scheduler.alphas_cumprod[round(timestep)])
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -118,7 +118,7 @@ def stages_from_diffusers(
     scale = int(facts.get("scale", 4))
     multiple = math.lcm(factor * 2**levels, scale)
     default = int(facts.get("tile_px", max(512 // multiple, 1) * multiple))
-    info = ModelInfo(
+    model = Model(
         name=str(facts.get("name", name)),
         scale=scale,
         latent_channels=channels,
@@ -126,18 +126,21 @@ def stages_from_diffusers(
         timestep=timestep,
         alpha_1=math.sqrt(alpha2),
         sigma_1=math.sqrt(1 - alpha2),
+        weights_sha256=hash_tensors({"unet": unet, "vae": vae, "context": Constant(context), **small}),
+        training=dict(facts.get("training", {})),
+        licences=licence_chain(dict(facts.get("licence", {}))),
+    )
+    tiles = Tiles(
         smallest_px=int(facts.get("smallest_tile_px", max(256 // multiple, 1) * multiple)),
         default_px=default,
         largest_px=int(facts.get("largest_tile_px", max(1024 // multiple, 1) * multiple)),
         multiple_px=multiple,
         overlap_px=int(facts.get("overlap_px", default // 8)),
         encoder_input="lr" if "encoder" in small else "upsampled",
-        training=dict(facts.get("training", {})),
-        licence=dict(facts.get("licence", {})),
-        card=str(facts.get("card", "")),
     )
+    info = ModelInfo(model, tiles, str(facts.get("card", "")))
     encoder, decoder = small.get("encoder") or KLEncoder(vae), small.get("decoder") or KLDecoder(vae)
-    return make_stages(encoder, ConstantUNet(unet, context, timestep), decoder, info, weights_sha256=digest)
+    return make_stages(encoder, ConstantUNet(unet, context, timestep), decoder, info)
 
 
 def _read_small(folder: Path, vae: Any, scale: int) -> dict[str, nn.Module]:

@@ -13,10 +13,10 @@ from torch import Tensor
 from yonos_export.diffusers_networks import Constant, ConstantUNet, KLDecoder, KLEncoder, Weighted
 from yonos_export.families.prompt import read_prompt
 from yonos_export.families.sd import load_part
-from yonos_export.model_info import ModelInfo
-from yonos_export.source import Source, digest_of
+from yonos_export.model_info import ModelInfo, licence_chain
+from yonos_export.source import Source, digests_of
 from yonos_export.stages import hash_tensors, make_stages
-from yonos_trt.engine.manifest import Origin
+from yonos_trt.engine.manifest import Model, Origin, Tiles
 from yonos_trt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,14 +54,20 @@ def latent_source(
     prompt = (
         f"embedding of {config.prompt_embeds.name}" if config.prompt_embeds else config.prompt or "(empty)"
     )
-    adapter = "; ".join(f"{path.name}, SHA-256 {digest_of(path)}" for path in files or (config.source,))
+    adapter = digests_of(files or (config.source,))
+    hashed = {"unet": unets[0][0], "vae": vae, "context": Constant(context)}
+    if len(unets) > 1 or unets[0][1] != 1:
+        hashed |= {f"unet-{i}": unet for i, (unet, _) in enumerate(unets[1:], 1)}
+        hashed["weights"] = Constant(torch.tensor([weight for _, weight in unets]))
     info = latent_info(
         family,
-        unets[0][0],
-        vae,
+        factor=2 ** (len(vae.config.block_out_channels) - 1),
+        levels=len(unets[0][0].config.block_out_channels),
+        scale=config.scale or family.scale or 4,
+        latent_channels=int(vae.config.latent_channels),
         alpha_1=alpha_1,
         sigma_1=sigma_1,
-        scale=config.scale or family.scale or 4,
+        weights_sha256=hash_tensors(hashed),
         origin=Origin(
             family=family.name,
             base=config.base.resolve().name,
@@ -70,14 +76,9 @@ def latent_source(
             command=config.command,
         ),
     )
-    hashed = {"unet": unets[0][0], "vae": vae, "context": Constant(context)}
-    if len(unets) > 1 or unets[0][1] != 1:
-        hashed |= {f"unet-{i}": unet for i, (unet, _) in enumerate(unets[1:], 1)}
-        hashed["weights"] = Constant(torch.tensor([weight for _, weight in unets]))
-    digest = hash_tensors(hashed)
-    folded = [(ConstantUNet(unet, context, info.timestep), weight) for unet, weight in unets]
+    folded = [(ConstantUNet(unet, context, info.model.timestep), weight) for unet, weight in unets]
     network = folded[0][0] if len(folded) == 1 and folded[0][1] == 1 else Weighted(folded)
-    stages = make_stages(KLEncoder(vae), network, KLDecoder(vae), info, weights_sha256=digest)
+    stages = make_stages(KLEncoder(vae), network, KLDecoder(vae), info)
     return Source.of(stages, config.source)
 
 
@@ -125,29 +126,30 @@ def check_context(context: Tensor, unet: Any, base: Path) -> None:
         )
 
 
-def latent_info(
-    family: Family, unet: Any, vae: Any, *, alpha_1: float, sigma_1: float, scale: int, origin: Origin
-) -> ModelInfo:
-    """Return the facts of a model whose step starts from the latent of the canvas."""
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    multiple = math.lcm(factor * 2 ** (len(unet.config.block_out_channels) - 1), scale)
-    default = -(-512 // multiple) * multiple
-    return ModelInfo(
+def latent_info(family: Family, *, factor: int, levels: int, scale: int, **facts: Any) -> ModelInfo:
+    """Return the facts of a model whose step starts from the latent of the canvas.
+
+    `factor` are the canvas px of a latent cell, `levels` those of the U-Net; `facts` are further fields of
+    the manifest's model.
+    """
+    multiple = math.lcm(factor * 2 ** (levels - 1), scale)
+    smallest, default, largest = (-(-side // multiple) * multiple for side in (256, 512, 1024))
+    model = Model(
         name=f"{family.name}-x{scale}",
         scale=scale,
-        latent_channels=int(vae.config.latent_channels),
         latent_factor=factor,
         timestep=family.timestep or 0.0,
-        alpha_1=alpha_1,
-        sigma_1=sigma_1,
-        smallest_px=-(-256 // multiple) * multiple,
-        default_px=default,
-        largest_px=-(-1024 // multiple) * multiple,
-        multiple_px=multiple,
-        overlap_px=min(OVERLAP_PX, default // 2),
-        encoder_input=family.encoder_input or "upsampled",
-        licence={part: dict(terms) for part, terms in family.licences.items()},
+        licences=licence_chain(family.licences),
         start="latent",
         color_fix=family.color_fix,
-        origin=origin,
+        **facts,
     )
+    tiles = Tiles(
+        smallest_px=smallest,
+        default_px=default,
+        largest_px=largest,
+        multiple_px=multiple,
+        overlap_px=OVERLAP_PX,
+        encoder_input=family.encoder_input or "upsampled",
+    )
+    return ModelInfo(model, tiles)
