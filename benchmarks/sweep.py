@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.peer_types import Picture
 from yonos_trt.bench.machine import DeviceMemory, PeakMemory
 from yonos_trt.sr import SR
 
 __all__ = ["FULL", "QUICK", "Point", "check", "drawing", "exponent", "measured_memory", "opened"]
-
-Picture = NDArray[np.uint8]
 
 LEAST_PSNR_DB = 30.0
 """Of the result, reduced to the size of the input, against the input; measured are 45 and more."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 import struct
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from helpers import Array
 
 av = pytest.importorskip("av")
 
@@ -23,7 +22,6 @@ from yonos_trt.video.layouts import Layout, layout_of  # noqa: E402
 from yonos_trt.video.read import VideoReader  # noqa: E402
 from yonos_trt.video.sidedata import StreamSideData, read_side_data, with_side_data  # noqa: E402
 
-Array = NDArray[Any]
 HEIGHT, WIDTH = 64, 96
 CENTRE = (30.0, 45.0)  # of the spot, in luma samples
 FINE = EncoderSettings(crf=4, preset="ultrafast")

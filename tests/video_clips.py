@@ -10,15 +10,13 @@ from typing import Any
 
 import av
 import numpy as np
-from numpy.typing import NDArray
+from helpers import Array
 
 from yonos_trt.video import VideoOptions, VideoReport, upscale_video
 from yonos_trt.video.encode import opening
 from yonos_trt.video.format import EncoderSettings
 from yonos_trt.video.info import frame_planes
 from yonos_trt.video.layouts import layout_of
-
-Array = NDArray[Any]
 
 TIME_BASE = Fraction(1, 12800)
 FAST = EncoderSettings(preset="ultrafast")

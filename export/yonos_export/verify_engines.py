@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from yonos_export.samples import Picture
 from yonos_export.thresholds import Thresholds
 from yonos_trt.engine.manifest import Precision
 from yonos_trt.errors import BuildError
 
 log = logging.getLogger(__name__)
 
-Picture = NDArray[np.uint8]
 # (runtime, precision) -> object with upscale(picture) and close(), in a `with` block
 Opener = Callable[[str, str], Any]
 

@@ -15,15 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 from torch.nn import functional
 
-from .blur import bell_kernel, blur
+from .blur import Array, bell_kernel, blur
 from .degradation import CameraRanges
 
-Array = NDArray[np.float32]
 Random = np.random.Generator
 
 _GAMMA = 2.2

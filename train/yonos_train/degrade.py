@@ -16,18 +16,16 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from .blur import bell_kernel, blur, draw_kernel, draw_sinc
+from .blur import Array, bell_kernel, blur, draw_kernel, draw_sinc
 from .camera import photograph
 from .degradation import LENS, Degradation, Kind, StageRanges
 
 __all__ = ["Degradation", "Kind", "StageRanges", "degrade", "degrade_pair"]
 
-Array = NDArray[np.float32]
 Seed = int | Sequence[int]
 Random = np.random.Generator
 Size = tuple[int, int]
@@ -37,7 +35,6 @@ _LUMA: Final = (0.299, 0.587, 0.114)  # BT.601
 
 # ----------------------------------------------------------------------------------------------------------
 # The doors
-
 
 What = Degradation | str | Mapping[str, float]
 

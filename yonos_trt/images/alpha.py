@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from yonos_trt.errors import InputError
 from yonos_trt.tiles.bicubic import bicubic_taps
 
-__all__ = ["fill_hidden", "unpremultiply", "upscale_alpha"]
+if TYPE_CHECKING:
+    from yonos_trt.images.picture import Pixels
 
-Pixels = NDArray[Any]
+__all__ = ["fill_hidden", "unpremultiply", "upscale_alpha"]
 
 _TAPS = 4
 _BLOCK_ROWS = 64  # bounds the temporary memory

@@ -7,18 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from yonos_trt.errors import InputError
+from yonos_trt.images.picture import Pixels
 
 __all__ = ["from_dlpack"]
-
-Array = NDArray[Any]
 
 _HOST_DEVICES = (1, 3)  # kDLCPU and kDLCUDAHost of dlpack.h
 
 
-def from_dlpack(image: Any) -> tuple[Array, Callable[[Array], Any]]:
+def from_dlpack(image: Any) -> tuple[Pixels, Callable[[Pixels], Any]]:
     """Return a NumPy view of a host array, and the function that turns NumPy into the same kind."""
     device = int(image.__dlpack_device__()[0])
     kind = type(image)

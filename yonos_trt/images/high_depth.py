@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from yonos_trt.errors import InputError, MissingExtraError
 from yonos_trt.host import require_bytes
@@ -15,11 +13,10 @@ from yonos_trt.images.alpha import unpremultiply
 from yonos_trt.images.header import Header, MalformedError
 from yonos_trt.images.metadata import color_of, picture_fields, upright
 from yonos_trt.images.metadata_reading import read_metadata
-from yonos_trt.images.picture import Kind, Picture, checked_float, picture_from_channels
+from yonos_trt.images.picture import Kind, Picture, Pixels, checked_float, picture_from_channels
 
 __all__ = ["high_depth_png", "high_depth_tiff", "pillow_keeps_tiff"]
 
-Pixels = NDArray[Any]
 
 # TIFF 6.0: PhotometricInterpretation 0 white is zero, 1 black is zero, 2 RGB; ExtraSamples 1 premultiplied,
 # 2 straight.

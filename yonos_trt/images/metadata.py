@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from yonos_trt.images.color_space import ColorSpace
 from yonos_trt.images.exif import ORIENTATION, Exif
@@ -21,7 +20,7 @@ from yonos_trt.images.photoshop import (
 from yonos_trt.images.xmp import grown_xmp, orientation_in, upright_xmp
 
 if TYPE_CHECKING:
-    from yonos_trt.images.picture import Kind, Picture
+    from yonos_trt.images.picture import Kind, Picture, Pixels
 
 __all__ = [
     "Metadata",
@@ -32,7 +31,6 @@ __all__ = [
     "upright",
 ]
 
-Pixels = NDArray[Any]
 
 _MOST_WORDS, _MOST_LETTERS = 30, 300  # of what is left out
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from yonos_trt.errors import InputError
-from yonos_trt.images.picture import Kind, Picture, channels_of, checked_float
+from yonos_trt.images.picture import Kind, Picture, Pixels, channels_of, checked_float
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["cmyk_from_rgb", "planes_from_pil", "to_pil"]
 
 logger = logging.getLogger(__name__)
-
-Pixels = NDArray[Any]
 
 _READABLE = (
     "1",

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from yonos_trt.images.carried import Carried
+from yonos_trt.images.picture import Pixels
 
 __all__ = ["PngRows", "keyword", "png_metadata_chunks"]
-
-Pixels = NDArray[Any]
 
 _COLOUR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}
 _METRES_PER_INCH = 0.0254

@@ -8,10 +8,9 @@ import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from yonos_trt.choices import MAX_PIXELS
 from yonos_trt.errors import InputError, MissingExtraError, OutOfMemoryError, is_of_memory
@@ -23,7 +22,7 @@ from yonos_trt.images.jpeg_pixels import check_jpeg_pixels
 from yonos_trt.images.metadata import Metadata, color_of, picture_fields, upright
 from yonos_trt.images.metadata_reading import pil_metadata, pixels_alone, read_metadata
 from yonos_trt.images.modes import planes_from_pil
-from yonos_trt.images.picture import Kind, Picture, picture_from_channels, to_depth
+from yonos_trt.images.picture import Kind, Picture, Pixels, picture_from_channels, to_depth
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
@@ -32,7 +31,6 @@ __all__ = ["MAX_PIXELS", "from_pil", "read_image", "read_rgb8"]
 
 logger = logging.getLogger(__name__)
 
-Pixels = NDArray[Any]
 
 # What reading an 8-bit picture takes at most (docs/images.md).
 _DECODER_BYTES_PER_PIXEL = 32

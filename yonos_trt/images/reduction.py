@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.errors import ConfigError
+from yonos_trt.images.picture import Pixels
 
 __all__ = ["reduce_rows", "taps"]
-
-Array = NDArray[Any]
 
 _BLOCK_ROWS = 32
 """Output rows made at once; changes the speed only."""
@@ -63,8 +62,8 @@ def taps(count_in: int, count_out: int) -> tuple[NDArray[np.int64], NDArray[np.f
 
 
 def reduce_rows(
-    blocks: Iterable[Array], from_px: tuple[int, int], to_px: tuple[int, int]
-) -> Generator[Array, None, None]:
+    blocks: Iterable[Pixels], from_px: tuple[int, int], to_px: tuple[int, int]
+) -> Generator[Pixels, None, None]:
     """Yield the rows of the smaller picture as soon as they are complete.
 
     Parameters
@@ -86,7 +85,7 @@ def reduce_rows(
     first_y, weights_y = taps(from_px[0], height_px)
     first_x, weights_x = taps(from_px[1], to_px[1])
     count = len(weights_y)
-    kept: Array | None = None  # rows from `top` on
+    kept: Pixels | None = None  # rows from `top` on
     top = done = 0
     for block in blocks:
         kept = block.copy() if kept is None else np.concatenate((kept, block))
@@ -103,7 +102,7 @@ def reduce_rows(
         kept, top = kept[needed:].copy(), top + int(needed)
 
 
-def _row(rows: Array, first: int, weights: NDArray[np.float32]) -> NDArray[np.float32]:
+def _row(rows: Pixels, first: int, weights: NDArray[np.float32]) -> NDArray[np.float32]:
     """Sum the rows from `first` on, one after the other."""
     out: NDArray[np.float32] = rows[first] * weights[0]
     for offset in range(1, len(weights)):
@@ -122,7 +121,7 @@ def _across(
     return out
 
 
-def _rounded(values: NDArray[np.float32], dtype: np.dtype[Any]) -> Array:
+def _rounded(values: NDArray[np.float32], dtype: np.dtype[Any]) -> Pixels:
     if dtype == np.float32:
         return np.clip(values, 0, 1, out=values)
     return np.clip(np.rint(values, out=values), 0, np.iinfo(dtype).max, out=values).astype(dtype)

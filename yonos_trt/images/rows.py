@@ -9,20 +9,17 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from yonos_trt.errors import ClosedError, InputError
 from yonos_trt.images.carried import carried
 from yonos_trt.images.files import SaveOptions, atomic_path, cannot_write, chosen, format_of, tell_left_out
 from yonos_trt.images.modes import cmyk_from_rgb
-from yonos_trt.images.picture import Kind, Picture
+from yonos_trt.images.picture import Kind, Picture, Pixels
 from yonos_trt.images.png_rows import PngRows
 from yonos_trt.images.tiff_rows import TiffRows, file_channels
 from yonos_trt.images.writing import as_kind, fit_kind, stacked
 
 __all__ = ["STREAMING_SUFFIXES", "OutputEstimate", "RowWriter", "estimate_output", "open_row_writer"]
-
-Pixels = NDArray[Any]
 
 STREAMING_SUFFIXES = (".png", ".tif", ".tiff")
 

@@ -15,17 +15,15 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from yonos_trt.errors import MissingExtraError
 from yonos_trt.images.carried import Carried
 from yonos_trt.images.files import SaveOptions
-from yonos_trt.images.picture import Kind, Picture
+from yonos_trt.images.picture import Kind, Picture, Pixels
 from yonos_trt.images.tiff_exif import add_tags, tiff_blocks
 
 __all__ = ["BIG_TIFF_BYTES", "TILE_PX", "TiffRows"]
 
-Pixels = NDArray[Any]
 
 # Offsets of a classic TIFF have 32 bits; leave room for directories and incompressible data.
 BIG_TIFF_BYTES = 4_000_000_000

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from yonos_trt.errors import InputError, YonosError
 from yonos_trt.images.avif_boxes import with_nclx
@@ -28,7 +27,7 @@ from yonos_trt.images.files import (
     tell_left_out,
 )
 from yonos_trt.images.modes import pil_pixels
-from yonos_trt.images.picture import Kind, Picture, channels_of, to_depth
+from yonos_trt.images.picture import Kind, Picture, Pixels, channels_of, to_depth
 from yonos_trt.images.png_rows import PngRows, png_metadata_chunks
 from yonos_trt.images.tiff_exif import add_tags, tiff_blocks
 from yonos_trt.images.tiff_rows import BIG_TIFF_BYTES, TiffRows, import_tifffile
@@ -36,8 +35,6 @@ from yonos_trt.images.tiff_rows import BIG_TIFF_BYTES, TiffRows, import_tifffile
 __all__ = ["as_kind", "check_output", "fit_kind", "write_image"]
 
 logger = logging.getLogger(__name__)
-
-Pixels = NDArray[Any]
 
 
 def write_image(

@@ -15,7 +15,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-Float = NDArray[np.float32]
+from yonos_trt.tiles.bicubic import Float
+
 Word = NDArray[np.uint32]
 
 # Salmon et al. 2011, section 4.3 and the Random123 distribution.
