@@ -269,6 +269,29 @@ def test_graphs_are_captured_at_the_second_run_of_a_shape_and_addresses_stay(
     assert set(captured["threads"]) == {"yonos-ort_0"}
 
 
+def test_tiles_that_a_gpu_sent_are_not_copied_again(
+    engine_dir: Path, captured: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    numpy, sent = onnxruntime.OrtValue.numpy, list[Any]()
+
+    def fetch(self: Any) -> Any:
+        sent.append(numpy(self).copy())
+        return sent[-1]
+
+    monkeypatch.setattr(onnxruntime.OrtValue, "numpy", fetch)
+    image = picture(20, 20)
+    backend = OrtBackend(engine_dir)
+    plan = plan_picture(backend.manifest, 20, 20).tiles
+    for device, same in (("cuda", True), ("cpu", False)):
+        monkeypatch.setattr(onnxruntime.OrtValue, "device_name", lambda self, device=device: device)
+        tiles = backend.run(backend.upload(image), plan, next(iter(batches(plan))), 0, 0)
+        assert np.shares_memory(tiles, sent[-1]) == same
+        np.testing.assert_array_equal(tiles, sent[-1])
+    backend.close()
+
+
 def test_without_graphs_where_they_cannot_be_captured(
     engine_dir: Path, captured: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:

@@ -204,7 +204,7 @@ class OrtBackend(HostBackend):
             z_l = encoder.bound(image, keep=True)
             z_0 = step.bound(*((z_l,) if len(step.takes) == 1 else (noise, z_l)), keep=True)
             found: Array = decoder.bound(z_0, keep=False)
-            return found.astype(np.float32, copy=self._worker is not None)  # the next batch writes there
+            return found.astype(np.float32, copy=False)
 
         with stage("decode"):
             tiles = self._on_worker(networks)
@@ -339,7 +339,10 @@ class _Session:
             if self.replays:
                 try:
                     output = self._replayed(feed)
-                    return output if keep else output.numpy()
+                    if keep:
+                        return output
+                    found = output.numpy()  # of the host's own memory a view, where the next run writes
+                    return found.copy() if output.device_name() == "cpu" else found
                 except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
                     if any(words in str(error).lower() for words in _MEMORY_WORDS):
                         self._places.clear()
