@@ -115,7 +115,7 @@ def test_config_and_families_of_the_export_are_no_circle() -> None:
 
 # What stands in one line may import what stands in the same line or above it.
 FLOORS = """
-    errors choices atomic host console _moved
+    errors choices atomic code_cache host console _moved
     engine tiles images cuda
     planning prefetch sizing
     backends

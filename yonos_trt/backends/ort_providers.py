@@ -12,12 +12,11 @@ import hashlib
 import importlib
 import importlib.metadata
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from yonos_trt.atomic import atomic_file
+from yonos_trt import code_cache
 from yonos_trt.errors import ConfigError, EngineDeviceError, MissingExtraError
 
 __all__ = ["CPU_PROVIDER", "DEVICE_MEMORY", "GRAPH_OPTIONS", "Provider", "Providers", "check"]
@@ -117,7 +116,7 @@ class Providers:
                     "-g / device"
                 )
             digest = hashlib.sha256(model + repr(sorted(settings.items())).encode())
-            folder = _cache_folder() / digest.hexdigest()[:32]  # files in it have plain names
+            folder = code_cache.folder("ort-rtx") / digest.hexdigest()[:32]  # files in it have plain names
             settings = {"nv_runtime_cache_path": str(folder / "kernels"), **settings}
             options.add_provider_for_devices([found[self.device]], settings)
         compiled = self._compiled(model, options, folder) if keep else None
@@ -132,22 +131,17 @@ class Providers:
     def _compiled(self, model: bytes, options: Any, folder: Path) -> bytes | None:
         """Return the graph with its engine inside (EP context), compiled now or before; None where it fails.
 
-        It is executable code that no manifest vouches for: only a file of this user's own is taken.
+        Only a file of this user's own is taken.
         """
         if not hasattr(self._ort, "ModelCompiler") or len(model) > LARGEST_CONTEXT_BYTES:
             return None
         place = folder / _context_name(self._ort)
         try:
             if place.is_file():
-                if hasattr(os, "getuid") and place.stat().st_uid != os.getuid():
-                    raise PermissionError(f"it belongs to user {place.stat().st_uid}; delete it")
-                return place.read_bytes()
+                return code_cache.read(place)
             compiler = self._ort.ModelCompiler(options, model, embed_compiled_data_into_model=True)
             compiled: bytes = compiler.compile_to_bytes()
-            place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with atomic_file(place) as part:
-                part.write_bytes(compiled)
-                part.chmod(0o600)
+            code_cache.write(place, compiled, mode=0o600)
             return compiled
         except Exception as error:
             _log.warning("%s: compiling ahead is left out: %s", place, " ".join(str(error).split()))
@@ -162,13 +156,6 @@ def _with_options(provider: Provider, device: int) -> tuple[str, dict[str, str]]
     if name in GRAPH_OPTIONS:
         settings[GRAPH_OPTIONS[name]] = "1"
     return name, settings | {key: str(value) for key, value in given.items()}
-
-
-def _cache_folder() -> Path:
-    named = os.environ.get("YONOS_CACHE_DIR")
-    if named:
-        return Path(named) / "ort-rtx"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yonos-trt" / "ort-rtx"
 
 
 def _context_name(ort: Any) -> str:

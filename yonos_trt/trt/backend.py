@@ -298,28 +298,6 @@ class TrtBackend(TrtResources):
         return self._uploaded(picture, owner=view.owner)
 
     @on_device
-    def check(self, canvas: Canvas) -> None:
-        """Wait for the blends so far and repair what is not finite."""
-        self._enter_canvas(canvas)
-        with self._scheduler.downloading() as stream:
-            fetched = self._repair.fetch_flags(canvas, stream)
-        self._repair.done(canvas, fetched)
-
-    @on_device
-    def send_flags(self, canvas: Canvas, buffer: int) -> list[QueuedBatch]:
-        """Queue a copy of the flags of the blends so far into one of two buffers; does not wait."""
-        self._enter_canvas(canvas)
-        with self._scheduler.sending(buffer) as stream:
-            return self._repair.fetch_flags(canvas, stream, buffer)
-
-    @on_device
-    def refuse_spoilt(self, canvas: Canvas, fetched: list[QueuedBatch], buffer: int) -> None:
-        """Wait for what `send_flags` returned; raises `RowsSpoilt` if a tile is not finite."""
-        self._enter_canvas(canvas)
-        self._scheduler.arrived(buffer)
-        self._repair.refuse(canvas, fetched, buffer)
-
-    @on_device
     def hand_over(self, caller: int | None) -> None:
         """Let later work of the caller's stream come after ours; without one, wait."""
         if caller is None:

@@ -17,7 +17,8 @@ from yonos_trt.cuda.device import Results
 from yonos_trt.errors import ConfigError, InputError, OutOfMemoryError
 from yonos_trt.tiles.plan import TilePlan
 from yonos_trt.trt.backend import TrtBackend
-from yonos_trt.trt.buffers import Canvas, QueuedBatch, Source
+from yonos_trt.trt.buffers import Canvas, Source
+from yonos_trt.trt.finish import DeviceFinish, Target
 
 __all__ = ["OnDevice", "same_kind", "upscale_on_device"]
 
@@ -86,8 +87,8 @@ def upscale_on_device(
 class OnDevice:
     """`TrtBackend` with both ends of the data path in the caller's memory: a `Backend` for one picture.
 
-    What its finish hands out are not rows but their numbers, a ``range``: the rows lie in `result`. A run
-    that goes on where another ended leaves alone what that has written.
+    What its finish hands out are not rows but their numbers: the rows lie in `result`. A run that goes on
+    where another ended leaves alone what that has written.
 
     Parameters
     ----------
@@ -99,8 +100,6 @@ class OnDevice:
     InputError
         The back end does not run on a GPU, or on another one; or the picture has another shape or type.
     """
-
-    lend = ahead = False
 
     def __init__(
         self, image: Any, backend: Backend, stream: Any = None, *, check: bool = True, out: Any = None
@@ -117,10 +116,7 @@ class OnDevice:
             raise ConfigError("check=False without a stream: nothing would say when the result is complete")
         self._backend, self._check, self._stream = backend, check, stream
         self._given = out
-        self._out: DeviceArray | None = None
-        self._written = self._told = 0  # rows queued, and those of which nothing can change any more
-        self._sent: tuple[range, list[QueuedBatch]] | None = None
-        self._buffer = 0
+        self._target: Target | None = None
         self.manifest, self.lanes, self.any_tile = backend.manifest, backend.lanes, backend.any_tile
         self.best_batch = backend.best_batch
         self.working_bytes, self.use_lanes, self.canvas = (
@@ -130,7 +126,7 @@ class OnDevice:
         )
         self.run, self.blend, self.close = backend.run, backend.blend, backend.close
         if out is not None:
-            self._out = self._writable(out)
+            self._target = Target(self._writable(out), check)
 
     def upload(self, image: Any) -> Source:
         """Copy the picture on the device, after the caller's work."""
@@ -145,59 +141,23 @@ class OnDevice:
         color_fix: str,
         threads: int = 1,
         first_row_px: int = 0,
-    ) -> OnDevice:
-        """Return this object, which is its own `RowFinish`."""
-        self._canvas, self.block_rows = canvas, plan.height_px
-        self._finish = self._backend.finish(source, canvas, plan, color_fix=color_fix)
-        self._written, self._sent, self.ahead = self._told, None, False
-        if self._out is None:
+    ) -> DeviceFinish:
+        """Return the back end's own, whose rows go to `result`."""
+        finish = self._backend.finish(source, canvas, plan, color_fix=color_fix)
+        if self._target is None:
             try:
-                self._out = self._allocate((plan.height_px, plan.width_px, 3))
+                self._target = Target(self._allocate((plan.height_px, plan.width_px, 3)), self._check)
             except OutOfMemoryError:
                 self._backend.give_back()  # for the smaller plan that comes next
                 raise
-        return self
-
-    def push(self, y0_px: int, y1_px: int) -> range:
-        """Queue the rows that this finishes for `result`.
-
-        With `check` it waits for the tiles and repairs them first; with `ahead` as well it waits afterwards,
-        for those of the push before.
-        """
-        assert self._out is not None
-        if self._check and not self.ahead:
-            self._backend.check(self._canvas)
-        finish = self._finish
-        finish.take(y0_px, y1_px)
-        rows = range(finish.finished(y0_px), finish.finished(y1_px))
-        first = max(rows.start, self._written)
-        if rows.stop > first:
-            row_bytes = self._out.nbytes // self._out.shape[0]
-            finish.write(first, rows.stop, self._out.address + first * row_bytes)
-            self._written = rows.stop
-        if not self._check or not self.ahead:
-            self._told = self._written
-            return rows
-        self._buffer = 1 - self._buffer
-        sent, self._sent = self._sent, (rows, self._backend.send_flags(self._canvas, self._buffer))
-        return range(rows.start, rows.start) if sent is None else self._checked(sent, 1 - self._buffer)
-
-    def rest(self) -> range | None:
-        """See `yonos_trt.backends.base.RowFinish`."""
-        sent, self._sent = self._sent, None
-        return None if sent is None else self._checked(sent, self._buffer)
-
-    def _checked(self, sent: tuple[range, list[QueuedBatch]], buffer: int) -> range:
-        rows, fetched = sent
-        self._backend.refuse_spoilt(self._canvas, fetched, buffer)
-        self._told = max(self._told, rows.stop)
-        return rows
+        finish.into(self._target)
+        return finish
 
     def result(self) -> Any:
         """Order the caller's later work after ours; return his `out`, or a `DeviceArray`."""
-        assert self._out is not None
+        assert self._target is not None
         self._backend.hand_over(self._caller)
-        return self._out if self._given is None else self._given
+        return self._target.array if self._given is None else self._given
 
     def _allocate(self, shape: tuple[int, int, int]) -> DeviceArray:
         results, dtype = self._backend.results, self.view.dtype

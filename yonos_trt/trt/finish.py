@@ -17,6 +17,7 @@ from itertools import pairwise
 import numpy as np
 
 from yonos_trt.backends.base import Array, stage
+from yonos_trt.cuda.arrays import DeviceArray
 from yonos_trt.cuda.device import Driver, Memory
 from yonos_trt.cuda.kernels import TileKernels
 from yonos_trt.cuda.lanes import LaneScheduler, PictureOrder
@@ -39,7 +40,26 @@ from yonos_trt.trt.memory import finish_layout, fold_counts, grid_shape
 from yonos_trt.trt.ranges import Nvtx
 from yonos_trt.trt.repair import Repair
 
-__all__ = ["DeviceFinish"]
+__all__ = ["DeviceFinish", "Target"]
+
+
+@dataclass(slots=True)
+class Target:
+    """Device memory that takes the rows, packed, in place of the host; it outlives runs that go on in it.
+
+    Attributes
+    ----------
+    array
+        The whole result.
+    check
+        Whether flags are waited for; else nothing is.
+    told
+        Rows of which nothing can change any more, and which later runs leave alone.
+    """
+
+    array: DeviceArray
+    check: bool
+    told: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +67,15 @@ class _Sent:
     """Rows, and the flags of the batches they come from, on their way to one of the host's two buffers."""
 
     buffer: int
-    rows: int
+    rows: range
     batches: list[QueuedBatch]
 
 
 class DeviceFinish:
     """One picture's rows on their way from the canvas to the host, or to device memory.
 
-    Implements `yonos_trt.backends.base.RowFinish`.
+    Implements `yonos_trt.backends.base.RowFinish`. With a target in device memory rows are handed out by
+    their numbers, a ``range``.
 
     Parameters
     ----------
@@ -104,13 +125,16 @@ class DeviceFinish:
             for buffer in (0, 1):
                 self._pinned(buffer)
         self.block_rows = min(self._plan.height_px, self._plan.tile_h_px)
+        self._target: Target | None = None
         self._next = self._end = 0  # finished rows that are not on their way yet
         self._sent: _Sent | None = None  # with `ahead`, what nobody has waited for
         self._buffer = 0
 
-    # --- to the host --------------------------------------------------------------------------------------
+    def into(self, target: Target) -> None:
+        """Let the rows stay on the device, those above ``target.told`` as they are there."""
+        self._target, self.block_rows = target, self._plan.height_px
 
-    def push(self, y0_px: int, y1_px: int) -> Array:
+    def push(self, y0_px: int, y1_px: int) -> Array | range:
         """See `yonos_trt.backends.base.RowFinish`. Tiles with NaN or infinity run again, but with `ahead`.
 
         Raises
@@ -124,16 +148,17 @@ class DeviceFinish:
             self._enter(self._canvas)
             self._next, self._end = self.finished(y0_px), self.finished(y1_px)
             sent = self._send(lambda: self.take(y0_px, y1_px))
+            if self._target is not None and not self._target.check:
+                return self._rows(sent)
             if self.ahead:
                 earlier, self._sent = self._sent, sent
                 return self._arrived(earlier)
-            first = self._next - sent.rows
             while self._repaired(sent):  # the canvas has changed: once more
-                self._next = first
+                self._next = sent.rows.start
                 sent = self._send(lambda: self.take(y0_px, y1_px))
             return self._rows(sent)
 
-    def rest(self) -> Array | None:
+    def rest(self) -> Array | range | None:
         """See `yonos_trt.backends.base.RowFinish`."""
         with stage("download"), self._driver.current():
             self._enter(self._canvas)
@@ -144,17 +169,25 @@ class DeviceFinish:
 
     def _send(self, before: Callable[[], None] = lambda: None) -> _Sent:
         """Queue `before` and a copy of the next rows to the host; does not wait."""
-        first, end = self._next, min(self._next + self._block_bytes // self._row_bytes, self._end)
+        first, end, target = self._next, self._end, self._target
+        if target is None:
+            end = min(end, first + self._block_bytes // self._row_bytes)
         self._buffer = buffer = 1 - self._buffer
         with self._nvtx.range(f"download rows {first}-{end}"), self._scheduler.sending(buffer) as stream:
             before()
-            if end > first:
+            if target is not None:
+                begin = max(first, target.told)
+                if end > begin:
+                    self.write(begin, end, target.array.address + begin * self._row_bytes)
+            elif end > first:
                 self.write(first, end, self._at["finished"])
                 nbytes = (end - first) * self._row_bytes
                 self._driver.copy_out(self._pinned(buffer), self._at["finished"], nbytes, stream)
-            fetched = self._repair.fetch_flags(self._canvas, stream, buffer)
+            fetched = []
+            if target is None or target.check:
+                fetched = self._repair.fetch_flags(self._canvas, stream, buffer)
         self._next = end
-        return _Sent(buffer, end - first, fetched)
+        return _Sent(buffer, range(first, end), fetched)
 
     def _pinned(self, buffer: int) -> int:
         return self._pictures.pinned(("rows", buffer), self._block_bytes)
@@ -163,7 +196,7 @@ class DeviceFinish:
         self._scheduler.arrived(sent.buffer)
         return self._repair.done(self._canvas, sent.batches, sent.buffer)
 
-    def _arrived(self, sent: _Sent | None) -> Array:
+    def _arrived(self, sent: _Sent | None) -> Array | range:
         """Wait for rows and their flags, not for what was queued after them."""
         if sent is None:
             return np.empty((0, self._plan.width_px, 3), self.dtype)
@@ -171,15 +204,16 @@ class DeviceFinish:
         self._repair.refuse(self._canvas, sent.batches, sent.buffer)
         return self._rows(sent)
 
-    def _rows(self, sent: _Sent) -> Array:
-        nbytes = sent.rows * self._row_bytes
+    def _rows(self, sent: _Sent) -> Array | range:
+        if self._target is not None:
+            self._target.told = max(self._target.told, sent.rows.stop)
+            return sent.rows
+        nbytes = len(sent.rows) * self._row_bytes
         if not nbytes:
             return np.empty((0, self._plan.width_px, 3), self.dtype)
         raw = self._driver.host_view(self._pinned(sent.buffer), nbytes).view(self.dtype)
-        rows = raw.reshape(sent.rows, self._plan.width_px, 3)
+        rows = raw.reshape(len(sent.rows), self._plan.width_px, 3)
         return rows if self.lend else rows.copy()
-
-    # --- on the device ------------------------------------------------------------------------------------
 
     def finished(self, end_px: int) -> int:
         """Return how many rows are finished when the canvas rows [0, end_px) are final."""

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from yonos_trt.atomic import atomic_file, remove_leftovers
+from yonos_trt import code_cache
 from yonos_trt.engine.manifest import Artifact
 
 __all__ = ["KernelCache"]
@@ -37,7 +37,7 @@ class KernelCache:
 
     Notes
     -----
-    ``YONOS_CACHE_DIR`` wins over the engine directory; ``XDG_CACHE_HOME`` moves the user's cache directory.
+    ``YONOS_CACHE_DIR`` wins over the engine directory.
     """
 
     def __init__(self, root: Path, artifact: Artifact, version: str, gpu: str) -> None:
@@ -45,18 +45,16 @@ class KernelCache:
         name = f"{artifact.sha256[:32]}-{version}-{device}.cache"
         # Hidden: other files that the manifest does not name make an engine directory invalid.
         beside = (root / artifact.file).with_name(f".{name}")
-        chosen = os.environ.get("YONOS_CACHE_DIR")
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        own = (Path(chosen) if chosen else Path(base) / "yonos-trt") / "rtx" / name
-        self.places: tuple[Path, ...] = (own,) if chosen or _open_to_all(root) else (beside, own)
+        own = code_cache.folder("rtx") / name
+        alone = os.environ.get("YONOS_CACHE_DIR") or _open_to_all(root)
+        self.places: tuple[Path, ...] = (own,) if alone else (beside, own)
 
     def load(self, accept: Callable[[bytes], None]) -> None:
         """Hand over the kernels of the first place that has any; never raises."""
         for place in self.places:
             try:
                 if place.is_file():
-                    _check_owner(place)
-                    accept(place.read_bytes())
+                    accept(code_cache.read(place, place.parent.stat().st_uid))
                     return
             except Exception as error:
                 _log.warning("the kernel cache %s is not used: %s", place, error)
@@ -71,7 +69,7 @@ class KernelCache:
         reasons = []
         for place in self.places:
             try:
-                _write(place, raw)
+                code_cache.write(place, raw, mode=0o644)
                 return
             except OSError as error:
                 reasons.append(f"{place}: {error}")
@@ -83,19 +81,3 @@ def _open_to_all(folder: Path) -> bool:
         return bool(folder.stat().st_mode & stat.S_IWOTH)
     except OSError:
         return True
-
-
-def _check_owner(place: Path) -> None:
-    if not hasattr(os, "getuid"):  # Windows: files have no owner's number
-        return
-    owner, trusted = place.stat().st_uid, {os.getuid(), place.parent.stat().st_uid}
-    if owner not in trusted:
-        raise PermissionError(f"it belongs to user {owner}, expected {sorted(trusted)}; delete it")
-
-
-def _write(place: Path, raw: bytes) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    remove_leftovers(place.parent)
-    with atomic_file(place) as part:
-        part.write_bytes(raw)
-        part.chmod(0o644)
