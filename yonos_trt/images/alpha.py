@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yonos_trt.errors import InputError
-from yonos_trt.tiles.bicubic import bicubic_taps
-
-if TYPE_CHECKING:
-    from yonos_trt.images.picture import Pixels
+from yonos_trt.tiles.bicubic import Pixels, bicubic_taps
 
 __all__ = ["fill_hidden", "unpremultiply", "upscale_alpha"]
 

@@ -12,11 +12,11 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from yonos_trt.errors import InputError
 from yonos_trt.images.alpha import fill_hidden
 from yonos_trt.images.color_space import ColorSpace
+from yonos_trt.tiles.bicubic import Pixels
 
 __all__ = [
     "DTYPES",
@@ -24,13 +24,12 @@ __all__ = [
     "MODES",
     "Kind",
     "Picture",
+    "Pixels",
     "from_array",
     "luma",
     "to_array",
     "to_depth",
 ]
-
-Pixels = NDArray[Any]
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 DTYPES = ("uint8", "uint16", "float32")

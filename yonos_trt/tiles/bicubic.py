@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Float = NDArray[np.float32]
 Index = NDArray[np.int64]
-Image = NDArray[Any]
+Pixels = NDArray[Any]
 
 LARGEST_VALUE: Final = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
 """Value that stands for white, by picture dtype."""
@@ -64,13 +64,13 @@ def gain_of(dtype: np.dtype[Any]) -> np.float32:
     return np.float32(2) / np.float32(white(dtype))
 
 
-def check_picture(image: Image) -> None:
+def check_picture(image: Pixels) -> None:
     """Raise ValueError unless the picture is (H, W, 3) and not empty."""
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"picture must be (H, W, 3) with H, W >= 1, got shape {image.shape}")
 
 
-def weighted_rows(image: Image, index: Index, weight: Float) -> Float:
+def weighted_rows(image: Pixels, index: Index, weight: Float) -> Float:
     """Return sum_k weight[:, k] * image[index[:, k]] in float32, k ascending."""
     w = weight.reshape(*weight.shape, *(1,) * (image.ndim - 1))
     total: Float = w[:, 0] * image[index[:, 0]].astype(np.float32)
@@ -80,7 +80,7 @@ def weighted_rows(image: Image, index: Index, weight: Float) -> Float:
 
 
 def upscale_bicubic(
-    image: Image, y0_px: int, y1_px: int, *, scale: int, threads: int = 1, out: Float | None = None
+    image: Pixels, y0_px: int, y1_px: int, *, scale: int, threads: int = 1, out: Float | None = None
 ) -> Float:
     """Return the canvas rows [y0_px, y1_px) of the picture's bicubic enlargement, float32 (rows, scale * W,
     3).

@@ -21,7 +21,7 @@ import numpy as np
 
 from yonos_trt.choices import COLOR_FIXES, ColorFix
 from yonos_trt.errors import ConfigError
-from yonos_trt.tiles.bicubic import Float, Image, upscale_bicubic
+from yonos_trt.tiles.bicubic import Float, Pixels, upscale_bicubic
 from yonos_trt.tiles.color_cells import (
     BLOCK_PX,
     HALO_ROWS_PX,
@@ -97,7 +97,7 @@ class RowColorFix:
 
     def __init__(
         self,
-        image: Image,
+        image: Pixels,
         plan: TilePlan,
         scale: int,
         *,
@@ -182,7 +182,7 @@ class _Wavelet:
     """lowpass(bicubic - ours) on the coarse grid, a few grid rows at a time."""
 
     def __init__(
-        self, image: Image, height: int, width: int, scale: int, threads: int, first_row_px: int = 0
+        self, image: Pixels, height: int, width: int, scale: int, threads: int, first_row_px: int = 0
     ) -> None:
         self._image, self._threads = image, threads
         self._height = height

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from yonos_trt.tiles.bicubic import Float, Image, Index, bicubic_taps, white
+from yonos_trt.tiles.bicubic import Float, Index, Pixels, bicubic_taps, white
 
 __all__ = [
     "BLOCK_PX",
@@ -135,7 +135,7 @@ def cell_taps(size: int, size_lr: int, scale: int) -> CellTaps:
     return CellTaps(base, (total / np.bincount(cell)[:, None]).astype(np.float32))
 
 
-def bicubic_means(image: Image, taps_y: CellTaps, taps_x: CellTaps, begin: int, end: int) -> Float:
+def bicubic_means(image: Pixels, taps_y: CellTaps, taps_x: CellTaps, begin: int, end: int) -> Float:
     """Return the cell means of the bicubic picture for grid rows [begin, end), (end - begin, columns, 3).
 
     They come straight from the input: the bicubic picture is never made.

@@ -24,8 +24,8 @@ from yonos_trt.errors import install_command
 from yonos_trt.tiles import noise
 from yonos_trt.tiles.bicubic import (
     Float,
-    Image,
     Index,
+    Pixels,
     bicubic_taps,
     check_picture,
     gain_of,
@@ -97,7 +97,7 @@ def host_kernels(prefer: str = "native") -> Kernels:
 
 
 def gather(
-    image: Image,
+    image: Pixels,
     ys: Index,
     xs: Index,
     *,
@@ -135,7 +135,7 @@ def gather(
 
 
 def gather_lr(
-    image: Image,
+    image: Pixels,
     ys: Index,
     xs: Index,
     *,
@@ -217,8 +217,8 @@ def finalize(
     *,
     delta: Float | None = None,
     threads: int = 1,
-    out: Image | None = None,
-) -> Image:
+    out: Pixels | None = None,
+) -> Pixels:
     """Turn finished rows into the picture's dtype: ``(acc + delta + 1) / 2 * white``, clamped, rounded half
     to even.
 
