@@ -11,11 +11,15 @@ import ctypes
 import logging
 import os
 import signal
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import hypothesis
 import pytest
+from helpers import make_engine_dir
+
+from yonos_trt import SR
 
 # Bits and bounds of the tests are ONNX Runtime's; what "auto" takes without this has tests of its own.
 os.environ["YONOS_CPU_RUNTIME"] = "onnx"
@@ -79,6 +83,22 @@ def plain_logging() -> None:
         logger.handlers.clear()
         logger.setLevel(logging.NOTSET)
         logger.propagate = True
+
+
+@pytest.fixture(scope="session")
+def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The engine directory of `helpers.make_engine_dir`, the same for all tests: none may write there."""
+    engine = make_engine_dir(tmp_path_factory.mktemp("shared") / "engine")
+    made = sorted((path.name, path.read_bytes()) for path in engine.iterdir())
+    yield engine
+    assert sorted((path.name, path.read_bytes()) for path in engine.iterdir()) == made
+
+
+@pytest.fixture(scope="module")
+def sr(engine_dir: Path) -> Iterator[SR]:
+    """The model of `engine_dir`, opened."""
+    with SR(engine_dir, threads=1) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from helpers import make_engine_dir, picture
+from helpers import picture
 from PIL import Image, PngImagePlugin
 
 from yonos_trt import errors
@@ -26,11 +26,6 @@ from yonos_trt.images import MAX_PIXELS, read_image
 from yonos_trt.sr import SR
 
 GOLDEN = Path(__file__).parent / "golden"
-
-
-@pytest.fixture(scope="module")
-def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_engine_dir(tmp_path_factory.mktemp("cli") / "engine")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import make_engine_dir, picture
+from helpers import picture
 
 from yonos_trt import SR
 from yonos_trt.errors import ConfigError, YonosError
@@ -38,11 +38,6 @@ def nodes() -> Any:
     finally:
         for name in [n for n in sys.modules if n.startswith(spec.name)]:
             del sys.modules[name]
-
-
-@pytest.fixture(scope="module")
-def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_engine_dir(tmp_path_factory.mktemp("comfyui") / "tiny")
 
 
 def images(count: int, channels: int = 3) -> Any:

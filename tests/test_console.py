@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import make_engine_dir, picture
+from helpers import picture
 from PIL import Image
 
 ENTRIES = {
@@ -25,11 +25,6 @@ ENTRIES = {
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and descriptors are POSIX's")
-
-
-@pytest.fixture(scope="module")
-def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_engine_dir(tmp_path_factory.mktemp("console") / "engine")
 
 
 def command(entry: str, *arguments: Any) -> list[str]:

@@ -14,11 +14,6 @@ from PIL import Image
 from yonos_trt.cli.main import cli
 
 
-@pytest.fixture(scope="module")
-def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_engine_dir(tmp_path_factory.mktemp("doors") / "engine")
-
-
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with two pictures of 10 x 12 and 11 x 13 px, and one of 40 x 48."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from helpers import make_engine_dir
 from PIL import Image, ImageCms
 
 from yonos_trt.errors import InputError
@@ -18,12 +16,6 @@ SCALE = 4
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 RGB = np.dstack([np.add.outer(np.arange(18) * a, np.arange(22) * b) for a, b in ((9, 3), (2, 6), (5, 1))])
 RGB = RGB.astype(np.uint8)
-
-
-@pytest.fixture(scope="module")
-def sr(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    with SR(make_engine_dir(tmp_path_factory.mktemp("images") / "engine"), threads=1) as opened:
-        yield opened
 
 
 def source(folder: Path, name: str) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import in_own_process, make_engine_dir, picture
+from helpers import in_own_process, picture
 from PIL import Image, PngImagePlugin
 
 from yonos_trt.atomic import remove_leftovers
@@ -400,11 +400,6 @@ def test_interruption_wakes_a_file_that_waits_for_memory(tmp_path: Path) -> None
 
 # ---------------------------------------------------------------------------------------------------------
 # With real files
-
-
-@pytest.fixture(scope="module")
-def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_engine_dir(tmp_path_factory.mktemp("jobs") / "engine")
 
 
 @pytest.fixture

@@ -39,11 +39,6 @@ from yonos_trt.planning import plan_picture
 from yonos_trt.tiles.plan import batches
 
 
-@pytest.fixture(scope="module")
-def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_engine_dir(tmp_path_factory.mktemp("ort") / "engine")
-
-
 @pytest.fixture
 def copy(engine_dir: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(engine_dir, tmp_path / "engine"))

@@ -39,11 +39,6 @@ def capabilities() -> list[str]:
     return [str(c) for c in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
 
 
-@pytest.fixture(scope="module")
-def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_engine_dir(tmp_path_factory.mktemp("ov") / "engine")
-
-
 def run(backend: Any, image: Any, *, batch: int = 1) -> Any:
     plan = plan_picture(backend.manifest, *image.shape[:2], batch=batch)
     try:

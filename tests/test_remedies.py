@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import commands, make_engine_dir, picture
+from helpers import commands, picture
 from PIL import Image
 
 from yonos_trt import images
@@ -231,11 +231,6 @@ def test_every_parameter_that_a_message_names_can_be_given() -> None:
 # Tried: the command line refuses, names an option, and with it goes on
 
 DEEP = np.uint16
-
-
-@pytest.fixture(scope="module")
-def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_engine_dir(tmp_path_factory.mktemp("remedies") / "engine")
 
 
 def deep(path: Path) -> None:

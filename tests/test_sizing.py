@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import make_engine_dir, picture
+from helpers import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,11 +23,6 @@ from yonos_trt.sizing import Sizing
 from yonos_trt.sr import SR
 
 sides = st.integers(1, 5000)
-
-
-@pytest.fixture(scope="module")
-def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_engine_dir(tmp_path_factory.mktemp("sizing") / "tiny")
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -39,18 +39,6 @@ from yonos_trt.images import from_array, read_image
 from yonos_trt.planning import WorkingBytes, plan_picture
 from yonos_trt.sr import SR, UpscaledImage
 
-
-@pytest.fixture(scope="module")
-def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_engine_dir(tmp_path_factory.mktemp("sr") / "engine")
-
-
-@pytest.fixture(scope="module")
-def sr(engine_dir: Path) -> Any:
-    with SR(engine_dir, threads=1) as opened:
-        yield opened
-
-
 # ---------------------------------------------------------------------------------------------------------
 # What comes in goes out
 

@@ -14,24 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import make_engine_dir, picture
+from helpers import picture
 from PIL import Image
 
 from yonos_trt.errors import ClosedError, ConfigError, InputError
 from yonos_trt.sr import SR, UpscaledImage
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_engine_dir(tmp_path_factory.mktemp("service") / "engine")
-
-
-@pytest.fixture(scope="module")
-def sr(engine_dir: Path) -> Any:
-    with SR(engine_dir, threads=1) as opened:
-        yield opened
 
 
 def png(array: Any) -> bytes:

@@ -36,11 +36,6 @@ log = logging.getLogger(__name__)
 FILES, REQUESTS = (200, 1000) if os.environ.get("YONOS_TRITON_FULL") == "1" else (24, 120)
 
 
-@pytest.fixture(scope="module")
-def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_engine_dir(tmp_path_factory.mktemp("triton") / "tiny")
-
-
 def export(*arguments: object) -> Any:
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
@@ -254,12 +249,6 @@ def server(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield running
     finally:
         running.stop()
-
-
-@pytest.fixture(scope="module")
-def sr(engine_dir: Path) -> Iterator[SR]:
-    with SR(engine_dir, threads=1) as opened:
-        yield opened
 
 
 def encoded(format: str, height: int, width: int, *, channels: int = 3, **save: Any) -> bytes:

@@ -22,7 +22,6 @@ from click.testing import CliRunner, Result
 
 av = pytest.importorskip("av")
 
-from helpers import make_engine_dir  # noqa: E402
 from video_clips import damage, enlarge, packets, picture_planes, run, shown, write_clip  # noqa: E402
 
 from yonos_trt.cli.main import cli  # noqa: E402
@@ -37,11 +36,6 @@ from yonos_trt.video.segments import work_folder  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "video.txt"
-
-
-@pytest.fixture(scope="module")
-def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_engine_dir(tmp_path_factory.mktemp("cli") / "engine")
 
 
 def call(*arguments: object) -> Result:

@@ -19,7 +19,7 @@ from PIL import Image
 
 av = pytest.importorskip("av")
 
-from helpers import make_engine_dir, picture  # noqa: E402
+from helpers import picture  # noqa: E402
 from video_clips import shown, write_clip  # noqa: E402
 
 from yonos_trt.sr import SR  # noqa: E402
@@ -34,11 +34,6 @@ def example(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="module")
-def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(make_engine_dir(tmp_path_factory.mktemp("engine") / "tiny"))
 
 
 def test_the_pyav_loop_keeps_frames_and_times(tmp_path: Path, engine_dir: str) -> None:

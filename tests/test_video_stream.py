@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 
 av = pytest.importorskip("av")
 
-from helpers import make_engine_dir, picture  # noqa: E402
+from helpers import picture  # noqa: E402
 from video_clips import picture_planes  # noqa: E402
 
 from yonos_trt.errors import ConfigError, InputError  # noqa: E402
@@ -20,12 +19,6 @@ from yonos_trt.video.color import Coding, planes_to_rgb, rgb_to_planes  # noqa: 
 from yonos_trt.video.frames import upscale_frame  # noqa: E402
 from yonos_trt.video.info import frame_planes  # noqa: E402
 from yonos_trt.video.layouts import layout_of  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def sr(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SR]:
-    with SR(make_engine_dir(tmp_path_factory.mktemp("engine") / "tiny"), threads=1) as opened:
-        yield opened
 
 
 def test_a_stream_gives_what_upscale_gives_in_order_for_mixed_sizes(sr: SR) -> None:

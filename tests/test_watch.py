@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import make_engine_dir, picture
+from helpers import picture
 from PIL import Image
 
 from yonos_trt.cli.job_outcome import Outcome
@@ -30,11 +30,6 @@ from yonos_trt.errors import InputError
 from yonos_trt.images import inspection, read_image
 
 WAIT_S = 120.0
-
-
-@pytest.fixture(scope="module")
-def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_engine_dir(tmp_path_factory.mktemp("watch") / "engine")
 
 
 def encoded(format: str, side: int = 20, seed: int = 0) -> bytes:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import make_engine_dir, picture
+from helpers import picture
 from PIL import Image
 
 from yonos_trt.errors import InputError
@@ -35,11 +35,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # ---------------------------------------------------------------------------------------------------------
 # The work
-
-
-@pytest.fixture(scope="module")
-def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_engine_dir(tmp_path_factory.mktemp("web") / "tiny")
 
 
 def workshop(folder: Path, engine_dir: Path, **limits: Any) -> Workshop:

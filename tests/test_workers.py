@@ -25,11 +25,6 @@ from yonos_trt.errors import EngineDeviceError
 NAMES = [f"{letter}.png" for letter in "abcdef"]
 
 
-@pytest.fixture(scope="module")
-def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_engine_dir(tmp_path_factory.mktemp("workers") / "engine")
-
-
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     (folder := tmp_path / "photos").mkdir()
