@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from helpers import skip_or_fail
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -27,9 +28,7 @@ def _folder() -> Path:
 def _compiler() -> str:
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
     if compiler is None:
-        if os.environ.get("YONOS_REQUIRE_NATIVE") == "1":
-            pytest.fail("YONOS_REQUIRE_NATIVE=1, but there is no C++ compiler", pytrace=False)
-        pytest.skip("no C++ compiler")
+        skip_or_fail("YONOS_REQUIRE_NATIVE", "there is no C++ compiler")
     return compiler
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from helpers import make_engine_dir
+from helpers import make_engine_dir, skip_or_fail
 
 from yonos_trt import SR
 
@@ -68,11 +68,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         path = data_path()
         wanting.append(("YONOS_REQUIRE_DATA", None if path.is_dir() else f"no picture sets at {path}"))
     for switch, reason in wanting:
-        if reason is None:
-            continue
-        if os.environ.get(switch) == "1":
-            pytest.fail(f"{switch}=1, but {reason}", pytrace=False)
-        pytest.skip(f"{reason}; set {switch}=1 to make this a failure")
+        if reason is not None:
+            skip_or_fail(switch, reason)
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import click
 import numpy as np
@@ -308,6 +309,73 @@ def shipped_model(name: str) -> Path:
     found = shipped_models()
     assert name in found, f"{name} is not among the shipped models {sorted(found)}"
     return found[name]
+
+
+def skip_or_fail(switch: str, reason: str) -> NoReturn:
+    """Skip what cannot run here; where the environment's `switch` is 1, fail."""
+    import os
+
+    import pytest
+
+    if os.environ.get(switch) == "1":
+        pytest.fail(f"{switch}=1, but {reason}", pytrace=False)
+    pytest.skip(f"{reason}; set {switch}=1 to make this a failure")
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """Open a headless browser, driven by Selenium, whose log tells of errors and requests."""
+    import importlib.util
+    import shutil
+
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        reason = "chromium or chromedriver is not installed (Debian: chromium, chromium-driver)"
+        skip_or_fail("YONOS_REQUIRE_CHROMIUM", reason)
+    if importlib.util.find_spec("selenium") is None:
+        skip_or_fail("YONOS_REQUIRE_CHROMIUM", "selenium is not installed: pip install '.[bench]'")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+def pixels_of(element: Any) -> Array:
+    """Return what the browser shows of an element, (H, W, 3) int."""
+    import io
+
+    with Image.open(io.BytesIO(element.screenshot_as_png)) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def load_script(path: Path) -> Any:
+    """Load a file that belongs to no package as a module, under its own name."""
+    import importlib.util
+    import sys
+
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def traced_peak(work: Callable[[], object]) -> int:
+    """Return the most bytes that Python's allocators held at once for `work`."""
+    import tracemalloc
+
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def edit_manifest(directory: Path, change: Callable[[dict[str, Any]], None]) -> None:

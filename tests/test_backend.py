@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from helpers import picture
+from helpers import picture, traced_peak
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -129,12 +128,7 @@ def test_the_canvas_rolls_by_little_without_a_second_copy_of_itself() -> None:
     assert p.ys == (0, 16)  # the last band is shifted inside
     canvas = HostCanvas(p)
     canvas.rows_for_band(0)[...] = np.arange(256, dtype=np.float32)[:, None, None]
-    tracemalloc.start()
-    try:
-        rows = canvas.rows_for_band(1)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+    peak, rows = traced_peak(lambda: canvas.rows_for_band(1)), canvas.rows_for_band(1)
     assert peak < rows.nbytes / 8
     np.testing.assert_array_equal(rows[:, 5, 1], [*range(16, 256), *[0] * 16])
 

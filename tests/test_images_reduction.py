@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import traced_peak
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -75,17 +75,12 @@ def test_memory_does_not_grow_with_the_height() -> None:
         for _ in range(height // 16):
             yield block
 
-    def peak(height: int) -> int:
-        tracemalloc.start()
-        try:
-            for out in reduce_rows(rows(height), (height, 2000), (height * 5 // 8, 1250)):
-                assert out[0, 0, 0] == 99
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
+    def reduce(height: int) -> None:
+        for out in reduce_rows(rows(height), (height, 2000), (height * 5 // 8, 1250)):
+            assert out[0, 0, 0] == 99
 
     taps.cache_clear()
-    small, large = peak(320), peak(1280)
+    small, large = (traced_peak(lambda height=height: reduce(height)) for height in (320, 1280))
     assert large < 1.1 * small < 30 << 20
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import threading
 import time
-import tracemalloc
 from concurrent.futures import CancelledError
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import picture, psnr_db
+from helpers import picture, psnr_db, traced_peak
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -185,13 +184,12 @@ def _peak_bytes(height: int) -> int:
     for rows in upscale(image[:40], backend, plan=plan_for(image[:40])):
         del rows  # fills the caches
     gc.collect()
-    tracemalloc.start()
-    try:
+
+    def run() -> None:
         for rows in upscale(image, backend, plan=plan):
             del rows
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+
+    return traced_peak(run)
 
 
 def test_memory_does_not_grow_with_the_height() -> None:
@@ -211,15 +209,13 @@ def test_a_file_is_written_without_holding_the_picture(tmp_path: Path, suffix: s
     with open_row_writer(tmp_path / f"warm{suffix}", from_array(image[:50]), 200, 120) as writer:
         for rows in upscale(image[:50], backend, plan=plan_for(image[:50])):
             writer.write_rows(rows)
-    tracemalloc.start()
-    try:
+
+    def write() -> None:
         with open_row_writer(tmp_path / f"out{suffix}", like, 8000, 120) as writer:
             for rows in upscale(image, backend, plan=plan):
                 writer.write_rows(rows)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 0.9 * 8000 * 120 * 3  # less than the result in uint8
+
+    assert traced_peak(write) < 0.9 * 8000 * 120 * 3  # less than the result in uint8
 
 
 def test_no_more_than_lanes_plus_one_batches_wait_for_the_blend() -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import make_engine_dir, picture
+from helpers import chromium, make_engine_dir, picture, pixels_of
 from PIL import Image
 
 from benchmarks.photos import SAMPLES, Photo, sample_photos
@@ -304,33 +302,10 @@ def test_report_of_the_command_stays_light_and_shows_the_samples(tmp_path: Path)
 # In a browser
 
 
-def missing_browser() -> str | None:
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        return "chromium or chromedriver is not installed (Debian: chromium, chromium-driver)"
-    try:
-        import selenium  # noqa: F401
-    except ImportError:
-        return "selenium is not installed: pip install '.[bench]'"
-    return None
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    reason = missing_browser()
-    if reason is not None:
-        if os.environ.get("YONOS_REQUIRE_CHROMIUM") == "1":
-            pytest.fail(f"YONOS_REQUIRE_CHROMIUM=1, but {reason}", pytrace=False)
-        pytest.skip(f"{reason}; set YONOS_REQUIRE_CHROMIUM=1 to make this a failure")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield driver
-    driver.quit()
+    with chromium() as driver:
+        yield driver
 
 
 @pytest.fixture
@@ -339,13 +314,6 @@ def opened(browser: Any, page: str, tmp_path: Path) -> Any:
     browser.set_window_size(1000, 900)
     browser.get((tmp_path / "report.html").as_uri())
     return browser
-
-
-def pixels(element: Any) -> np.ndarray:
-    from io import BytesIO
-
-    with Image.open(BytesIO(element.screenshot_as_png)) as image:
-        return np.asarray(image.convert("RGB")).astype(int)
 
 
 def stacks(driver: Any) -> list[Any]:
@@ -370,14 +338,14 @@ def test_every_slider_moves_by_keyboard_and_by_pointer_and_none_moves_another(op
         control = control_of(stack)
         opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", stack)
         assert control.get_attribute("value") == "50"
-        half = pixels(stack)
+        half = pixels_of(stack)
         control.send_keys(Keys.HOME)
         assert control.get_attribute("value") == "0"
-        after_only = pixels(stack)
+        after_only = pixels_of(stack)
         control.send_keys(Keys.END, Keys.ARROW_LEFT)
         assert control.get_attribute("value") == "99"
         assert control.get_attribute("aria-valuetext") == "99 % bicubic"
-        before_only = pixels(stack)
+        before_only = pixels_of(stack)
         left = np.s_[30:60, 20:70]  # away from tags, line and knob
         assert np.abs(half[left] - before_only[left]).mean() < 1
         assert np.abs(after_only[left] - before_only[left]).mean() > 1

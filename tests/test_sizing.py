@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import picture
+from helpers import picture, traced_peak
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -146,12 +145,10 @@ def test_streaming_to_a_size_needs_no_more_memory_for_a_taller_picture(
         source = read_image_of(picture(height, width))
         with SR(engine_dir, threads=1, tile_px=128) as sr:
             sr.upscale_file(source, tmp_path / "warm.png", rows="always", size=(9, 9))
-            tracemalloc.start()
-            try:
-                sr.upscale_file(source, tmp_path / "out.png", rows="always", size=(height * 3, width * 3))
-                return tracemalloc.get_traced_memory()[1]
-            finally:
-                tracemalloc.stop()
+            size = height * 3, width * 3
+            return traced_peak(
+                lambda: sr.upscale_file(source, tmp_path / "out.png", rows="always", size=size)
+            )
 
     grown = (1024 - 256) * 3 * width * 3 * 3  # bytes of the result
     assert peak(1024) - peak(256) < 0.4 * grown  # an index a row, and the source's own sums

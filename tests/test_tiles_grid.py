@@ -9,9 +9,7 @@ bits.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from compiled import emulated_kernels, kernel_launcher
+from helpers import load_script
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -583,14 +582,7 @@ def test_sizes_out_of_range_are_refused_before_anything_is_touched(
 def test_cuda_kernels_do_not_spill_and_use_no_atomics() -> None:
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc to compile csrc/tiles.cu with")
-    path = SOURCES.parent / "benchmarks" / "gpu" / "ptxas_report.py"
-    spec = importlib.util.spec_from_file_location("ptxas_report", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    reports = module.compile_report("80")
+    reports = load_script(SOURCES.parent / "benchmarks" / "gpu" / "ptxas_report.py").compile_report("80")
     assert len(reports) == 38
     for report in reports:
         assert report.clean, report

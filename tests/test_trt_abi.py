@@ -8,7 +8,6 @@ networks are NumPy functions.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import logging
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ import pytest
 from compiled import emulated_kernels, kernel_launcher
 from copy_networks import CopyTensorRT, numpy_backend
 from fake_tensorrt import FakeTensorRT, write_engines
+from helpers import load_script
 from test_cuda import load_standin
 from test_trt import picture, plan_for, reference, upscale
 
@@ -182,12 +182,7 @@ def test_the_ptx_is_for_compute_capability_7_5_and_cuda_12() -> None:
 
 
 def ptx() -> Any:
-    spec = importlib.util.spec_from_file_location("ptx", SOURCES / "ptx.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SOURCES / "ptx.py")
 
 
 def test_the_ptx_was_made_from_these_sources() -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import io
 import shutil
 import struct
 import threading
 import zlib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from PIL import Image
 
 av = pytest.importorskip("av")
 
-from helpers import picture  # noqa: E402
+from helpers import load_script, picture  # noqa: E402
 from video_clips import shown, write_clip  # noqa: E402
 
 from yonos_trt.sr import SR  # noqa: E402
@@ -27,13 +25,8 @@ from yonos_trt.sr import SR  # noqa: E402
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
-def example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def example(name: str) -> Any:
+    return load_script(EXAMPLES / f"{name}.py")
 
 
 def test_the_pyav_loop_keeps_frames_and_times(tmp_path: Path, engine_dir: str) -> None:

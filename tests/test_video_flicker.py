@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
 import pytest
 
 pytest.importorskip("cv2")
 
-
-@pytest.fixture(scope="module")
-def flicker() -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "benchmarks" / "studies" / "flicker.py"
-    spec = importlib.util.spec_from_file_location("flicker", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from benchmarks.studies import flicker
 
 
 def texture(height: int, width: int, dy: int = 0, dx: int = 0) -> np.ndarray:
@@ -30,7 +17,7 @@ def texture(height: int, width: int, dy: int = 0, dx: int = 0) -> np.ndarray:
     return np.repeat(value.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def test_a_moving_picture_has_no_warp_error_and_noise_has_twice_its_variance(flicker: ModuleType) -> None:
+def test_a_moving_picture_has_no_warp_error_and_noise_has_twice_its_variance() -> None:
     first, second = texture(160, 200), texture(160, 200, 2, 3)  # content moves up by 2 and left by 3
     forward, backward = flicker.flow(first, second), flicker.flow(second, first)
     inner = np.s_[30:-30, 30:-30]
@@ -48,7 +35,7 @@ def test_a_moving_picture_has_no_warp_error_and_noise_has_twice_its_variance(fli
     assert error == pytest.approx(3 * 2 * (5 / 255) ** 2, rel=0.1)  # three colours, two frames
 
 
-def test_the_mask_hides_what_is_uncovered(flicker: ModuleType) -> None:
+def test_the_mask_hides_what_is_uncovered() -> None:
     background = texture(160, 200)
     frames = []
     for left in (60, 68):
@@ -61,7 +48,7 @@ def test_the_mask_hides_what_is_uncovered(flicker: ModuleType) -> None:
     assert mask[10:50, 20:180].mean() > 0.95
 
 
-def test_fresh_noise_is_told_from_fixed_noise(flicker: ModuleType) -> None:
+def test_fresh_noise_is_told_from_fixed_noise() -> None:
     def run(frame: np.ndarray, seed: int) -> np.ndarray:
         big = flicker.bicubic(frame, 2).astype(np.float64)
         return np.clip(big + np.random.default_rng(seed).normal(0, 6, big.shape), 0, 255).astype(np.uint8)
@@ -73,7 +60,7 @@ def test_fresh_noise_is_told_from_fixed_noise(flicker: ModuleType) -> None:
     assert all((a == b).all() for a, b in zip(methods["stabilized"], methods["fixed noise"], strict=True))
 
 
-def test_still_and_moved_scenes(flicker: ModuleType) -> None:
+def test_still_and_moved_scenes() -> None:
     def run(frame: np.ndarray, seed: int) -> np.ndarray:
         return frame.repeat(2, axis=0).repeat(2, axis=1) + np.uint8(seed)
 

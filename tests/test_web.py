@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import picture
+from helpers import chromium, picture, pixels_of, skip_or_fail
 from PIL import Image
 
 from yonos_trt.errors import InputError
@@ -205,11 +204,7 @@ class Server:
 def server(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     python = web_python()
     if python is None:
-        if os.environ.get("YONOS_REQUIRE_WEB") == "1":
-            pytest.fail("YONOS_REQUIRE_WEB=1, but Gradio is not installed", pytrace=False)
-        pytest.skip(
-            "Gradio is not installed: make .venv-web/.ready; YONOS_REQUIRE_WEB=1 makes this a failure"
-        )
+        skip_or_fail("YONOS_REQUIRE_WEB", "Gradio is not installed: make .venv-web/.ready")
     temporary = tmp_path_factory.mktemp("server")
     code = "import sys; from yonos_trt.console import yonos; sys.argv[0] = 'yonos'; yonos()"
     arguments = ["web", "--port", "0", "-m", str(engine_dir), "--threads", "1", "--max-file-mb", "1"]
@@ -289,33 +284,12 @@ def test_the_api_answers_gradios_own_client(server: Server, tmp_path: Path) -> N
     assert "fetches nothing" in told["address"][1] or "not in the cache" in told["address"][1]
 
 
-def missing_browser() -> str | None:
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        return "chromium or chromedriver is not installed (Debian: chromium, chromium-driver)"
-    if importlib.util.find_spec("selenium") is None:
-        return "selenium is not installed: pip install '.[bench]'"
-    return None
-
-
 @pytest.fixture(scope="module")
 def browser(server: Server) -> Iterator[Any]:
-    reason = missing_browser()
-    if reason is not None:
-        if os.environ.get("YONOS_REQUIRE_CHROMIUM") == "1":
-            pytest.fail(f"YONOS_REQUIRE_CHROMIUM=1, but {reason}", pytrace=False)
-        pytest.skip(f"{reason}; set YONOS_REQUIRE_CHROMIUM=1 to make this a failure")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    driver.set_window_size(1200, 1000)
-    driver.get(server.address)
-    yield driver
-    driver.quit()
+    with chromium() as driver:
+        driver.set_window_size(1200, 1000)
+        driver.get(server.address)
+        yield driver
 
 
 def found(driver: Any, css: str, *, seconds: float = 120) -> Any:
@@ -356,13 +330,6 @@ def says(driver: Any, css: str, text: str) -> None:
     )
 
 
-def pixels(element: Any) -> Any:
-    from io import BytesIO
-
-    with Image.open(BytesIO(element.screenshot_as_png)) as image:
-        return np.asarray(image.convert("RGB")).astype(int)
-
-
 def test_a_user_drops_a_picture_and_compares_by_keyboard_and_touch(browser: Any, tmp_path: Path) -> None:
     from selenium.webdriver.common.keys import Keys
 
@@ -380,9 +347,9 @@ def test_a_user_drops_a_picture_and_compares_by_keyboard_and_touch(browser: Any,
     stack = found(browser, "#pair .stack")
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", stack)
     slider.send_keys(Keys.HOME)
-    after = pixels(stack)
+    after = pixels_of(stack)
     slider.send_keys(Keys.END)
-    before = pixels(stack)
+    before = pixels_of(stack)
     slider.send_keys(Keys.ARROW_LEFT)
     assert slider.get_attribute("value") == "99"
     assert np.abs(after - before).mean() > 0.5

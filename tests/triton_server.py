@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-import pytest
+from helpers import skip_or_fail
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = ROOT / ".venv-triton" / "bin" / "python"
@@ -66,9 +66,7 @@ def needed() -> None:
     elif interpreter() is None:
         reason = f"no Python {VERSION} with libpython{VERSION}.so.1.0, which Triton's Python backend loads"
     if reason is not None:
-        if os.environ.get("YONOS_REQUIRE_TRITON") == "1":
-            pytest.fail(f"YONOS_REQUIRE_TRITON=1, but {reason}", pytrace=False)
-        pytest.skip(f"{reason}; YONOS_REQUIRE_TRITON=1 makes this a failure")
+        skip_or_fail("YONOS_REQUIRE_TRITON", reason)
 
 
 def free_port() -> int:
