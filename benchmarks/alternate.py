@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Estimate", "alternate", "estimate", "ratio"]
-
 _RESAMPLES = 2000
 
 

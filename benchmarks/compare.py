@@ -22,8 +22,6 @@ from typing import Any
 
 import click
 
-__all__ = ["Change", "Row", "compare", "load_rows", "table"]
-
 
 @dataclass(frozen=True, slots=True)
 class Row:

@@ -10,8 +10,6 @@ from benchmarks.ncnn_peer import MODELS, weights_stem
 from benchmarks.peer_types import NotRun, Setting
 from yonos_trt.bench.flops import count_flop
 
-__all__ = ["gflop_per_mpx", "ncnn_gflop_per_mpx"]
-
 # Separable Keys bicubic: four taps in each direction, three channels, a multiplication and an addition each.
 _BICUBIC_GFLOP_PER_MPX = 2 * (4 + 4) * 3 * 1e-3
 

@@ -15,8 +15,6 @@ from yonos_trt.bench.machine import describe_machine
 from yonos_trt.bench.peaks import Peaks, measure_peaks
 from yonos_trt.engine.manifest import EngineManifest
 
-__all__ = ["REPOSITORY", "describe_model", "header"]
-
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

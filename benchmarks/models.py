@@ -11,8 +11,6 @@ import click
 from yonos_trt.backends.choose import find_model, shipped_models
 from yonos_trt.engine.manifest import load_manifest
 
-__all__ = ["bundle_for", "engine_or_shipped", "engines_or_shipped"]
-
 
 def engine_or_shipped(engine_dir: Path | None, scale: int) -> Path:
     """Return the engine directory or shipped model that was named, or the shipped model of that scale."""

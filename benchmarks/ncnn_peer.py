@@ -13,8 +13,6 @@ import numpy as np
 
 from benchmarks.peer_types import NotRun, Picture, Upscaler
 
-__all__ = ["MODELS", "SCALE", "open_ncnn", "weights_stem"]
-
 SCALE = 4
 MODELS = {"realesrgan-x4plus": "realesrgan-x4plus", "realesr-animevideov3": "realesr-animevideov3-x4"}
 """Peer's name -> file name in the weights package."""

@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from yonos_trt.engine.manifest import EngineManifest, load_manifest
 from yonos_trt.host import usable_cpus
 
-__all__ = ["NotRun", "Picture", "Setting", "Upscaler"]
-
 Picture = NDArray[np.uint8]
 Upscaler = Callable[[Picture], Picture]
 

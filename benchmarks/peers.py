@@ -30,8 +30,6 @@ from benchmarks.peer_types import NotRun, Picture, Setting, Upscaler
 from yonos_trt.backends.choose import RUNTIMES
 from yonos_trt.errors import YonosError
 
-__all__ = ["PEERS", "SPEED_ONLY", "open_peer", "open_peers"]
-
 # ---------------------------------------------------------------------------------------------------------
 # Ours
 

@@ -9,8 +9,6 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["SAMPLES", "Photo", "sample_photos"]
-
 _PACKAGE = "skimage"
 
 

@@ -31,8 +31,6 @@ from benchmarks.peer_types import Setting, Upscaler
 from benchmarks.peers import SPEED_ONLY, open_peers
 from yonos_trt.host import usable_cpus
 
-__all__ = ["measure", "pairs_of", "part_of"]
-
 _PEERS = ("bicubic", "onnx", "openvino", "realesrgan-x4plus", "realesr-animevideov3")
 _UNITS = {"psnr_y": "dB"}
 

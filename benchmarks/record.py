@@ -29,8 +29,6 @@ from benchmarks.results import merge
 from benchmarks.sweep_document import sweep_part
 from yonos_trt.engine.manifest import load_manifest
 
-__all__ = ["Step", "steps"]
-
 _SMALL_PEERS = "onnx,openvino,openvino-fp32,bare-loop-quiet,naive-loop"
 """Those worth timing on a larger picture as well; the others take minutes there and say nothing new."""
 

@@ -25,8 +25,6 @@ from benchmarks.photos import Photo, sample_photos
 from benchmarks.report_pictures import Pair, make_pair
 from benchmarks.report_tables import OURS
 
-__all__ = ["build", "flat_parts"]
-
 _PAGE = Path(__file__).parent / "report_page"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _KINDS = ("yonos-bench", "speed", "quality", "sweep")

@@ -14,8 +14,6 @@ from benchmarks.photos import Photo
 from yonos_trt.images import read_rgb8
 from yonos_trt.sr import SR
 
-__all__ = ["Pair", "make_pair"]
-
 _LARGEST_PX = (600, 900)  # height and width of what is shown, at 100 %
 _QUALITY = 90  # of the embedded WebP files
 

@@ -12,8 +12,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["latency_bars", "quality_scatter", "scaling", "stage_bars"]
-
 # stand-in colour -> CSS variable; none of them is used for anything else
 _INK, _MUTED, _GRID, _OURS, _OTHER = "#010101", "#020202", "#030303", "#040404", "#050505"
 _STAGES = {

@@ -6,16 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-__all__ = [
-    "machine_list",
-    "not_run_rows",
-    "picture_table",
-    "quality_table",
-    "speed_table",
-    "stage_tables",
-    "sweep_table",
-]
-
 OURS = ("onnx", "openvino", "openvino-fp32", "tensorrt", "tensorrt-rtx")
 _DIGITS = {"psnr_y": 2, "fid": 2}
 

@@ -19,8 +19,6 @@ import click
 
 from benchmarks.report import flat_parts
 
-__all__ = ["merge"]
-
 # What the intervals were computed from; rows and times keep their intervals.
 _RAW = ("seconds",)
 

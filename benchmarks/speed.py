@@ -33,8 +33,6 @@ from benchmarks.peer_types import Picture, Setting, Upscaler
 from benchmarks.peers import PEERS, open_peers
 from yonos_trt.host import usable_cpus
 
-__all__ = ["measure", "table"]
-
 _CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 _OURS = ("onnx", "openvino", "openvino-fp32", "tensorrt", "tensorrt-rtx")
 

@@ -19,8 +19,6 @@ from benchmarks.peer_types import Picture
 from yonos_trt.bench.machine import DeviceMemory, PeakMemory
 from yonos_trt.sr import SR
 
-__all__ = ["FULL", "QUICK", "Point", "check", "drawing", "exponent", "measured_memory", "opened"]
-
 LEAST_PSNR_DB = 30.0
 """Of the result, reduced to the size of the input, against the input; measured are 45 and more."""
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["sweep_part"]
-
 _POINT = (
     "runtime", "precision", "height_lr_px", "width_lr_px", "tile_px", "tile_size_px", "overlap_px", "batch",
     "lanes", "threads", "tiles", "tile_pixels_per_pixel", "mpx_s", "peak_rss_mib", "added_mib",

@@ -22,8 +22,6 @@ from yonos_trt.backends.telemetry import import_onnxruntime
 from yonos_trt.planning import plan_picture
 from yonos_trt.tiles.plan import TilePlan, batches
 
-__all__ = ["open_loop"]
-
 Array = NDArray[np.float32]
 Networks = Callable[[Array, Array], Array]
 

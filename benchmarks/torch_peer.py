@@ -12,8 +12,6 @@ from yonos_trt.backends.numpy import NumpyBackend
 from yonos_trt.pipeline import upscale_array
 from yonos_trt.planning import plan_picture
 
-__all__ = ["open_torch"]
-
 
 def open_torch(setting: Setting, *, compiled: bool, bf16: bool) -> Upscaler:
     """Open the three networks in torch on the CPU, in channels-last memory; `bf16` runs them under autocast.

@@ -31,8 +31,6 @@ try:
 except ImportError:  # Windows: nothing is locked, and so nothing is ever taken for a leftover
     fcntl = None
 
-__all__ = ["atomic_directory", "atomic_file", "remove_leftovers", "scratch_directory", "sync", "write_file"]
-
 _log = logging.getLogger(__name__)
 
 StrPath = str | os.PathLike[str]

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     import io
     from typing import Any, NoReturn
 
-__all__ = ["INTERRUPTED", "run", "stdout_closed", "watch", "yonos", "yonos_export", "yonos_train"]
-
 INTERRUPTED = 130
 OUT_OF_MEMORY = 5
 _SAME_S = 0.3  # `timeout` and a closing terminal send the same signal twice within milliseconds

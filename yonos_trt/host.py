@@ -12,19 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = [
-    "available_bytes",
-    "cpu_fields",
-    "has_bf16",
-    "physical_bytes",
-    "python_command",
-    "require_bytes",
-    "scheduling_kept",
-    "startable_threads",
-    "usable_cpus",
-]
-
-
 # ---------------------------------------------------------------------------------------------------------
 # CPUs
 

@@ -26,8 +26,6 @@ from yonos_trt.planning import from_row
 from yonos_trt.tiles.color import finished_rows, first_canvas_row
 from yonos_trt.tiles.plan import TileBatch, TilePlan, batches, rows_final_after_band
 
-__all__ = ["STAGES", "Timings", "upscale", "upscale_array"]
-
 _log = logging.getLogger(__name__)
 
 STAGES = ("upload", "gather", "encode", "noise", "step", "decode", "blend", "download", "color")

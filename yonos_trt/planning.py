@@ -25,16 +25,6 @@ from yonos_trt.tiles.plan import TilePlan, plan_tiles
 if TYPE_CHECKING:
     from yonos_trt.engine.schema import EngineManifest
 
-__all__ = [
-    "NETWORK_BYTES_PER_PX",
-    "PicturePlan",
-    "WorkingBytes",
-    "from_row",
-    "host_peak_bytes",
-    "plan_picture",
-    "smaller",
-]
-
 _log = logging.getLogger(__name__)
 
 # Peak of ONNX Runtime's arena over one tile, measured on the lite x4 model (benchmarks/bench_pipeline.py).

@@ -18,8 +18,6 @@ from typing import Generic, TypeVar
 
 from yonos_trt.errors import ClosedError, ConfigError
 
-__all__ = ["Prefetch", "frame_index", "prefetch", "stream"]
-
 T = TypeVar("T")
 R = TypeVar("R")
 

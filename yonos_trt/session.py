@@ -32,8 +32,6 @@ from yonos_trt.tiles.noise import LARGEST_SEED
 if TYPE_CHECKING:
     from yonos_trt.backends.ort_providers import Provider
 
-__all__ = ["LARGEST_BATCH", "OnTiles", "Session"]
-
 _log = logging.getLogger(__name__)
 
 _DEFAULT_SCALE = 4

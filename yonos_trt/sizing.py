@@ -12,8 +12,6 @@ from typing import Literal, get_args
 
 from yonos_trt.errors import ConfigError
 
-__all__ = ["FITS", "LARGEST_SIDE", "Fit", "Sizing", "as_sizing"]
-
 Fit = Literal["inside", "outside", "exact"]
 FITS: tuple[str, ...] = get_args(Fit)
 

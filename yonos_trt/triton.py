@@ -33,8 +33,6 @@ from yonos_trt.session import OnTiles
 from yonos_trt.sizing import Sizing
 from yonos_trt.sr import SR
 
-__all__ = ["ENGINE", "TENSORS", "PictureModel", "TensorModel"]
-
 _log = logging.getLogger(__name__)
 
 ENGINE = "engine"

@@ -10,8 +10,6 @@ import numpy as np
 from scipy import stats
 from yonos_train.metrics import HIGHER_IS_BETTER
 
-__all__ = ["CELLS", "PAPER", "markdown", "orders", "plot_steps"]
-
 CELLS: Final = (
     ("original decoder", "without"),
     ("original decoder", "with"),

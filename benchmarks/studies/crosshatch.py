@@ -18,8 +18,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PATCH_PX", "Lines", "patch_power"]
-
 _LUMA: Final = np.array((0.299, 0.587, 0.114))  # BT.601
 PATCH_PX: Final = 64
 _BAND: Final = (0.5, 1.5)  # times the LR grid's Nyquist frequency, where aliasing lies

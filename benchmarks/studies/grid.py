@@ -26,8 +26,6 @@ from numpy.typing import NDArray
 from benchmarks.machine import command_line, describe_model, header
 from benchmarks.studies.crosshatch import Lines, patch_power
 
-__all__ = ["grid_db", "grid_spectrum_db"]
-
 PATCH_PX: Final = 128
 # In bins: a Hann window spreads a line over 3 x 3; the ring begins after those.
 _POINT: Final = 1

@@ -17,8 +17,6 @@ from pathlib import Path
 import click
 import numpy as np
 
-__all__ = ["StageComparison", "compare_runs"]
-
 
 @dataclass(frozen=True, slots=True)
 class StageComparison:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from yonos_trt.errors import ConfigError
 
-__all__ = ["DEFAULT_THRESHOLDS", "Thresholds"]
-
 
 @dataclass(frozen=True)
 class Thresholds:

@@ -21,8 +21,6 @@ from yonos_trt.atomic import atomic_directory
 from yonos_trt.engine.manifest import MANIFEST_NAME, EngineManifest, load_manifest
 from yonos_trt.errors import ConfigError
 
-__all__ = ["MODELS", "check_repository", "write_repository"]
-
 QUEUE = 64
 """Requests that wait at a model before the next one is refused."""
 

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from yonos_trt.atomic import atomic_file
 
-__all__ = ["RunFileError", "save_tensors", "share_equal_files"]
-
 
 class RunFileError(ValueError):
     """A file of a run's folder, or of a bundle, cannot be used; the message names it."""

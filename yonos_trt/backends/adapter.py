@@ -9,8 +9,6 @@ from yonos_trt.backends.base import Backend, stage
 from yonos_trt.backends.host import HostBackend
 from yonos_trt.tiles.plan import TilePlan
 
-__all__ = ["adapted"]
-
 
 def adapted(backend: Any) -> Backend:
     """Return what makes a back end of before `Backend.run` look like one of today."""

@@ -20,8 +20,6 @@ from yonos_trt.tiles.plan import TileBatch, TilePlan
 if TYPE_CHECKING:
     from yonos_trt.engine.schema import EngineManifest
 
-__all__ = ["Array", "Backend", "Clock", "RowFinish", "RowsSpoilt", "stage", "timed_by"]
-
 Array = NDArray[Any]
 
 

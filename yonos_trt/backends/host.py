@@ -18,8 +18,6 @@ from yonos_trt.tiles.plan import TileBatch, TilePlan
 if TYPE_CHECKING:
     from yonos_trt.engine.schema import EngineManifest
 
-__all__ = ["HostBackend", "HostCanvas", "HostFinish"]
-
 # Rows are downloaded in blocks of about this size, so that no second canvas is needed.
 _BLOCK_BYTES = 4 << 20
 _BLOCK_ROWS = 16

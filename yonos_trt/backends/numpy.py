@@ -11,8 +11,6 @@ from yonos_trt.backends.host import HostBackend
 if TYPE_CHECKING:
     from yonos_trt.engine.schema import EngineManifest
 
-__all__ = ["NumpyBackend"]
-
 
 def _pass(value: Array) -> Array:
     return value

@@ -31,8 +31,6 @@ from yonos_trt.errors import (
 )
 from yonos_trt.host import usable_cpus
 
-__all__ = ["OpenVinoBackend"]
-
 _log = logging.getLogger(__name__)
 
 # Our names for precisions, OpenVINO's INFERENCE_PRECISION_HINT, and the capability that makes it native.

@@ -19,8 +19,6 @@ from typing import Any
 from yonos_trt import code_cache
 from yonos_trt.errors import ConfigError, EngineDeviceError, MissingExtraError
 
-__all__ = ["CPU_PROVIDER", "DEVICE_MEMORY", "GRAPH_OPTIONS", "Provider", "Providers", "check"]
-
 _log = logging.getLogger(__name__)
 
 Provider = str | tuple[str, Mapping[str, Any]]

@@ -12,8 +12,6 @@ import os
 import sys
 from typing import Any
 
-__all__ = ["import_onnxruntime", "import_openvino"]
-
 _MISSING = object()
 
 

@@ -19,8 +19,6 @@ import numpy as np
 
 from yonos_trt.backends.telemetry import import_onnxruntime
 
-__all__ = ["count_flop"]
-
 Shape = Sequence[int]
 
 

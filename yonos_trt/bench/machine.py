@@ -14,8 +14,6 @@ from typing import Any
 
 from yonos_trt.host import cpu_fields, physical_bytes, usable_cpus
 
-__all__ = ["DeviceMemory", "PeakMemory", "describe_machine"]
-
 _PACKAGES = ("yonos-trt", "numpy", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx-cu13", "torch")
 # Instruction sets that decide what a CPU can do for a network, as /proc/cpuinfo spells them.
 _FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")

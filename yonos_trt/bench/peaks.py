@@ -23,8 +23,6 @@ import numpy as np
 from yonos_trt.bench.probes import LIBRARIES, best_seconds
 from yonos_trt.host import python_command, usable_cpus
 
-__all__ = ["Peaks", "Probe", "measure_peaks"]
-
 # Large enough to reach the peak, short enough (2 ms) to fit between two interruptions by other programs.
 _MATMUL_SIZE = 512
 _MATMUL = """

@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 
 from yonos_trt.backends.telemetry import import_onnxruntime, import_openvino
 
-__all__ = ["LIBRARIES", "WORK", "Work", "main", "onnx_bytes"]
-
 Array = NDArray[np.float32]
 
 

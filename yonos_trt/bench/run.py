@@ -37,8 +37,6 @@ from yonos_trt.planning import plan_picture
 from yonos_trt.tiles.noise import LARGEST_SEED
 from yonos_trt.tiles.plan import TilePlan
 
-__all__ = ["BenchConfig", "measure"]
-
 CONVENTIONS = {
     "with_transfers": "trtexec 10: copies to and from the device are inside the clock",
     "without_transfers": "trtexec 11: copies to and from the device are outside the clock",

@@ -17,8 +17,6 @@ from yonos_trt.engine.manifest import EngineManifest, stage_tensors
 from yonos_trt.pipeline import STAGES, Timings
 from yonos_trt.tiles.plan import TilePlan
 
-__all__ = ["NETWORKS", "Samples", "latency", "rows", "stage_table"]
-
 _log = logging.getLogger(__name__)
 
 NETWORKS = {"encode": "encoder", "step": "step", "decode": "decoder"}

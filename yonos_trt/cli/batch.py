@@ -14,8 +14,6 @@ from yonos_trt.cli import options
 from yonos_trt.cli.progress import JsonLines, Pace, Silent
 from yonos_trt.errors import ConfigError
 
-__all__ = ["batch"]
-
 
 @click.command(short_help="Upscale a folder or bucket of any size, with Ray.")
 @click.argument("source", metavar="SRC")

@@ -16,9 +16,6 @@ from yonos_trt.cli import options
 from yonos_trt.engine.manifest import Precision
 from yonos_trt.images import atomic_path
 
-__all__ = ["bench", "table"]
-
-
 LARGEST_SIDE_PX = 65_536
 
 

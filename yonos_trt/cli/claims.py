@@ -18,8 +18,6 @@ try:
 except ImportError:  # Windows: no claims; two processes do the same file, and the later one's result stays
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Claim", "take"]
-
 _LOCKS = fcntl is not None
 
 _TRIES = 3  # a cleaner holds the lock of a dead claim for a moment

@@ -21,8 +21,6 @@ from yonos_trt.errors import install_command
 from yonos_trt.host import has_bf16, python_command, usable_cpus
 from yonos_trt.tiles.kernels import HOW_TO_COMPILE, host_kernels
 
-__all__ = ["examine", "lines", "runtime_speeds"]
-
 _IMPORT_TIMEOUT_S = 60.0
 # An ONNX graph of one node, Identity: what a provider has to open to count as usable.
 _IDENTITY = (

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from yonos_trt.sizing import Sizing
     from yonos_trt.sr import SR
 
-__all__ = ["FileStages"]
-
 
 class FileStages:
     """`SR.upscale_file` in three steps, for overlapping them over many files; the files are the same.

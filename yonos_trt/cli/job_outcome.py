@@ -21,8 +21,6 @@ from yonos_trt.errors import (
     YonosError,
 )
 
-__all__ = ["Outcome", "is_of_one_file", "named", "without_frames"]
-
 _OF_THE_RUN = (
     KeyboardInterrupt,
     ConfigError,

@@ -22,8 +22,6 @@ import yonos_trt
 from yonos_trt import errors
 from yonos_trt.cli import options
 
-__all__ = ["cli", "exit_code"]
-
 # Commands that live in modules of their own and are imported when they are called.
 LAZY_COMMANDS = {
     name: f"yonos_trt.cli.{name}" for name in ("batch", "bench", "models", "upscale", "video", "web")

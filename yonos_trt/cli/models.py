@@ -12,8 +12,6 @@ import click
 from yonos_trt.cli import options
 from yonos_trt.errors import ConfigError
 
-__all__ = ["models"]
-
 _CLASSES = ((64 << 20, "light"), (1 << 30, "medium"))
 _TIMED_PX = 256  # side of the result that --measure makes: one small tile
 

@@ -30,42 +30,6 @@ if TYPE_CHECKING:
     from yonos_trt.images import SaveOptions
     from yonos_trt.sizing import Sizing
 
-__all__ = [
-    "ARGUMENTS",
-    "Devices",
-    "Factor",
-    "Finite",
-    "Format",
-    "Lanes",
-    "LocalPath",
-    "Size",
-    "alpha",
-    "batch",
-    "begin",
-    "cluster",
-    "color_fix",
-    "compose",
-    "legal_tile",
-    "looks",
-    "machine",
-    "model",
-    "model_of",
-    "model_options",
-    "named_model",
-    "on_cpu",
-    "precision",
-    "reporting",
-    "restore",
-    "save_of",
-    "saving",
-    "scale",
-    "seed",
-    "sizing",
-    "sizing_of",
-    "threads",
-    "tiling",
-]
-
 _log = logging.getLogger(__name__)
 
 ARGUMENTS = "yonos_trt.cli.arguments"

@@ -8,19 +8,6 @@ import sys
 import time
 from typing import Any, Literal, Protocol, TextIO
 
-__all__ = [
-    "META_KEY",
-    "Bar",
-    "JsonLines",
-    "Mode",
-    "Pace",
-    "Progress",
-    "Silent",
-    "last_line",
-    "make_progress",
-    "set_up_logging",
-]
-
 Mode = Literal["auto", "bar", "json", "none"]
 
 _START_S = time.monotonic()

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from yonos_trt.cli.job_outcome import Outcome
     from yonos_trt.cli.jobs import Job, PassedOver, Plan
 
-__all__ = ["upscale"]
-
 
 class _Command(click.Command):
     """Keep what was typed, for workers."""

@@ -20,8 +20,6 @@ from yonos_trt.errors import ConfigError
 if TYPE_CHECKING:
     from yonos_trt.video import VideoOptions
 
-__all__ = ["video"]
-
 
 class _Time(click.ParamType[float]):
     """Seconds, or [HH:]MM:SS[.fraction]."""

@@ -16,8 +16,6 @@ from yonos_trt.cli.job_outcome import Outcome
 from yonos_trt.cli.jobs import Job, PassedOver, Plan
 from yonos_trt.images.inspection import seems_whole
 
-__all__ = ["BROKEN_S", "PAUSE_S", "SETTLED_S", "watch"]
-
 PAUSE_S = 1.0
 SETTLED_S = 2.0
 BROKEN_S = 30.0

@@ -12,8 +12,6 @@ import click
 
 from yonos_trt.cli import options
 
-__all__ = ["web"]
-
 
 @click.command(short_help="Serve a page to drop pictures on, to this machine.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")

@@ -28,8 +28,6 @@ from yonos_trt.cli.progress import JsonLines, Progress
 from yonos_trt.errors import EngineDeviceError, InputError
 from yonos_trt.host import python_command, usable_cpus
 
-__all__ = ["Workers", "check_devices", "end_with_parent", "options_of"]
-
 _COMMAND = "from yonos_trt.console import yonos; yonos()"
 
 

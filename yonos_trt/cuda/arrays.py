@@ -16,8 +16,6 @@ import numpy as np
 
 from yonos_trt.errors import InputError
 
-__all__ = ["DeviceArray", "DeviceView", "Stream", "device_index", "is_on_device", "stream_handle", "view_of"]
-
 # dlpack.h: DLDeviceType and DLDataTypeCode.
 KDL_CUDA = 2
 _CODES = {(1, 8): "uint8", (1, 16): "uint16", (2, 32): "float32"}

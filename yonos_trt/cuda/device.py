@@ -19,8 +19,6 @@ import numpy.typing as npt
 from yonos_trt.cuda.lanes import StreamDriver
 from yonos_trt.errors import CudaError
 
-__all__ = ["DeviceInfo", "Driver", "Graphs", "Memory", "Results"]
-
 _log = logging.getLogger(__name__)
 
 

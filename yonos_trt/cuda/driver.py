@@ -20,8 +20,6 @@ import numpy.typing as npt
 from yonos_trt.cuda.device import DeviceInfo
 from yonos_trt.errors import ClosedError, CudaError, EngineDeviceError, MissingExtraError, OutOfMemoryError
 
-__all__ = ["CudaDriver"]
-
 
 def _bindings() -> Any:
     try:

@@ -18,8 +18,6 @@ from typing import Any, Protocol
 from yonos_trt.cuda.launches import Launch, declare
 from yonos_trt.errors import CudaError, MissingExtraError
 
-__all__ = ["CudaKernels", "TileKernels", "kernel_codes", "kernel_library"]
-
 DRIVER_LIBRARY = "libcuda.so.1"
 """Part of every NVIDIA driver."""
 

@@ -30,8 +30,6 @@ from typing import Protocol
 
 from yonos_trt.errors import ClosedError, ConfigError
 
-__all__ = ["EDGES", "LaneScheduler", "PictureOrder", "Slot", "StreamDriver"]
-
 EDGES = (
     "caller->upload",
     "upload->gather",

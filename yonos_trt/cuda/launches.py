@@ -11,25 +11,6 @@ import ctypes
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeAlias
 
-__all__ = [
-    "LAUNCHES",
-    "SIGNATURES",
-    "Affine",
-    "BicubicMoments",
-    "Blend",
-    "Check",
-    "ColorBlur",
-    "ColorCells",
-    "DevicePicture",
-    "Finish",
-    "Fold",
-    "Gather",
-    "Launch",
-    "Moments",
-    "Noise",
-    "declare",
-]
-
 Address: TypeAlias = int
 Int64: TypeAlias = int
 Seed: TypeAlias = int

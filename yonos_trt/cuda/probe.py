@@ -12,8 +12,6 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 
-__all__ = ["Device", "DriverFacts", "probe_driver"]
-
 _TIMEOUT_S = 20.0
 
 # Runs alone, isolated from site-packages. Attribute numbers: cuda.h, CUdevice_attribute.

@@ -18,8 +18,6 @@ from yonos_trt.engine.restore import turned
 from yonos_trt.engine.schema import REBUILD
 from yonos_trt.errors import EngineIntegrityError
 
-__all__ = ["LARGEST_MODEL_BYTES", "Graph", "read_graph"]
-
 LARGEST_MODEL_BYTES = (1 << 31) - 1
 """What protobuf reads as one message."""
 

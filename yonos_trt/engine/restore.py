@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 from yonos_trt.engine.schema import EngineManifest
 from yonos_trt.errors import ConfigError, EngineIntegrityError
 
-__all__ = ["check_restore", "dial_file", "dial_of", "turned"]
-
 
 def check_restore(restore: float) -> float:
     """Return ``restore`` as a float.

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from yonos_trt.errors import InputError
 from yonos_trt.tiles.bicubic import Pixels, bicubic_taps
 
-__all__ = ["fill_hidden", "unpremultiply", "upscale_alpha"]
-
 _TAPS = 4
 _BLOCK_ROWS = 64  # bounds the temporary memory
 _BLOCK_PIXELS = 1 << 16

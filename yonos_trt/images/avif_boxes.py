@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from yonos_trt.images.color_space import ColorSpace
 from yonos_trt.images.heif_header import boxes, primary_properties
 
-__all__ = ["avif_color", "avif_left_out", "with_nclx"]
-
 _AUXILIARY = {
     b"hdrgainmap": "HDR gain map: the result is the standard-range picture",
     b"depth": "depth map",

@@ -27,8 +27,6 @@ from yonos_trt.images.picture import Picture
 from yonos_trt.images.xmp_parts import split
 from yonos_trt.images.xmp_tree import XmpError
 
-__all__ = ["JPEG_SEGMENT_BYTES", "Carried", "carried", "is_adobe_rgb"]
-
 # A JPEG segment holds 65 533 bytes, of which XMP's own label takes 29.
 JPEG_SEGMENT_BYTES = 65_504
 _EXTENSION_BYTES = 65_400

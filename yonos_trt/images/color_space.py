@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 from yonos_trt.images.icc import SRGB_CURVE, Curve, matrix_profile
 
-__all__ = ["ColorSpace"]
-
 # ITU-T H.273 table 2, colour primaries: x, y of red, green, blue, white.
 _D65, _C = (0.3127, 0.3290), (0.310, 0.316)
 _PRIMARIES: dict[int, tuple[tuple[float, float], ...]] = {

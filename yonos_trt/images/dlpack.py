@@ -11,8 +11,6 @@ import numpy as np
 from yonos_trt.errors import InputError
 from yonos_trt.images.picture import Pixels
 
-__all__ = ["from_dlpack"]
-
 _HOST_DEVICES = (1, 3)  # kDLCPU and kDLCUDAHost of dlpack.h
 
 

@@ -9,21 +9,6 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
-__all__ = [
-    "EXIF_IFD",
-    "GPS_IFD",
-    "INTEROP_IFD",
-    "ORIENTATION",
-    "RESOLUTION_UNIT",
-    "X_RESOLUTION",
-    "YCBCR_POSITIONING",
-    "Y_RESOLUTION",
-    "Directory",
-    "Entry",
-    "Exif",
-    "directory_bytes",
-]
-
 # EXIF 2.32 tag numbers.
 ORIENTATION, YCBCR_POSITIONING = 0x0112, 0x0213
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128

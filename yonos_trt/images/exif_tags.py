@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["CODING", "DESCRIPTIVE", "name_of"]
-
 # Tags of a first directory that are true of the upscaled picture as well. Everything else stays behind:
 # copied into a TIFF, a tag this program does not know might say how its pixels are stored.
 DESCRIPTIVE = frozenset(

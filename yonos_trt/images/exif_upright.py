@@ -23,8 +23,6 @@ from yonos_trt.images.exif import (
 from yonos_trt.images.exif_tags import CODING, DESCRIPTIVE, name_of
 from yonos_trt.images.georeference import GEO_TAGS, grown_georeference, is_georeference
 
-__all__ = ["grown", "upright_exif", "with_resolution", "without_georeference"]
-
 IMAGE_DESCRIPTION = 0x010E
 IMAGE_WIDTH, IMAGE_LENGTH = 0x0100, 0x0101
 PIXEL_X_DIMENSION, PIXEL_Y_DIMENSION = 0xA002, 0xA003

@@ -16,17 +16,6 @@ from typing import Any
 from yonos_trt.atomic import atomic_file
 from yonos_trt.errors import ConfigError, InputError, YonosError
 
-__all__ = [
-    "SUPPORTED_SUFFIXES",
-    "FileFormat",
-    "SaveOptions",
-    "atomic_path",
-    "cannot_write",
-    "chosen",
-    "format_of",
-    "tell_left_out",
-]
-
 logger = logging.getLogger(__name__)
 
 

@@ -11,8 +11,6 @@ import struct
 
 from yonos_trt.images.exif import Directory, Entry
 
-__all__ = ["GEO_TAGS", "grown_georeference", "is_georeference"]
-
 _SCALE, _TIE_POINTS, _MATRIX, _KEYS, _DOUBLES, _ASCII = 33550, 33922, 34264, 34735, 34736, 34737
 GEO_TAGS = frozenset((_SCALE, _TIE_POINTS, _MATRIX, _KEYS, _DOUBLES, _ASCII))
 """Tags of a first directory that belong to a georeference."""

@@ -13,8 +13,6 @@ from mmap import mmap
 
 from yonos_trt.images.header import Header, MalformedError, quoted
 
-__all__ = ["boxes", "heif_header", "primary_properties"]
-
 _AVIF_BRANDS = (b"avif", b"avis")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _MOST_PROPERTIES = 10_000

@@ -15,9 +15,6 @@ from yonos_trt.images.metadata import color_of, picture_fields, upright
 from yonos_trt.images.metadata_reading import read_metadata
 from yonos_trt.images.picture import Kind, Picture, Pixels, checked_float, picture_from_channels
 
-__all__ = ["high_depth_png", "high_depth_tiff", "pillow_keeps_tiff"]
-
-
 # TIFF 6.0: PhotometricInterpretation 0 white is zero, 1 black is zero, 2 RGB; ExtraSamples 1 premultiplied,
 # 2 straight.
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PREMULTIPLIED = 0, 1, 2, 1

@@ -9,8 +9,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-__all__ = ["ADOBE_RGB", "SRGB_CURVE", "Curve", "adobe_rgb_profile", "matrix_profile"]
-
 Curve = tuple[float, ...]
 """ICC parametric curve, sample -> light: (g,) is sample ** g; (g, a, b, c, d) is (a x + b) ** g from d on and
 c x below it."""

@@ -17,8 +17,6 @@ from yonos_trt.images.heif_header import heif_header
 from yonos_trt.images.jpeg_header import jpeg_header
 from yonos_trt.images.tiff_header import tiff_header
 
-__all__ = ["check_png_pixels", "inspect", "seems_whole"]
-
 _LOOK_BYTES = 1 << 20
 _TIFF_PIXELS = ((273, 279), (324, 325))  # offsets and lengths of strips, and of tiles
 

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 
 from yonos_trt.images.header import Header, MalformedError
 
-__all__ = ["is_frame", "jpeg_header", "scans", "segments"]
-
 _SOS, _EOI = 0xDA, 0xD9
 # A progressive picture has some ten scans; each costs the time of a whole picture.
 _MOST_SCANS = 100

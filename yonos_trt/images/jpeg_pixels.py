@@ -23,8 +23,6 @@ from yonos_trt.host import require_bytes
 from yonos_trt.images.header import Header, MalformedError
 from yonos_trt.images.jpeg_header import is_frame, scans, segments
 
-__all__ = ["check_jpeg_pixels"]
-
 logger = logging.getLogger(__name__)
 
 _APP0, _APP15, _COM, _DRI = 0xE0, 0xEF, 0xFE, 0xDD

@@ -16,8 +16,6 @@ from yonos_trt.images.photoshop import parse_resources
 from yonos_trt.images.xmp_parts import merged
 from yonos_trt.images.xmp_tree import XmpError
 
-__all__ = ["jpeg_metadata", "pixel_segments"]
-
 XMP_LABEL = b"http://ns.adobe.com/xap/1.0/\0"
 EXTENDED_XMP_LABEL = b"http://ns.adobe.com/xmp/extension/\0"
 PHOTOSHOP_LABEL = b"Photoshop 3.0\0"

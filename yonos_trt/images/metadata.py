@@ -22,16 +22,6 @@ from yonos_trt.images.xmp import grown_xmp, orientation_in, upright_xmp
 if TYPE_CHECKING:
     from yonos_trt.images.picture import Kind, Picture, Pixels
 
-__all__ = [
-    "Metadata",
-    "color_of",
-    "grown_metadata",
-    "picture_fields",
-    "tidy",
-    "upright",
-]
-
-
 _MOST_WORDS, _MOST_LETTERS = 30, 300  # of what is left out
 
 _CM_PER_INCH = 2.54

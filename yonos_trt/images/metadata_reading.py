@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from yonos_trt.images.header import Header
 
-__all__ = ["pil_metadata", "pixels_alone", "read_metadata"]
-
 _CM_PER_INCH = 2.54
 _ICC, _XMP, _IPTC, _PHOTOSHOP = 34675, 700, 33723, 34377
 _WHITE, _PRIMARIES = 318, 319

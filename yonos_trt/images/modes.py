@@ -14,8 +14,6 @@ from yonos_trt.images.picture import Kind, Picture, Pixels, channels_of, checked
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["cmyk_from_rgb", "planes_from_pil", "to_pil"]
-
 logger = logging.getLogger(__name__)
 
 _READABLE = (

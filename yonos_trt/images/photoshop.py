@@ -12,8 +12,6 @@ from collections.abc import Iterable
 
 from yonos_trt.errors import listed
 
-__all__ = ["Resource", "iptc_of", "kept_resources", "parse_resources", "resource_bytes", "resources_of_iptc"]
-
 Resource = tuple[int, bytes, bytes]
 """Number, name (a Pascal string without its length), data."""
 

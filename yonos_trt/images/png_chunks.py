@@ -16,8 +16,6 @@ from yonos_trt.images.color_space import ColorSpace
 from yonos_trt.images.metadata import Metadata
 from yonos_trt.images.photoshop import parse_resources, resources_of_iptc
 
-__all__ = ["pixel_chunks", "png_metadata"]
-
 _PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 # Written into a PNG again as they are: time of change, mastering display, content light level.
 _KEPT = (b"tIME", b"mDCV", b"cLLI")

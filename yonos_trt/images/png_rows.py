@@ -16,8 +16,6 @@ import numpy as np
 from yonos_trt.images.carried import Carried
 from yonos_trt.images.picture import Pixels
 
-__all__ = ["PngRows", "keyword", "png_metadata_chunks"]
-
 _COLOUR_TYPE = {1: 0, 2: 4, 3: 2, 4: 6}
 _METRES_PER_INCH = 0.0254
 # Filtered in blocks of about this many bytes: numpy's overhead is gone, temporaries stay small.

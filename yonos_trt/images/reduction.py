@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from yonos_trt.errors import ConfigError
 from yonos_trt.images.picture import Pixels
 
-__all__ = ["reduce_rows", "taps"]
-
 _BLOCK_ROWS = 32
 """Output rows made at once; changes the speed only."""
 

@@ -19,8 +19,6 @@ from yonos_trt.images.png_rows import PngRows
 from yonos_trt.images.tiff_rows import TiffRows, file_channels
 from yonos_trt.images.writing import as_kind, fit_kind, stacked
 
-__all__ = ["STREAMING_SUFFIXES", "OutputEstimate", "RowWriter", "estimate_output", "open_row_writer"]
-
 STREAMING_SUFFIXES = (".png", ".tif", ".tiff")
 
 # Memory an encoder takes beside the picture, as multiples of the pixels' bytes in the file. Measured on a

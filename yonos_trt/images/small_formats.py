@@ -10,8 +10,6 @@ import struct
 from yonos_trt.images.color_space import ColorSpace
 from yonos_trt.images.metadata import Metadata
 
-__all__ = ["add_bmp_color", "add_gif_extensions", "webp_left_out"]
-
 _WEBP_KNOWN = (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ICCP", b"EXIF", b"XMP ", b"ANIM", b"ANMF")
 _GIF_LOOPS = (b"NETSCAPE2.0", b"ANIMEXTS1.0")
 _GIF_MAGIC_TRAILER = b"\x01\xff\xfe\xfd"

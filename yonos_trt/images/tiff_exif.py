@@ -24,8 +24,6 @@ from yonos_trt.images.exif import (
 )
 from yonos_trt.images.photoshop import iptc_of, parse_resources, resource_bytes
 
-__all__ = ["add_tags", "tiff_blocks"]
-
 _BYTE, _LONG, _LONG8 = 1, 4, 16
 _XMP, _IPTC, _PHOTOSHOP = 700, 33723, 34377
 

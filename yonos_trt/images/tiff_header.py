@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from yonos_trt.errors import listed
 from yonos_trt.images.header import Header, MalformedError
 
-__all__ = ["tiff_header"]
-
 # TIFF 6.0 field types: code -> (bytes, struct letter of unsigned integers or None).
 _TIFF_TYPES: dict[int, tuple[int, str | None]] = {
     1: (1, "B"), 2: (1, None), 3: (2, "H"), 4: (4, "I"), 5: (8, None), 6: (1, None), 7: (1, None),

@@ -22,9 +22,6 @@ from yonos_trt.images.files import SaveOptions
 from yonos_trt.images.picture import Kind, Picture, Pixels
 from yonos_trt.images.tiff_exif import add_tags, tiff_blocks
 
-__all__ = ["BIG_TIFF_BYTES", "TILE_PX", "TiffRows"]
-
-
 # Offsets of a classic TIFF have 32 bits; leave room for directories and incompressible data.
 BIG_TIFF_BYTES = 4_000_000_000
 TILE_PX = 256

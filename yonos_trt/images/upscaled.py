@@ -16,8 +16,6 @@ from yonos_trt.images.picture import Picture, to_array
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["UpscaledImage"]
-
 Stream = TypeVar("Stream", bound=BinaryIO)
 
 

@@ -32,8 +32,6 @@ from yonos_trt.images.png_rows import PngRows, png_metadata_chunks
 from yonos_trt.images.tiff_exif import add_tags, tiff_blocks
 from yonos_trt.images.tiff_rows import BIG_TIFF_BYTES, TiffRows, import_tifffile
 
-__all__ = ["as_kind", "check_output", "fit_kind", "write_image"]
-
 logger = logging.getLogger(__name__)
 
 

@@ -34,8 +34,6 @@ from yonos_trt.images.xmp_tree import (
     value_of,
 )
 
-__all__ = ["grown_xmp", "orientation_in", "upright_xmp"]
-
 _TIFF = "http://ns.adobe.com/tiff/1.0/"
 
 

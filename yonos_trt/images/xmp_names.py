@@ -4,20 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = [
-    "CROP",
-    "LISTS",
-    "NOT_CARRIED",
-    "PLACES",
-    "SCALED",
-    "SIZES",
-    "TURNED",
-    "USUAL_PREFIXES",
-    "XMP_NOTE",
-    "Scaled",
-    "is_not_carried",
-]
-
 _GOOGLE = "http://ns.google.com/photos/1.0/"
 _TIFF, _EXIF = "http://ns.adobe.com/tiff/1.0/", "http://ns.adobe.com/exif/1.0/"
 _XMP = "http://ns.adobe.com/xap/1.0/"

@@ -22,8 +22,6 @@ from yonos_trt.images.xmp_tree import (
     tree_bytes,
 )
 
-__all__ = ["merged", "split"]
-
 
 def _rdf_of(tree: Any) -> Any:
     found = tree.getElementsByTagNameNS(RDF, "RDF")

@@ -12,23 +12,6 @@ from typing import Any
 
 from yonos_trt.images.xmp_names import USUAL_PREFIXES
 
-__all__ = [
-    "RDF",
-    "XMLNS",
-    "XmpError",
-    "attributes",
-    "forget_namespaces",
-    "is_element",
-    "key_of",
-    "nodes",
-    "parse",
-    "remove",
-    "remove_where",
-    "set_value",
-    "tree_bytes",
-    "value_of",
-]
-
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 XMLNS = "http://www.w3.org/2000/xmlns/"
 # A tree takes some 2 kB for each element and attribute, and several times the length of its text.

@@ -26,8 +26,6 @@ from yonos_trt.atomic import scratch_directory
 from yonos_trt.errors import ConfigError, MissingExtraError, YonosError
 from yonos_trt.host import usable_cpus
 
-__all__ = ["Share", "connected", "import_ray", "may_use_gpus", "share_of"]
-
 _log = logging.getLogger(__name__)
 
 _STARTS = 3

@@ -21,8 +21,6 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from yonos_trt.cli.jobs import ADDRESS
 from yonos_trt.errors import InputError, MissingExtraError, YonosError
 
-__all__ = ["below", "exists_below", "fetch", "is_remote", "list_below", "local", "put", "remove", "shown"]
-
 T = TypeVar("T")
 
 _PUT_IS_WHOLE = ("s3", "gcs", "abfs")  # an object is there when its upload is complete, and not before

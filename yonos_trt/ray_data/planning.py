@@ -12,8 +12,6 @@ from yonos_trt.errors import ConfigError
 from yonos_trt.images import READABLE_SUFFIXES
 from yonos_trt.ray_data import places
 
-__all__ = ["BatchPlan", "plan"]
-
 
 @dataclass(slots=True)
 class BatchPlan:

@@ -31,8 +31,6 @@ from yonos_trt.ray_data.worker import Upscaler, raised
 from yonos_trt.sizing import Sizing
 from yonos_trt.sr import SR
 
-__all__ = ["REPORT", "BatchOutcome", "plan_batch", "upscale"]
-
 REPORT = "yonos-report.jsonl"
 """The report's name in the output folder."""
 

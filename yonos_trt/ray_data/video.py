@@ -31,8 +31,6 @@ from yonos_trt.video.segments import Segment, going_on, read_segment, segment_pa
 from yonos_trt.video.stages import upscaler_id
 from yonos_trt.video.upscale import Work, check_same, expected_frames, to_file
 
-__all__ = ["upscale_video"]
-
 log = logging.getLogger(__name__)
 
 _DEATHS = 3  # of workers that had the same segment

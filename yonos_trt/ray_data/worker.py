@@ -23,8 +23,6 @@ from yonos_trt.errors import ConfigError, YonosError
 from yonos_trt.ray_data import places
 from yonos_trt.sr import SR
 
-__all__ = ["Upscaler", "raised"]
-
 Row = dict[str, list[Any]]
 
 _TELL_S = 0.5

@@ -19,26 +19,6 @@ from numpy.typing import NDArray
 
 from yonos_trt.tiles.bicubic import Float, Index, Pixels, bicubic_taps, white
 
-__all__ = [
-    "BLOCK_PX",
-    "FOLD",
-    "HALO_ROWS_PX",
-    "REACH",
-    "CellRows",
-    "CellTaps",
-    "add_grid",
-    "affine",
-    "bicubic_means",
-    "block_means",
-    "blur_along_x",
-    "blur_along_y",
-    "cell_moments",
-    "cell_taps",
-    "fold_moments",
-    "grid_rows",
-    "progress",
-]
-
 Double = NDArray[np.float64]
 
 BLOCK_PX: Final = 8

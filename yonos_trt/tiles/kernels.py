@@ -35,16 +35,6 @@ from yonos_trt.tiles.bicubic import (
     white,
 )
 
-__all__ = [
-    "HOW_TO_COMPILE",
-    "Kernels",
-    "blend",
-    "finalize",
-    "gather",
-    "gather_lr",
-    "host_kernels",
-]
-
 _log = logging.getLogger(__name__)
 
 

@@ -19,16 +19,6 @@ from numpy.typing import NDArray
 
 from yonos_trt.tiles.bicubic import Float
 
-__all__ = [
-    "WINDOW_STEPS",
-    "TileBatch",
-    "TilePlan",
-    "batches",
-    "plan_tiles",
-    "rows_final_after_band",
-    "window",
-]
-
 WINDOW_STEPS: Final = 4096
 """Window weights are multiples of 1 / WINDOW_STEPS: their sums and products are then exact in float32."""
 

@@ -31,8 +31,6 @@ from yonos_trt.errors import (
     YonosError,
 )
 
-__all__ = ["PlanHeader", "build_command", "pick_engines", "read_engine", "read_header"]
-
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
 """What ``precision=None`` tries, best first."""
 

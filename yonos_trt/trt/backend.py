@@ -32,8 +32,6 @@ from yonos_trt.trt.finish import DeviceFinish
 from yonos_trt.trt.memory import BatchShape
 from yonos_trt.trt.resources import TrtResources, on_device
 
-__all__ = ["TrtBackend"]
-
 _log = logging.getLogger(__name__)
 
 _GRAPHS_PER_LANE = 16

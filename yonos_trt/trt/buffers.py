@@ -19,8 +19,6 @@ from yonos_trt.tiles.plan import TileBatch, TilePlan, batches
 from yonos_trt.trt.lane import LaneNetworks
 from yonos_trt.trt.memory import BatchShape, BufferLayout, finish_layout, layout
 
-__all__ = ["Canvas", "PlanBuffers", "QueuedBatch", "Source", "batch_index"]
-
 
 @dataclass(frozen=True, slots=True)
 class Source:

@@ -20,8 +20,6 @@ from yonos_trt.trt.backend import TrtBackend
 from yonos_trt.trt.buffers import Canvas, Source
 from yonos_trt.trt.finish import DeviceFinish, Target
 
-__all__ = ["OnDevice", "same_kind", "upscale_on_device"]
-
 
 def upscale_on_device(
     image: Any,

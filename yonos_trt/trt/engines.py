@@ -24,8 +24,6 @@ from yonos_trt.trt.kernel_cache import KernelCache
 from yonos_trt.trt.module import TensorRT
 from yonos_trt.trt.refit import refit
 
-__all__ = ["Context", "Engine", "check_dtypes"]
-
 _log = logging.getLogger(__name__)
 
 _DTYPES = {"FLOAT": "float32", "HALF": "float16"}

@@ -40,8 +40,6 @@ from yonos_trt.trt.memory import finish_layout, fold_counts, grid_shape
 from yonos_trt.trt.ranges import Nvtx
 from yonos_trt.trt.repair import Repair
 
-__all__ = ["DeviceFinish", "Target"]
-
 
 @dataclass(slots=True)
 class Target:

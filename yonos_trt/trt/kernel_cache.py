@@ -18,8 +18,6 @@ from pathlib import Path
 from yonos_trt import code_cache
 from yonos_trt.engine.manifest import Artifact
 
-__all__ = ["KernelCache"]
-
 _log = logging.getLogger(__name__)
 
 

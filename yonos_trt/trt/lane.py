@@ -12,8 +12,6 @@ from yonos_trt.trt.engines import Engine
 from yonos_trt.trt.memory import BatchShape, BufferLayout, tensor_shapes
 from yonos_trt.trt.ranges import Ranges, no_ranges
 
-__all__ = ["LaneNetworks", "buffer_dtypes", "stage_inputs"]
-
 _BINDINGS = {
     "encoder": {"image": "image", "z_l": "z_l"},
     "step": {"noise": "noise", "z_l": "z_l", "z_0": "z_0"},

@@ -22,18 +22,6 @@ from yonos_trt.engine.manifest import EngineManifest
 from yonos_trt.tiles.color_cells import BLOCK_PX, FOLD, HALO_ROWS_PX, REACH, cell_taps
 from yonos_trt.tiles.plan import TilePlan
 
-__all__ = [
-    "CONTEXT_BYTES",
-    "SLOTS_PER_LANE",
-    "BatchShape",
-    "BufferLayout",
-    "finish_layout",
-    "fold_counts",
-    "grid_shape",
-    "layout",
-    "tensor_shapes",
-]
-
 SLOTS_PER_LANE = 2
 """The pipeline has at most lanes + 1 batches on their way, and lanes take turns."""
 

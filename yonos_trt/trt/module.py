@@ -9,8 +9,6 @@ from typing import Any
 from yonos_trt.choices import TENSORRT_MODULES
 from yonos_trt.errors import EngineDeviceError, MissingExtraError
 
-__all__ = ["TensorRT"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -14,8 +14,6 @@ from typing import Any
 
 from yonos_trt.tiles.plan import TileBatch
 
-__all__ = ["Nvtx", "Ranges", "no_ranges"]
-
 Ranges = Callable[[str], AbstractContextManager[Any]]
 """``with ranges("step"): ...`` marks a stage of one batch."""
 

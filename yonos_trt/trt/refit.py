@@ -13,8 +13,6 @@ from yonos_trt.engine.manifest import Artifact, Stage
 from yonos_trt.engine.onnx_graph import Graph, read_graph
 from yonos_trt.errors import EngineDeviceError, EngineNotFoundError
 
-__all__ = ["refit", "weights_of"]
-
 
 def weights_of(engine_dir: Path, name: str, stage: Stage, artifact: Artifact) -> Graph | None:
     """Return the graph that holds the weights of a stripped engine; None if it is not one.

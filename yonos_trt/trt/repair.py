@@ -21,8 +21,6 @@ from yonos_trt.trt.engines import Engine
 from yonos_trt.trt.lane import LaneNetworks
 from yonos_trt.trt.memory import BatchShape, layout, tensor_shapes
 
-__all__ = ["Repair"]
-
 _log = logging.getLogger(__name__)
 
 _STAGES = {"encode": "z_l", "step": "z_0", "decode": "tiles"}

@@ -37,8 +37,6 @@ from yonos_trt.trt.ranges import Nvtx
 from yonos_trt.trt.refit import weights_of
 from yonos_trt.trt.repair import Repair
 
-__all__ = ["TrtResources", "on_device"]
-
 _log = logging.getLogger(__name__)
 
 _P = ParamSpec("_P")

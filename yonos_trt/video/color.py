@@ -30,8 +30,6 @@ from numpy.typing import NDArray
 from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.video.layouts import Layout
 
-__all__ = ["MATRICES", "SITINGS", "Coding", "planes_to_rgb", "rgb_to_planes"]
-
 Samples = NDArray[Any]  # uint8 or uint16
 Values = NDArray[np.float32]
 

@@ -18,19 +18,6 @@ from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.video.info import require_av
 from yonos_trt.video.survey import Survey, continuous
 
-__all__ = [
-    "CopyPlan",
-    "Window",
-    "add_copied_streams",
-    "chapters",
-    "copied_packets",
-    "fits",
-    "is_still",
-    "lowest_time",
-    "plan_copies",
-    "read_covers",
-]
-
 Window = tuple[Fraction | None, Fraction | None]  # first and last time taken, in seconds of the file's clock
 
 

@@ -24,8 +24,6 @@ from yonos_trt.video.info import open_input
 from yonos_trt.video.read import main_video_stream
 from yonos_trt.video.webp import animated_webp
 
-__all__ = ["left_out_descriptions"]
-
 EXIF_OF_FRAMES = "EXIF metadata of frames"  # as of frames whose side data it is
 _UUIDS = {
     bytes.fromhex("be7acfcb97a942e89c71999491e3afac"): "XMP metadata",

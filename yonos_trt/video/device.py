@@ -16,8 +16,6 @@ from yonos_trt.video.nvidia.nvcodec import ENCODERS, Nvidia, input_obstacle, ope
 from yonos_trt.video.read import VideoReader
 from yonos_trt.video.segment_encode import VideoEncoder
 
-__all__ = ["DevicePath", "HardwareOptions", "device_path"]
-
 log = logging.getLogger(__name__)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import BinaryIO
 
-__all__ = ["Broken", "read_exactly", "walk_matroska", "whole_part"]
-
 
 class Broken(Exception):
     """The first thing that is wrong, as the end of a sentence."""

@@ -23,16 +23,6 @@ if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
     from av.video.frame import VideoFrame
 
-__all__ = [
-    "FrameEncoder",
-    "add_video_stream",
-    "configure",
-    "described_with",
-    "make_frame",
-    "open_encoder",
-    "opening",
-]
-
 
 @contextmanager
 def opening() -> Iterator[None]:

@@ -23,8 +23,6 @@ from yonos_trt.video.info import (
 )
 from yonos_trt.video.layouts import LAYOUTS, REPACKED, Layout, layout_of
 
-__all__ = ["HDR_ENCODERS", "EncoderSettings", "OutputFormat", "new_context", "output_format"]
-
 HDR_ENCODERS = ("libx264", "libx265")  # are told mastering display and light level
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,6 @@ from yonos_trt.video.layouts import REPACKED, layout_of
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
-__all__ = ["is_video_frame", "upscale_frame"]
-
 
 def is_video_frame(item: Any) -> bool:
     """Return whether ``item`` is a PyAV frame; does not import PyAV."""

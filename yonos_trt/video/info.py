@@ -22,22 +22,6 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-
-__all__ = [
-    "ColorTags",
-    "HdrMetadata",
-    "VideoInfo",
-    "check_interval",
-    "color_tags",
-    "color_tags_of_frame",
-    "decide_coding",
-    "exact_seconds",
-    "frame_planes",
-    "inspect",
-    "open_input",
-    "require_av",
-]
-
 UNSPECIFIED = 2  # H.273: primaries, transfer and matrix
 MATRIX_RGB = 0
 FULL, LIMITED = 2, 1  # FFmpeg's colour range numbers; 0 is "not said"

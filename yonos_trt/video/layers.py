@@ -21,8 +21,6 @@ from yonos_trt.video.info import frame_planes, open_input
 from yonos_trt.video.layouts import layout_of
 from yonos_trt.video.read import main_video_stream
 
-__all__ = ["alpha_streams", "left_out_layers"]
-
 ALPHA_SEI = 165  # H.265's and H.264's alpha_channel_info
 H264_VIEW, H264_SEI = 20, 6  # NAL units: slice of another view, messages
 HEVC_SEI = (39, 40)

@@ -8,8 +8,6 @@ import numpy as np
 
 from yonos_trt.errors import InputError
 
-__all__ = ["ALIASES", "LAYOUTS", "REPACKED", "WITH_ALPHA", "Layout", "layout_of"]
-
 
 @dataclass(frozen=True, slots=True)
 class Layout:

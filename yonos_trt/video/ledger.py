@@ -16,8 +16,6 @@ from typing import Any
 from yonos_trt.errors import InputError
 from yonos_trt.video.info import open_input
 
-__all__ = ["CopiedStream", "Entry", "Ledger", "Stamp", "read_back", "read_stamp", "write_stamp"]
-
 #: MP4 timed text: muxers add and drop such samples as the gaps between texts need them.
 EMPTY_TEXT = b"\0\0"
 

@@ -20,8 +20,6 @@ from yonos_trt.video.muxing import Muxing
 from yonos_trt.video.read import main_video_stream
 from yonos_trt.video.segments import Segment, going_on, remedy, work_folder
 
-__all__ = ["CONTAINERS", "MuxReport", "container_of", "count_frames", "mux_video", "rehearse"]
-
 CONTAINERS = {".mkv": "matroska", ".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "webm"}
 
 

@@ -35,8 +35,6 @@ from yonos_trt.video.survey import Survey
 from yonos_trt.video.tags import file_tags, fits_timecode, lost_tags, needs_keys, stream_tags
 from yonos_trt.video.timing import video_packets
 
-__all__ = ["Muxing"]
-
 
 def _beginning(segment: Segment) -> bytes:
     """Return a segment's header and its first packets, up to a few hundred kB: enough to tell what it is."""

@@ -11,8 +11,6 @@ from yonos_trt.video.format import EncoderSettings
 from yonos_trt.video.info import check_interval
 from yonos_trt.video.mux import MuxReport
 
-__all__ = ["VideoOptions", "VideoReport"]
-
 
 @dataclass(frozen=True, slots=True)
 class VideoOptions:

@@ -6,8 +6,6 @@ import heapq
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-__all__ = ["UNCOUNTED_CODECS", "PacketDecoder", "Tally"]
-
 #: Codecs with packets that rightly show nothing (VP8 alternate references): their packets are not counted.
 UNCOUNTED_CODECS = {"vp8", "libvpx"}
 

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from yonos_trt.video.ebml_structure import Broken
 
-__all__ = ["TABLES", "check_places", "check_track", "movie_scale"]
-
 #: the boxes of a track that are compared
 TABLES = {
     b"tkhd",

@@ -15,8 +15,6 @@ from yonos_trt.video.format import OutputFormat
 from yonos_trt.video.read import Frame
 from yonos_trt.video.segments import Segment, SegmentFolder, SegmentWriter
 
-__all__ = ["OpenSegment", "SegmentedEncoder", "VideoEncoder"]
-
 
 class VideoEncoder(Protocol):
     """What `FrameEncoder` and `yonos_trt.video.nvidia.nvenc.NvencEncoder` have in common."""

@@ -13,8 +13,6 @@ from yonos_trt.video.segment_encode import OpenSegment
 from yonos_trt.video.segments import SegmentWriter
 from yonos_trt.video.stages import Stopwatch, Upscale, open_reader, upscaled
 
-__all__ = ["SegmentMaker"]
-
 
 class SegmentMaker:
     """Makes segments of a clip, with the bits that `upscale_video` gives them.

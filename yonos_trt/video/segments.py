@@ -36,19 +36,6 @@ from typing import IO, Any, BinaryIO
 from yonos_trt.atomic import atomic_file, remove_leftovers, write_file
 from yonos_trt.errors import ConfigError, InputError
 
-__all__ = [
-    "PacketRecord",
-    "Segment",
-    "SegmentFolder",
-    "SegmentWriter",
-    "going_on",
-    "has_segments",
-    "read_segment",
-    "remedy",
-    "segment_path",
-    "work_folder",
-]
-
 log = logging.getLogger(__name__)
 
 MAGIC = b"YONOSEG1"

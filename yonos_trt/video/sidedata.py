@@ -16,16 +16,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, BinaryIO
 
-__all__ = [
-    "StreamSideData",
-    "correct_boxes",
-    "frame_data_names",
-    "frame_side_data",
-    "lost_frame_data",
-    "read_side_data",
-    "with_side_data",
-]
-
 # Matroska's element numbers, with their length marker (RFC 9559)
 SEGMENT, TRACKS, TRACK_ENTRY, VIDEO, COLOUR = 0x18538067, 0x1654AE6B, 0xAE, 0xE0, 0x55B0
 SITING_HORIZONTAL, SITING_VERTICAL = 0x55B7, 0x55B8

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-__all__ = ["PLANAR_ALPHA", "CountedStream", "check_opaque", "main_video_stream", "regular_file"]
-
 PLANAR_ALPHA = ("yuva", "gbrap")  # formats whose fourth plane is alpha
 
 

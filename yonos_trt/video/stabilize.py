@@ -22,8 +22,6 @@ from numpy.typing import NDArray
 
 from yonos_trt.errors import MissingExtraError
 
-__all__ = ["Stabilizer"]
-
 WEIGHT = 0.5  # of the previous frame: for two equally noisy frames the mean has the least variance
 #: Ruder, Dosovitskiy and Brox (2016): |f + b|^2 <= 0.01 (|f|^2 + |b|^2) + 0.5, flows in LR px
 CONSISTENCY = (0.01, 0.5)

@@ -18,8 +18,6 @@ from yonos_trt.video.options import VideoOptions
 from yonos_trt.video.read import Frame, VideoReader
 from yonos_trt.video.stabilize import Stabilizer
 
-__all__ = ["Stopwatch", "Upscale", "open_reader", "segments_identity", "upscaled", "upscaler_id"]
-
 Upscale = Callable[..., NDArray[Any]]
 
 

@@ -16,8 +16,6 @@ from typing import BinaryIO
 from yonos_trt.video.ebml_structure import Broken, read_exactly, walk_matroska, whole_part
 from yonos_trt.video.sample_tables import TABLES, check_places, check_track, movie_scale
 
-__all__ = ["ffv1_is_whole", "structural_damage"]
-
 
 def structural_damage(path: Path, container: str) -> str | None:
     """Return what is missing or damaged by the container's own account; None where all is there.

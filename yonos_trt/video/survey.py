@@ -17,8 +17,6 @@ from typing import Any
 from yonos_trt.video.info import require_av
 from yonos_trt.video.structure import ffv1_is_whole
 
-__all__ = ["Joins", "Survey", "continuous", "survey"]
-
 log = logging.getLogger(__name__)
 
 BACK_S = Fraction(1, 10)  # a clock that goes back by more has started again

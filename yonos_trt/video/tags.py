@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-__all__ = ["file_tags", "fits_timecode", "lost_tags", "needs_keys", "stream_tags"]
-
 #: Written by every muxer for its own file; the source's values would be wrong in ours.
 OWN = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration"}
 #: Per-stream statistics some muxers leave as tags; they describe the old video stream.

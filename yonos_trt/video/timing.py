@@ -11,8 +11,6 @@ from yonos_trt.errors import InputError
 from yonos_trt.video.info import require_av
 from yonos_trt.video.segments import Segment
 
-__all__ = ["decoding_times", "video_packets"]
-
 
 def decoding_times(segments: list[Segment]) -> tuple[list[int], list[int]]:
     """Return all display times in order, and a decoding time for every packet in decoding order.

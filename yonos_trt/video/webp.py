@@ -13,8 +13,6 @@ import numpy as np
 from yonos_trt.errors import InputError
 from yonos_trt.images.header import quoted
 
-__all__ = ["animated_webp"]
-
 MILLISECONDS = Fraction(1, 1000)
 _PARTS = (b"VP8X", b"ICCP", b"ANIM", b"ANMF", b"ALPH", b"VP8 ", b"VP8L", b"EXIF", b"XMP ")
 _FRAMES = (b"ALPH", b"VP8 ", b"VP8L")  # what the part of a frame begins with, behind its 16 bytes

@@ -16,8 +16,6 @@ from yonos_trt.video.layouts import Layout
 from yonos_trt.video.sidedata import StreamSideData
 from yonos_trt.video.tags import file_tags
 
-__all__ = ["Y4mWriter", "broken_pipe", "lost_in_y4m"]
-
 log = logging.getLogger(__name__)
 
 

@@ -19,8 +19,6 @@ from urllib.parse import quote
 from yonos_trt.errors import ConfigError, MissingExtraError, YonosError
 from yonos_trt.web.work import Limits, Result, Step, StoppedError, Wish, Workshop
 
-__all__ = ["build", "import_gradio", "serve"]
-
 FORMATS = {"as the input": None, "PNG": "png", "JPEG": "jpg", "WebP": "webp", "TIFF": "tiff", "AVIF": "avif"}
 CONTAINERS = (".mkv", ".mp4", ".mov", ".webm")
 

@@ -25,8 +25,6 @@ from yonos_trt.errors import InputError, YonosError
 if TYPE_CHECKING:
     from yonos_trt.images import Picture
 
-__all__ = ["Limits", "Result", "Step", "StoppedError", "Wish", "Workshop"]
-
 T = TypeVar("T")
 Tell = Callable[[str, float], None]
 

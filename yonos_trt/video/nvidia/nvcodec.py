@@ -28,19 +28,6 @@ from yonos_trt.errors import EngineDeviceError, MissingExtraError
 from yonos_trt.video.format import OutputFormat
 from yonos_trt.video.info import VideoInfo
 
-__all__ = [
-    "CODECS",
-    "ENCODERS",
-    "SURFACES",
-    "Nvidia",
-    "Surface",
-    "codec_of",
-    "input_obstacle",
-    "open_nvidia",
-    "output_obstacle",
-]
-
-
 #: FFmpeg's codec -> the member of PyNvVideoCodec's ``cudaVideoCodec``.
 CODECS = {"h264": "H264", "hevc": "HEVC", "av1": "AV1"}
 

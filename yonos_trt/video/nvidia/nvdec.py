@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.stream import VideoStream
 
-__all__ = ["DeviceFrame", "NvdecDecoder"]
-
 #: MP4 and Matroska store H.264 and HEVC with lengths; NVDEC reads start codes. Other codecs pass unchanged.
 TO_START_CODES = {"h264": "h264_mp4toannexb", "hevc": "hevc_mp4toannexb"}
 

@@ -21,8 +21,6 @@ from yonos_trt.video.nvidia.nvcodec import ENCODERS, SURFACES, Nvidia
 if TYPE_CHECKING:
     from av.packet import Packet
 
-__all__ = ["NvencEncoder", "nvenc_format", "stream_template"]
-
 #: What ``-e`` may set: the parameters of `CreateEncoder` in the API guide that concern the coded picture.
 OPTIONS = {
     *(
