@@ -229,18 +229,41 @@ def test_two_sources_of_one_target_are_refused(engine_dir: Path, photos: Path) -
         (("-i", "{a}", "--precision", "fp16", "--runtime", "onnx"), 3, "--fp16"),
         (("-i", "{absent}"), 1, "No such file"),
         (("-i", "{a}", "--memory-limit", "1"), 2, "memory limit"),
+        (("-i", "{a}", "-o", "out.png", "-f", "jpg"), 2, "out.png is PNG by its name"),
+        (("{a}", "out.JPEG", "-f", "tiff"), 2, "out.JPEG is JPEG by its name"),
+        (("-i", "{a}", "-i", "{sub}", "-o", "out.png"), 2, "out.png/ is one"),
+        (("-i", "{sub}", "-o", "out.png"), 2, "has the name of a picture, but there are several inputs"),
+        (("-", "-o", "out.png"), 2, "'-' would be stdin"),
+        (("-", "out.png"), 2, "'-' would be stdin"),
+        (("{a}", "-", "{a}"), 2, "'-' would be stdin"),
     ],
 )
 def test_wrong_use_says_what_and_how(
-    engine_dir: Path, photos: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, words: str
+    engine_dir: Path,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    code: int,
+    words: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    places = {"a": photos / "a.png", "empty": tmp_path / "empty", "absent": photos / "absent.png"}
+    places = {"a": photos / "a.png", "sub": photos / "sub", "empty": tmp_path / "empty"}
+    places["absent"] = photos / "absent.png"
     filled = [a.format(**places) if a.strip("{}") in places else a for a in arguments]
     result = upscale(engine_dir, *filled)
     assert result.exit_code == code, result.output
     assert words in result.stderr
     assert "Traceback" not in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "photos"]
+
+
+def test_an_output_may_say_its_format_twice(engine_dir: Path, photos: Path, tmp_path: Path) -> None:
+    for name, format in (("b.jpeg", "jpg"), ("b.TIF", "tiff"), ("b.v2", "png"), ("c.png/", "png")):
+        result = upscale(engine_dir, "-i", photos / "a.png", "-o", f"{tmp_path}/{name}", "-f", format)
+        assert result.exit_code == 0, result.output
+    assert upscale(engine_dir, "-i", photos / "sub", "-o", f"{tmp_path}/d.png/").exit_code == 0
 
 
 def test_a_damaged_engine_directory_ends_with_code_3(engine_dir: Path, photos: Path, tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from yonos_trt.errors import InputError
+from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.images import from_array, read_image, write_image
 from yonos_trt.sr import SR
 
@@ -99,3 +101,38 @@ def test_a_real_photograph_as_16_bit_and_as_8_bit_agree(sr: SR, tmp_path: Path, 
     eight, sixteen = read_image(tmp_path / "a.png").rgb, read_image(tmp_path / "b.png").rgb
     assert sixteen.dtype == np.uint16
     assert np.abs(sixteen / 257 - eight).max() <= 0.51
+
+
+@pytest.mark.parametrize("kind", ["text", "closed", "read-only"])
+def test_a_file_object_that_takes_no_bytes_is_an_input_error(sr: SR, tmp_path: Path, kind: str) -> None:
+    result = sr.upscale(source(tmp_path, "RGB.png"))
+    with open(tmp_path / "RGB.png", "rb") as file:
+        target: Any = {"text": io.StringIO(), "closed": io.BytesIO(), "read-only": file}[kind]
+        if kind == "closed":
+            target.close()
+        with pytest.raises(InputError, match=r"takes no bytes: .*'wb'"):
+            result.save(target, format="png")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"quality": 90.5}, "quality is 90.5, expected a whole number from 1 to 100"),
+        ({"quality": True}, "quality is True"),
+        ({"compression": 10}, "compression is 10, expected a whole number from 0 to 9"),
+        ({"lossless": "no"}, "lossless is 'no', expected True or False"),
+        ({"drop_alpha": "no"}, "drop_alpha is 'no'"),
+        ({"drop_depth": None}, "drop_depth is None"),
+        ({"options": {"quality": 5}}, "options is {'quality': 5}, expected SaveOptions"),
+    ],
+)
+def test_save_options_are_of_their_kind(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        write_image(from_array(RGB), tmp_path / "out.webp", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_numpy_are_save_options(tmp_path: Path) -> None:
+    for name, choices in (("a", {"quality": 60}), ("b", {"quality": np.int64(60), "lossless": np.False_})):
+        write_image(from_array(RGB), tmp_path / f"{name}.webp", **choices)
+    assert (tmp_path / "a.webp").read_bytes() == (tmp_path / "b.webp").read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import shutil
 import subprocess
@@ -110,6 +111,8 @@ def test_a_tensor_that_cannot_be_exported_is_an_input_error(sr: SR) -> None:
     torch = pytest.importorskip("torch")
     with pytest.raises(InputError, match="DLPack"):
         sr.upscale(torch.zeros(4, 4, 3, requires_grad=True))
+    with pytest.raises(InputError, match="DLPack"):  # lies on no device that DLPack knows
+        sr.upscale(torch.zeros(4, 4, 3, device="meta"))
 
 
 def test_an_array_on_a_device_is_refused_with_the_remedy(sr: SR) -> None:
@@ -156,8 +159,14 @@ def test_the_result_owns_its_memory_and_the_input_is_left_alone(sr: SR) -> None:
 
 @pytest.mark.parametrize("thing", [None, 3, [[1, 2]], object()])
 def test_other_things_are_refused_by_their_type(sr: SR, thing: Any) -> None:
-    with pytest.raises(InputError, match=f"got {type(thing).__name__}"):
+    with pytest.raises(InputError, match=f"got {type(thing).__name__}, .* NumPy array"):
         sr.upscale(thing)
+
+
+@pytest.mark.parametrize("thing", [None, np.zeros((4, 4, 3), np.uint8), Image.new("RGB", (4, 4))])
+def test_a_file_is_made_of_what_the_message_lists(sr: SR, tmp_path: Path, thing: Any) -> None:
+    with pytest.raises(InputError, match=f"got {type(thing).__name__}, .* file object, or a Picture$"):
+        sr.upscale_file(thing, tmp_path / "out.png")
 
 
 @pytest.mark.parametrize(
@@ -309,13 +318,38 @@ def test_with_opens_and_closes(engine_dir: Path) -> None:
         ({"overlap_px": 40}, "at most half"),
         ({"batch": 0}, "batch"),
         ({"scale": 5}, "expected 1 to 4"),
+        ({"scale": "2"}, "scale is '2', expected a number"),
+        ({"scale": True}, "scale is True, expected a number"),
+        ({"providers": "CPUExecutionProvider"}, r"\['CPUExecutionProvider'\]"),
+        *(
+            ({name: value}, f"{name} is {value!r}, expected a whole number")
+            for name, value in (
+                ("seed", 1.5), ("seed", "3"), ("seed", None), ("seed", math.nan), ("device", "cpu"),
+                ("lanes", "2"), ("threads", 1.5), ("batch", "4"), ("tile_px", True), ("overlap_px", "8"),
+                ("memory_limit_mb", math.nan), ("memory_limit_mb", 300.5), ("max_pixels", math.inf),
+                ("device_memory_limit_mb", "1"),
+            )
+        ),
     ],
-)
+)  # fmt: skip
 def test_bad_options_are_refused_at_construction(
     engine_dir: Path, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ConfigError, match=words):
         SR(engine_dir, **options)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.float64, float])
+def test_whole_numbers_of_any_type_are_options_of_that_number(engine_dir: Path, kind: type) -> None:
+    options = {"seed": 3, "lanes": 1, "threads": 1, "tile_px": 64, "overlap_px": 16, "batch": 2,
+               "memory_limit_mb": 200, "max_pixels": 100, "device": 0}  # fmt: skip
+    image = picture(12, 10)
+    expected = SR(engine_dir, **options).upscale(image, size=(30, 20))
+    with SR(engine_dir, **{name: kind(value) for name, value in options.items()}) as sr:
+        np.testing.assert_array_equal(sr.upscale(image, size=(kind(30), kind(20))), expected)
+        assert len(list(sr.stream([image], max_in_flight=kind(1)))) == 1
+    with pytest.raises(ConfigError, match=r"max_in_flight is 1\.5, expected a whole number"):
+        SR(engine_dir).stream([image], max_in_flight=1.5)  # type: ignore[arg-type]
 
 
 def test_a_directory_that_is_no_engine_directory_names_the_command(tmp_path: Path) -> None:

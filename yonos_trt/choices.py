@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from numbers import Real
 from typing import Final, Literal, get_args
+
+from yonos_trt.errors import ConfigError
 
 ArtifactRuntime = Literal["onnx", "tensorrt", "tensorrt-rtx"]
 """What an artifact of an engine directory is made for."""
@@ -32,6 +35,19 @@ MAX_PIXELS: Final = 1 << 28
 
 ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 """How s3://bucket/key, sftp://..., file:///... begin."""
+
+
+def whole_number(name: str, value: object, expected: str = "a whole number") -> int:
+    """Return an option as an int; NumPy's whole numbers are some, and so is 4.0.
+
+    Raises
+    ------
+    ConfigError
+        It is none; names the option and what was ``expected``.
+    """
+    if isinstance(value, Real) and not isinstance(value, bool) and value == value // 1:
+        return int(value)
+    raise ConfigError(f"{name} is {value!r}, expected {expected}")
 
 
 def no_path(name: str) -> str | None:

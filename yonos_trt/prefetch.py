@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
+from yonos_trt.choices import whole_number
 from yonos_trt.errors import ClosedError, ConfigError
 
 T = TypeVar("T")
@@ -234,6 +235,7 @@ def stream(frames: Iterable[T], upscale: Callable[[T], R], *, max_in_flight: int
     ConfigError
         ``max_in_flight`` is smaller than 1.
     """
+    max_in_flight = whole_number("max_in_flight", max_in_flight)
     if max_in_flight < 1:
         raise ConfigError(f"max_in_flight must be at least 1, got {max_in_flight}")
     read_ahead = max_in_flight // 2

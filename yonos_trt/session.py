@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -19,6 +20,7 @@ import numpy as np
 from yonos_trt import pipeline
 from yonos_trt.backends.base import Array, Backend
 from yonos_trt.backends.choose import Request, find_model, open_backend, shipped_model, shipped_models
+from yonos_trt.choices import whole_number
 from yonos_trt.engine.manifest import EngineManifest, Precision, load_manifest
 from yonos_trt.engine.restore import dial_of
 from yonos_trt.errors import ClosedError, ConfigError, OutOfMemoryError, memory_that_runs_out
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _DEFAULT_SCALE = 4
+
+_WHOLE_OR_NONE = ("lanes", "tile_px", "overlap_px", "batch", "threads", "memory_limit_mb",
+                  "device_memory_limit_mb", "max_pixels")  # fmt: skip
 
 LARGEST_BATCH = 1024
 """Beyond that a batch is a mistake, not a wish."""
@@ -72,9 +77,18 @@ class Session:
     ) -> None:
         if color_fix is not None and color_fix not in MODES:
             raise ConfigError(f"color_fix is {color_fix!r}, expected one of {', '.join(MODES)}")
+        self._options: dict[str, Any] = {k: v for k, v in locals().items() if k != "self"}  # for pickling
+        seed, device = whole_number("seed", seed), whole_number("device", device)
+        lanes, tile_px, overlap_px, batch, threads, memory_limit_mb, device_memory_limit_mb, max_pixels = (
+            None if self._options[name] is None else whole_number(name, self._options[name])
+            for name in _WHOLE_OR_NONE
+        )
         if not 0 <= seed <= LARGEST_SEED:
             raise ConfigError(f"seed is {seed}, expected 0 to 2^64 - 1")
-        self._options: dict[str, Any] = {k: v for k, v in locals().items() if k != "self"}  # for pickling
+        if scale is not None and (not isinstance(scale, Real) or isinstance(scale, bool)):
+            raise ConfigError(f"scale is {scale!r}, expected a number from 1 up")
+        if isinstance(providers, str):
+            raise ConfigError(f"providers is {providers!r}, expected a list of names: [{providers!r}]")
         for name, limit in (
             ("memory_limit_mb", memory_limit_mb),
             ("device_memory_limit_mb", device_memory_limit_mb),

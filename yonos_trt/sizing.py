@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from yonos_trt.choices import whole_number
 from yonos_trt.errors import ConfigError
 
 Fit = Literal["inside", "outside", "exact"]
@@ -53,12 +54,18 @@ class Sizing:
             raise ConfigError(f"fit is {self.fit!r}, expected one of {', '.join(FITS)}")
         if self.factor is not None and not (math.isfinite(self.factor) and self.factor >= 1):
             raise ConfigError(f"the factor is {self.factor}, expected 1 or more")
-        sides = self.size if self.size is not None else (self.long_edge or 1,) * 2
-        if len(sides) != 2 or not all(isinstance(x, int) and 1 <= x <= LARGEST_SIDE for x in sides):
-            given = self.size if self.size is not None else self.long_edge
-            raise ConfigError(f"the size is {given}, expected whole px from 1 to {LARGEST_SIDE}")
-        if self.long_edge == 0:
-            raise ConfigError(f"the longest side is 0, expected whole px from 1 to {LARGEST_SIDE}")
+        expected = f"whole px from 1 to {LARGEST_SIDE}"
+        if self.long_edge is not None:
+            object.__setattr__(self, "long_edge", whole_number("the longest side", self.long_edge, expected))
+            if not 1 <= (self.long_edge or 0) <= LARGEST_SIDE:
+                raise ConfigError(f"the longest side is {self.long_edge}, expected {expected}")
+        if self.size is not None:
+            if not isinstance(self.size, tuple | list) or len(self.size) != 2:
+                raise ConfigError(f"the size is {self.size!r}, expected (height, width)")
+            sides = tuple(whole_number("a side of the size", x, expected) for x in self.size)
+            if not all(1 <= x <= LARGEST_SIDE for x in sides):
+                raise ConfigError(f"the size is {sides}, expected {expected}")
+            object.__setattr__(self, "size", sides)
 
     def of(self, height_px: int, width_px: int) -> tuple[int, int]:
         """Return (height, width) in px of the result for a picture of this size."""

@@ -232,7 +232,8 @@ class SR(Session):
             array, back = from_dlpack(image)
             return back(self._pixels(array, alpha, on_tiles, sizing))
         self._opened()
-        return UpscaledImage(self._picture(_read(image, self.max_pixels), alpha, on_tiles, sizing))
+        picture = _read(image, self.max_pixels, "a PIL image, a NumPy array or one with __dlpack__")
+        return UpscaledImage(self._picture(picture, alpha, on_tiles, sizing))
 
     def _pixels(self, array: Array, alpha: str, on_tiles: OnTiles | None, sizing: Sizing | None) -> Array:
         """Upscale an array, or each of a batch; every result is checked to fit before the first runs."""
@@ -338,7 +339,9 @@ class SR(Session):
         with memory_that_runs_out("upscaling a file"):
             target = Path(target)
             self._opened()
-            picture = source if isinstance(source, Picture) else _read(source, self.max_pixels)
+            picture = (
+                source if isinstance(source, Picture) else _read(source, self.max_pixels, "or a Picture")
+            )
             if alpha == "drop":
                 picture = picture.without_alpha()
             height, width = self.size_of(picture.height_px, picture.width_px, sizing)
@@ -556,8 +559,8 @@ def _side_by_side(left: Iterable[Array], right: Iterable[Array]) -> Iterator[tup
             rows, there = rows[count:], there[count:]
 
 
-def _read(source: Any, max_pixels: int | None) -> Picture:
-    """Read a path, bytes or a binary file object."""
+def _read(source: Any, max_pixels: int | None, others: str) -> Picture:
+    """Read a path, bytes or a binary file object; ``others`` are what the caller takes besides."""
     from yonos_trt.images import read_image
 
     if isinstance(source, (str, os.PathLike, bytes)):
@@ -566,8 +569,8 @@ def _read(source: Any, max_pixels: int | None) -> Picture:
         return read_image(bytes(source), max_pixels=max_pixels)
     if not callable(getattr(source, "read", None)):
         raise InputError(
-            f"got {type(source).__name__}, expected a path, the bytes of a file, a binary file object, a PIL "
-            "image, a NumPy array or one with __dlpack__"
+            f"got {type(source).__name__}, expected a path, the bytes of a file, a binary file object, "
+            + others
         )
     data = source.read()
     if not isinstance(data, bytes):

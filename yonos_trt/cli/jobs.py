@@ -101,8 +101,8 @@ def plan_jobs(
     Raises
     ------
     ConfigError
-        No files, a file as output of many, an address as output, two files with the same target, or a bad
-        `suffix`.
+        No files, a file or a picture's name as output of many, an address as output, an output whose suffix
+        is another format than `format`, two files with the same target, or a bad `suffix`.
     """
     addition = filled_suffix(suffix, scale)
     if output is not None and (problem := no_path(output)):
@@ -128,6 +128,17 @@ def plan_jobs(
         jobs.append(Job(source, target))
     if output is not None and not single and Path(output).is_file():
         raise ConfigError(f"the output {output} is a file, but there are several inputs; name a folder")
+    written = None if output is None or _is_folder(output) else _named(Path(output).suffix)
+    if written and not single:
+        raise ConfigError(
+            f"the output {output} has the name of a picture, but there are several inputs; name a folder "
+            f"({output}{os.sep} is one)"
+        )
+    if written and format is not None and _named(format) != written:
+        raise ConfigError(
+            f"the output {output} is {written} by its name, but the format asked for is {format}; leave "
+            "the format out, or name the output by it"
+        )
     if output is not None and _is_folder(output) and Path(output).exists() and not Path(output).is_dir():
         raise ConfigError(
             f"the output {output} is no folder, and its name has no suffix of a picture; name a folder, or a "
@@ -279,6 +290,11 @@ def _suffix_for(source: PurePath, format: str | None) -> str:
         return f".{format.lower().lstrip('.')}"
     suffix = source.suffix.lower()
     return source.suffix if suffix in SUPPORTED_SUFFIXES else _WRITTEN_AS.get(suffix, ".png")
+
+
+def _named(word: str) -> str | None:
+    """Return the format of a suffix or a format's word that can be written."""
+    return SUPPORTED_SUFFIXES.get(f".{word.lower().lstrip('.')}")
 
 
 def _is_folder(output: str) -> bool:

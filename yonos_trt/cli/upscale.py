@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from yonos_trt import console, errors
+from yonos_trt.choices import no_path
 from yonos_trt.cli import options
 from yonos_trt.cli.progress import last_line
 
@@ -98,6 +99,8 @@ def upscale(
 
     if not (inputs or more):
         raise click.UsageError("no input; name files or folders with -i")
+    if any(os.fspath(path) == "-" for path in more[: 1 if len(more) == 2 else None]):  # not of IN OUT
+        raise click.UsageError(f"{no_path('-')}")
     options.begin(progress, verbose, quiet=quiet)
     devices = chosen["device"] if isinstance(chosen["device"], tuple) else ()
     engine_dir, chosen, sizing = options.model_options(chosen | ({"device": devices[0]} if devices else {}))

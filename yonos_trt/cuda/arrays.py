@@ -57,9 +57,18 @@ class DeviceView:
 
 
 def is_on_device(array: Any) -> bool:
-    """Whether this is an array in CUDA memory."""
+    """Whether this is an array in CUDA memory.
+
+    Raises
+    ------
+    InputError
+        It lies nowhere that DLPack knows.
+    """
     if hasattr(array, "__dlpack_device__"):
-        return int(array.__dlpack_device__()[0]) == KDL_CUDA
+        try:
+            return int(array.__dlpack_device__()[0]) == KDL_CUDA
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:  # a torch tensor of "meta" ...
+            raise InputError(f"the {type(array).__name__} cannot be read through DLPack: {error}") from error
     return hasattr(array, "__cuda_array_interface__")
 
 

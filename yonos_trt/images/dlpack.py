@@ -36,5 +36,5 @@ def from_dlpack(image: Any) -> tuple[Pixels, Callable[[Pixels], Any]]:
         )
     try:
         return np.from_dlpack(image), back
-    except (BufferError, RuntimeError, TypeError) as error:
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"the {name} cannot be read through DLPack: {error}") from error

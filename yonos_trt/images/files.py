@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from yonos_trt.atomic import atomic_file
+from yonos_trt.choices import whole_number
 from yonos_trt.errors import ConfigError, InputError, YonosError
 
 logger = logging.getLogger(__name__)
@@ -103,12 +104,16 @@ class SaveOptions:
     palette: str = "adaptive"
 
     def __post_init__(self) -> None:
-        for name, value, low, high in (
-            ("quality", self.quality, 1, 100),
-            ("compression", self.compression, 0, 9),
-        ):
-            if not isinstance(value, int) or not low <= value <= high:
-                raise ConfigError(f"{name} is {value!r}, expected a whole number from {low} to {high}")
+        for name, low, high in (("quality", 1, 100), ("compression", 0, 9)):
+            expected = f"a whole number from {low} to {high}"
+            value = whole_number(name, getattr(self, name), expected)
+            if not low <= value <= high:
+                raise ConfigError(f"{name} is {value}, expected {expected}")
+            object.__setattr__(self, name, value)
+        for name in ("lossless", "drop_alpha", "drop_depth"):
+            if (flag := getattr(self, name)) not in (True, False):
+                raise ConfigError(f"{name} is {flag!r}, expected True or False")
+            object.__setattr__(self, name, bool(flag))
         for name, word, words in (
             ("subsampling", self.subsampling, ("4:4:4", "4:2:2", "4:2:0")),
             ("palette", self.palette, ("adaptive", "rgb")),
@@ -123,8 +128,10 @@ def chosen(options: SaveOptions | None, choices: dict[str, Any]) -> SaveOptions:
     Raises
     ------
     ConfigError
-        No option has such a name, or the value is out of range.
+        No option has such a name, the value is out of range, or ``options`` are no `SaveOptions`.
     """
+    if not isinstance(options, SaveOptions | None):
+        raise ConfigError(f"options is {options!r}, expected SaveOptions(quality=...), or None")
     known = [field.name for field in fields(SaveOptions)]
     for name in choices:
         if name not in known:

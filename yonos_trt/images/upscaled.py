@@ -78,7 +78,8 @@ class UpscaledImage:
         Raises
         ------
         InputError
-            The format cannot hold the picture, the path cannot be written, or `format` is missing.
+            The format cannot hold the picture, the path cannot be written, `format` is missing, or the object
+            takes no bytes (text, closed, read-only).
         """
         from yonos_trt.images import write_image
 
@@ -102,5 +103,10 @@ class UpscaledImage:
             except InputError as error:
                 raise InputError(str(error).replace(str(path), "<file object>")) from error
             with path.open("rb") as stream:
-                shutil.copyfileobj(stream, target)
+                try:
+                    shutil.copyfileobj(stream, target)
+                except (TypeError, ValueError) as error:  # io.UnsupportedOperation is a ValueError
+                    raise InputError(
+                        f"the {type(target).__name__} takes no bytes: {error}; open it in mode 'wb'"
+                    ) from error
         return target
