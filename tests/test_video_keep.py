@@ -253,37 +253,83 @@ def test_mp4_text_becomes_subrip_in_matroska_with_the_same_words(tmp_path: Path)
     assert [entry for entry in got if entry[1] != empty] == [entry for entry in had if entry[1] != empty]
 
 
-@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
-def test_a_cover_picture_is_kept_and_costs_no_other_packet(tmp_path: Path, suffix: str) -> None:
-    """In MP4 a cover is a video stream of one packet, in Matroska an attachment."""
-    plain, source = write_clip(tmp_path / "plain.mp4", audio=True), tmp_path / "in.mp4"
+def with_cover(folder: Path, suffix: str = ".mp4", *, video: bool = True) -> tuple[Path, bytes]:
+    """Write 12 frames, sound and a cover picture, in Matroska with a free tag; return file and picture."""
+    plain, source = write_clip(folder / "plain.mp4", audio=True), folder / f"in{suffix}"
     still = io.BytesIO()
     Image.fromarray(np.arange(768, dtype=np.uint8).reshape(16, 16, 3)).save(still, "PNG")
-    (tmp_path / "cover.png").write_bytes(still.getvalue())
+    (folder / "cover.png").write_bytes(still.getvalue())
     with (
         av.open(str(plain)) as clip,
-        av.open(str(tmp_path / "cover.png")) as picture,
+        av.open(str(folder / "cover.png")) as picture,
         av.open(str(source), "w") as out,
     ):
-        streams = {s.index: out.add_stream_from_template(s, opaque=True) for s in clip.streams}
-        cover = out.add_stream_from_template(picture.streams.video[0], opaque=True)
-        cover.disposition = av.stream.Disposition.attached_pic
-        for packet in picture.demux():
+        taken = [s for s in clip.streams if video or s.type != "video"]
+        streams = {s.index: out.add_stream_from_template(s, opaque=True) for s in taken}
+        if suffix == ".mkv":
+            out.add_attachment("cover.png", "image/png", still.getvalue())
+            out.metadata["FREE"] = "word"
+        else:
+            cover = out.add_stream_from_template(picture.streams.video[0], opaque=True)
+            cover.disposition = av.stream.Disposition.attached_pic
+        for packet in picture.demux() if suffix != ".mkv" else ():
             if packet.size:
                 packet.stream = cover
                 out.mux(packet)
-        for packet in clip.demux():
+        for packet in clip.demux(taken):
             if packet.size:
                 packet.stream = streams[packet.stream.index]
                 out.mux(packet)
+    return source, still.getvalue()
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+@pytest.mark.parametrize("before", [".mkv", ".mp4"])
+def test_a_cover_picture_is_kept_and_costs_no_other_packet(tmp_path: Path, suffix: str, before: str) -> None:
+    """In MP4 a cover is a video stream of one packet, in Matroska an attachment."""
+    source, still = with_cover(tmp_path, before)
     target = tmp_path / f"out{suffix}"
-    run(source, target)
+    report = run(source, target)
     assert [h for _, h in packets(target, "audio")[0]] == [h for _, h in packets(source, "audio")[0]]
     with av.open(str(target)) as clip:
         assert [s.type for s in clip.streams] == ["video", "audio", "video"]
         kept = [bytes(p) for p in clip.demux(clip.streams[2]) if p.size]
-    assert kept == [still.getvalue()]
+    assert kept == [still]
     assert len(shown(target)) == 12
+    # FFmpeg writes no cover beside named keys, which such a tag would need in MP4
+    assert ("tag FREE=word" in report.mux.left_out) == (before == ".mkv" and suffix == ".mp4")
+
+
+@pytest.mark.parametrize("before", [".mkv", ".mp4"])
+def test_a_cover_picture_that_mov_does_not_take_is_named(tmp_path: Path, before: str) -> None:
+    source, _ = with_cover(tmp_path, before)
+    report = run(source, tmp_path / "out.mov")
+    assert report.mux.left_out == ["stream 2 (video, png): mov cannot hold it"]
+    assert len(shown(tmp_path / "out.mov")) == 12
+
+
+def test_a_cover_picture_is_no_video(tmp_path: Path) -> None:
+    source, _ = with_cover(tmp_path, video=False)
+    with pytest.raises(InputError, match=r"no video stream \(found: a cover picture, audio\)"):
+        run(source, tmp_path / "out.mkv")
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".mov"])
+def test_sound_that_no_output_takes_is_refused_with_a_way_out(tmp_path: Path, suffix: str) -> None:
+    with av.open(str(tmp_path / "in.wmv"), "w", format="asf") as out:
+        video, sound = out.add_stream("wmv2", 25, width=32, height=32), out.add_stream("wmav2", 44100)
+        video.bit_rate = sound.bit_rate = 64000
+        video.pix_fmt, sound.layout = "yuv420p", "mono"
+        for index in range(5):
+            out.mux(video.encode(av.VideoFrame(32, 32, "yuv420p")))
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 2048), np.float32), "fltp", "mono")
+            frame.sample_rate, frame.pts = 44100, 2048 * index
+            out.mux(sound.encode(frame))
+        out.mux([*video.encode(None), *sound.encode(None)])
+    words = r"stream 1 \(audio, wmav2\) cannot be stored in \w+; convert it first \(ffmpeg .*\) or leave"
+    with pytest.raises(ConfigError, match=rf"{words} it out with --no-copy-audio$"):
+        run(tmp_path / "in.wmv", tmp_path / f"out{suffix}")
+    assert run(tmp_path / "in.wmv", tmp_path / f"out{suffix}", copy_audio=False).mux.frames == 5
 
 
 def test_streams_can_be_left_out_and_what_does_not_fit_is_refused_before_any_work(tmp_path: Path) -> None:

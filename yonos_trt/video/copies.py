@@ -16,6 +16,7 @@ from typing import Any
 
 from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.video.info import require_av
+from yonos_trt.video.source import is_cover
 from yonos_trt.video.survey import Survey, continuous
 
 Window = tuple[Fraction | None, Fraction | None]  # first and last time taken, in seconds of the file's clock
@@ -35,6 +36,8 @@ class CopyPlan:
 def fits(stream: Any, container: str) -> bool:
     """Whether a container takes a stream as it is, by itself."""
     av = require_av()
+    if container == "mov" and is_cover(stream):
+        return False  # FFmpeg's writer takes it and writes none
     with contextlib.suppress(Exception), av.open(io.BytesIO(), "w", format=container) as probe:
         probe.add_stream_from_template(stream, opaque=True)
         probe.start_encoding()
@@ -77,7 +80,6 @@ def plan_copies(
         The container cannot hold a stream that the user did not leave out.
     """
     plan = CopyPlan()
-    cover = require_av().stream.Disposition.attached_pic
     for stream in source.streams:
         name = stream.codec_context.name if stream.codec_context is not None else "no codec"
         label = f"stream {stream.index} ({stream.type}, {name})"
@@ -97,15 +99,19 @@ def plan_copies(
                 )
         elif stream.type == "video" and is_still(stream) and source.streams[main_index].frames > 1:
             plan.left_out.append(f"{label}: the still picture beside the animation")
-        elif stream.type == "video" and stream.disposition & cover and container == "matroska":
+        elif is_cover(stream) and container == "matroska":
             plan.covers.append(stream.index)
         elif stream.type in ("audio", "subtitle", "video") and fits(stream, container):
             plan.packets.append(stream.index)
         elif stream.type == "subtitle" and name == "mov_text" and container == "matroska":
             plan.to_subrip.append(stream.index)
         elif stream.type in ("audio", "subtitle"):
+            remedy = "choose an .mkv output or "
+            if not fits(stream, "matroska"):  # WMA, for one: PyAV's list is shorter than FFmpeg's
+                converted = "ffmpeg -i IN -map 0 -c copy -c:a flac OUT.mkv"
+                remedy = f"convert it first ({converted}) or " if stream.type == "audio" else ""
             raise ConfigError(
-                f"{label} cannot be stored in {container}; choose an .mkv output or leave it out with "
+                f"{label} cannot be stored in {container}; {remedy}leave it out with "
                 f"--no-copy-{'audio' if stream.type == 'audio' else 'subtitles'}"
             )
         else:
@@ -127,7 +133,6 @@ def copied_packets(
     start; of a stream that only begins with its decoder's priming, nothing is.
     """
     av = require_av()
-    cover = av.stream.Disposition.attached_pic
     wanted = [source.streams[i] for i in sorted(plan.packets + plan.to_subrip)]
     if not wanted:
         return
@@ -135,7 +140,7 @@ def copied_packets(
     for packet in continuous(source.demux(*wanted), found.joins):
         if not packet.size:
             continue
-        if packet.stream.disposition & cover:  # shown for the whole file, and has no time of its own
+        if is_cover(packet.stream):  # shown for the whole file, and has no time of its own
             packet.pts = packet.dts = round((window[0] or 0) / packet.time_base)
         if packet.pts is None and packet.dts is None:
             raise InputError(

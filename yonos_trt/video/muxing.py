@@ -31,6 +31,7 @@ from yonos_trt.video.ledger import Entry, Ledger
 from yonos_trt.video.read import main_video_stream
 from yonos_trt.video.segments import Segment
 from yonos_trt.video.sidedata import StreamSideData, correct_boxes, read_side_data
+from yonos_trt.video.source import is_cover
 from yonos_trt.video.survey import Survey
 from yonos_trt.video.tags import file_tags, fits_timecode, lost_tags, needs_keys, stream_tags
 from yonos_trt.video.timing import video_packets
@@ -101,7 +102,9 @@ class Muxing:
                     with self._open() as source:
                         covers = read_covers(source, self.plan)
                 source = stack.enter_context(self._open())
-                if needs_keys(file_tags(source.metadata, cut=not self._begins), container):
+                # FFmpeg writes a cover beside the classic atoms only; the tags that those lack are named then
+                covered = any(is_cover(source.streams[index]) for index in self.plan.packets)
+                if not covered and needs_keys(file_tags(source.metadata, cut=not self._begins), container):
                     options["movflags"] = "use_metadata_tags"
             if container in ("matroska", "webm"):
                 options["avoid_negative_ts"] = "disabled"

@@ -16,15 +16,20 @@ if TYPE_CHECKING:
 PLANAR_ALPHA = ("yuva", "gbrap")  # formats whose fourth plane is alpha
 
 
+def is_cover(stream: Any) -> bool:
+    """Whether a stream is a picture that stands for the file, not a video."""
+    return stream.type == "video" and bool(stream.disposition & require_av().stream.Disposition.attached_pic)
+
+
 def main_video_stream(container: Any, name: str) -> VideoStream:
     """Return the largest video stream that is not a cover picture, the first of equals.
 
     A single picture comes behind a sequence of the same size (AVIF has both).
     """
-    cover = require_av().stream.Disposition.attached_pic
-    streams = [s for s in container.streams.video if not s.disposition & cover]
+    streams = [s for s in container.streams.video if not is_cover(s)]
     if not streams:
-        kinds = sorted({s.type for s in container.streams}) or ["nothing"]
+        kinds = sorted({"a cover picture" if is_cover(s) else s.type for s in container.streams})
+        kinds = kinds or ["nothing"]
         raise InputError(f"{name} holds no video stream (found: {', '.join(kinds)}); expected at least one")
     known = [s for s in streams if s.codec_context is not None]
     if not known:

@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 from yonos_trt.video.info import require_av
+from yonos_trt.video.source import is_cover
 from yonos_trt.video.structure import ffv1_is_whole
 
 log = logging.getLogger(__name__)
@@ -159,7 +160,6 @@ def survey(
         main stream has passed the end.
     """
     av = require_av()
-    cover = av.stream.Disposition.attached_pic
     flags = av.format.Flags(container.format.flags)
     found = Survey()
     follower = _Follower(av.format.Flags.ts_discont in flags, found)
@@ -179,7 +179,7 @@ def survey(
         if not packet.size:
             continue
         stream, index = packet.stream, packet.stream.index
-        sparse = stream.type not in ("video", "audio") or bool(stream.disposition & cover)
+        sparse = stream.type not in ("video", "audio") or is_cover(stream)
         time = follower.follow(packet, sparse=sparse)
         if packet.is_discard and time is not None:
             ended = time + (packet.duration or 0) * packet.time_base
