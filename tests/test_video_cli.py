@@ -240,23 +240,36 @@ def test_a_pipe_whose_reader_is_gone_or_that_cannot_resume_is_an_error(tmp_path:
         )
 
 
-def test_the_command_works_between_two_pipes(engine_dir: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "yonos_trt.cli",
-        "video",
-        "-m",
-        str(engine_dir),
-        "-i",
-        "-",
-        "-o",
-        "-",
-    ]
+def process(engine_dir: Path, *arguments: object, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "yonos_trt.cli", "video", "-m", str(engine_dir), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        command, input=y4m("yuv420p", frames=2), capture_output=True, env=environment, check=False
-    )
+    return subprocess.run(command, input=data, capture_output=True, env=environment, check=False)
+
+
+def test_json_is_all_that_stands_on_stderr_also_where_an_encoder_speaks(
+    engine_dir: Path, tmp_path: Path
+) -> None:
+    source = write_clip(tmp_path / "in.mkv")
+    options = ("-i", source, "--preset", "nope", "--progress", "json")
+    done = process(engine_dir, *options)
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert (done.returncode, [e["event"] for e in events]) == (2, ["start", "end", "error"])
+    told = [json.loads(line) for line in process(engine_dir, *options, "-v").stderr.splitlines()]
+    assert [e["message"] for e in told if e.get("logger") == "yonos_trt.libraries"] == [
+        "x264 [error]: invalid preset 'nope'"
+    ]
+
+
+def test_what_is_no_y4m_in_a_pipe_is_told_how_to_become_it(engine_dir: Path, tmp_path: Path) -> None:
+    data = write_clip(tmp_path / "in.mkv").read_bytes()
+    done = process(engine_dir, "-i", "-", "-o", tmp_path / "out.mkv", data=data)
+    assert done.returncode == 1
+    assert b"standard input cannot be opened as video" in done.stderr
+    assert b"expected y4m: ffmpeg -i IN -f yuv4mpegpipe" in done.stderr
+
+
+def test_the_command_works_between_two_pipes(engine_dir: Path) -> None:
+    done = process(engine_dir, "-i", "-", "-o", "-", data=y4m("yuv420p", frames=2))
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.startswith(b"YUV4MPEG2 W256 H192 ")
     assert len(done.stdout) == done.stdout.index(b"\n") + 1 + 2 * (6 + 256 * 192 * 3 // 2)

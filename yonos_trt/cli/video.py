@@ -201,22 +201,21 @@ def video(
     def told(done: int, total: int | None) -> None:
         reporter.step(done, total or 0)
 
-    with _kept(target, reporter):
+    with _kept(target, reporter), console.quiet_libraries():
         if ray:
             from yonos_trt import ray_data
 
-            with console.quiet_libraries():
-                report = ray_data.upscale_video(
-                    source,
-                    target,
-                    options=job,
-                    workers=workers,
-                    gpus_per_worker=0 if on_cpu and gpus_per_worker is None else gpus_per_worker,
-                    address=address,
-                    progress=told,
-                    engine_dir=engine_dir,
-                    **model,
-                )
+            report = ray_data.upscale_video(
+                source,
+                target,
+                options=job,
+                workers=workers,
+                gpus_per_worker=0 if on_cpu and gpus_per_worker is None else gpus_per_worker,
+                address=address,
+                progress=told,
+                engine_dir=engine_dir,
+                **model,
+            )
         else:
             with sr:
                 report = upscale_video(

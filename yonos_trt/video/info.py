@@ -309,7 +309,8 @@ def open_input(source: Any, *, name: str, format: str | None = None) -> av.conta
         raise
     except (lib.error.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(
-            f"{name} cannot be opened as video: {reason}; expected a readable media file"
-        ) from error
+        expected = "expected a readable media file"
+        if not isinstance(source, (str, Path)) and format is not None:
+            expected = "expected y4m: ffmpeg -i IN -f yuv4mpegpipe -strict -1 - | yonos video -i - -o OUT.mkv"
+        raise InputError(f"{name} cannot be opened as video: {reason}; {expected}") from error
     return container
