@@ -67,6 +67,8 @@ def _raise(error: Exception) -> None:
         RuntimeError("can't start new thread"),
         RuntimeError("Resource temporarily unavailable"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 B"),
+        RuntimeError("core.cpp:268: Cannot load library x.so: failed to map segment from shared object"),
+        RuntimeError("Exception from core.cpp:120: std::bad_alloc"),
         ImportError("x.so: failed to map segment from shared object"),
         ImportError("x.so: cannot allocate memory in static TLS block"),
         OSError(12, "Cannot allocate memory"),

@@ -215,6 +215,8 @@ _MEMORY_WORDS: dict[type[Exception], tuple[str, ...]] = {
         "can't start new thread",
         "Resource temporarily unavailable",
         "can't allocate memory",  # PyTorch
+        "failed to map segment",  # OpenVINO, of its plugins
+        "bad_alloc",
     ),
     ImportError: ("failed to map segment", "annot allocate memory"),
     OSError: ("annot allocate memory",),
