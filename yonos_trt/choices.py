@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from numbers import Real
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from yonos_trt.errors import ConfigError
 
@@ -37,7 +37,7 @@ ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 """How s3://bucket/key, sftp://..., file:///... begin."""
 
 
-def whole_number(name: str, value: object, expected: str = "a whole number") -> int:
+def whole_number(name: str, value: Any, expected: str = "a whole number") -> int:
     """Return an option as an int; NumPy's whole numbers are some, and so is 4.0.
 
     Raises
@@ -45,9 +45,14 @@ def whole_number(name: str, value: object, expected: str = "a whole number") -> 
     ConfigError
         It is none; names the option and what was ``expected``.
     """
-    if isinstance(value, Real) and not isinstance(value, bool) and value == value // 1:
+    if is_number(value) and value == value // 1:
         return int(value)
     raise ConfigError(f"{name} is {value!r}, expected {expected}")
+
+
+def is_number(value: object) -> bool:
+    """Whether this is a real number, of Python or of NumPy; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def no_path(name: str) -> str | None:

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
-from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -20,7 +19,7 @@ import numpy as np
 from yonos_trt import pipeline
 from yonos_trt.backends.base import Array, Backend
 from yonos_trt.backends.choose import Request, find_model, open_backend, shipped_model, shipped_models
-from yonos_trt.choices import whole_number
+from yonos_trt.choices import is_number, whole_number
 from yonos_trt.engine.manifest import EngineManifest, Precision, load_manifest
 from yonos_trt.engine.restore import dial_of
 from yonos_trt.errors import ClosedError, ConfigError, OutOfMemoryError, memory_that_runs_out
@@ -85,7 +84,7 @@ class Session:
         )
         if not 0 <= seed <= LARGEST_SEED:
             raise ConfigError(f"seed is {seed}, expected 0 to 2^64 - 1")
-        if scale is not None and (not isinstance(scale, Real) or isinstance(scale, bool)):
+        if scale is not None and not is_number(scale):
             raise ConfigError(f"scale is {scale!r}, expected a number from 1 up")
         if isinstance(providers, str):
             raise ConfigError(f"providers is {providers!r}, expected a list of names: [{providers!r}]")

@@ -14,11 +14,11 @@ every runtime that reads the graph, and 0 is the graph itself, bit for bit.
 from __future__ import annotations
 
 import io
-from numbers import Real
 
 import numpy as np
 from numpy.typing import NDArray
 
+from yonos_trt.choices import is_number
 from yonos_trt.engine.schema import EngineManifest
 from yonos_trt.errors import ConfigError, EngineIntegrityError
 
@@ -31,7 +31,7 @@ def check_restore(restore: float) -> float:
     ConfigError
         It is not a number from 0 to 1.
     """
-    if not isinstance(restore, Real) or isinstance(restore, bool) or not 0.0 <= restore <= 1.0:
+    if not is_number(restore) or not 0.0 <= restore <= 1.0:
         raise ConfigError(
             f"restore is {restore!r}, expected a number from 0 (keep every grain) to 1 (clean and sharpen)"
         )
