@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import shutil
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from click.testing import CliRunner
 from helpers import edit_manifest, make_engine_dir, picture, psnr_db
 
 import yonos_trt
+from yonos_trt import SR
 from yonos_trt.backends import choose
 from yonos_trt.backends.openvino import OpenVinoBackend
 from yonos_trt.backends.ort import OrtBackend
@@ -28,7 +32,7 @@ from yonos_trt.errors import (
     MissingExtraError,
     NumericError,
 )
-from yonos_trt.host import has_bf16
+from yonos_trt.host import has_bf16, usable_cpus
 from yonos_trt.pipeline import upscale_array
 from yonos_trt.planning import plan_picture
 
@@ -81,6 +85,23 @@ def test_the_result_is_the_same_for_any_lanes_and_batch_padding(engine_dir: Path
     ]
     for other in results[1:]:
         assert np.array_equal(results[0], other)
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "onnx"])
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are listed in Linux' /proc")
+@pytest.mark.skipif(usable_cpus() < 2, reason="one CPU")
+def test_no_thread_is_pinned_so_two_processes_share_the_cpus(engine_dir: Path, runtime: str) -> None:
+    """Pinned to the first CPUs, two processes of one thread each took twice the time, on half the machine."""
+    seen: set[frozenset[int]] = set()
+    with SR(engine_dir, runtime=runtime, threads=1) as sr:
+        work = threading.Thread(target=lambda: [sr.upscale(picture(40, 40)) for _ in range(8)])
+        work.start()
+        while work.is_alive():
+            for task in Path("/proc/self/task").iterdir():
+                with contextlib.suppress(ProcessLookupError):  # it has ended
+                    seen.add(frozenset(os.sched_getaffinity(int(task.name))))
+        work.join()
+    assert seen == {frozenset(os.sched_getaffinity(0))}
 
 
 def test_sr_runs_it_by_name(engine_dir: Path) -> None:

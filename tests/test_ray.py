@@ -919,8 +919,9 @@ def test_a_driver_that_is_killed_is_resumed_by_another_with_what_is_there(
 
     encoder = EncoderSettings(preset="ultrafast")
     options = VideoOptions(encoder=encoder, segment_frames=SEGMENT, resume=True)
-    upscale_video(clip, target, options=options, workers=1, progress=watch, **command_line(engine))
+    report = upscale_video(clip, target, options=options, workers=1, progress=watch, **command_line(engine))
     assert set(made) == {kept}
+    assert SEGMENT <= report.frames_resumed < report.frames == 18  # a kept one behind the missing one counts
     assert_the_same(target, one_machine)
 
 

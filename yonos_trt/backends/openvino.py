@@ -105,6 +105,8 @@ class OpenVinoBackend(HostBackend):
             "INFERENCE_PRECISION_HINT": hint,
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": min(lanes, threads),
+            # pinned, the threads of every process would share the same first cores
+            "ENABLE_CPU_PINNING": False,
         }
         self.restore = dial_of(self.manifest, restore)
         for name, artifact in pick_onnx(self.manifest, root, restore=self.restore).items():

@@ -68,7 +68,6 @@ def batch(
     for name in (source, target):
         if not ADDRESS.match(name) and (problem := no_path(name)):
             raise ConfigError(problem)
-    on_cpu = chosen["device"] == -1
     engine_dir, chosen, sizing = options.model_options(chosen)
     chosen["engine_dir"] = engine_dir
     names: dict[str, Any] = {"recursive": recursive, "suffix": suffix, "format": format, "size": sizing}
@@ -94,7 +93,7 @@ def batch(
             rows=stream,
             save=save,
             workers=workers,
-            gpus_per_worker=0 if on_cpu and gpus_per_worker is None else gpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
             address=address,
             report=None if report is None else str(report),
             progress=_progress(progress, quiet=quiet),

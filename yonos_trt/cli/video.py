@@ -172,7 +172,6 @@ def video(
         raise ConfigError(
             "--workers, --gpus-per-worker and --address are those of --ray; add it, or leave them out"
         )
-    on_cpu = rest["device"] == -1
     job = VideoOptions(encoder=encoder, **{k: v for k, v in rest.items() if k in names})
     engine_dir, model, sizing = options.model_options({k: v for k, v in rest.items() if k not in names})
     sr = SR(engine_dir, **model)
@@ -210,7 +209,7 @@ def video(
                 target,
                 options=job,
                 workers=workers,
-                gpus_per_worker=0 if on_cpu and gpus_per_worker is None else gpus_per_worker,
+                gpus_per_worker=gpus_per_worker,
                 address=address,
                 progress=told,
                 engine_dir=engine_dir,

@@ -27,9 +27,8 @@ from yonos_trt.images import SaveOptions
 from yonos_trt.ray_data import places
 from yonos_trt.ray_data.cluster import Share, connected, import_ray, may_use_gpus, share_of
 from yonos_trt.ray_data.planning import BatchPlan, plan
-from yonos_trt.ray_data.worker import Upscaler, raised
+from yonos_trt.ray_data.worker import Upscaler, for_workers, raised
 from yonos_trt.sizing import Sizing
-from yonos_trt.sr import SR
 
 REPORT = "yonos-report.jsonl"
 """The report's name in the output folder."""
@@ -170,10 +169,7 @@ def plan_batch(
     **options: Any,
 ) -> tuple[BatchPlan, dict[str, Any]]:
     """Return what there is to do, and the options of every worker's `SR`, checked before anybody waits."""
-    options = {name: value for name, value in options.items() if value is not None}
-    sr = SR(**options)
-    if options.get("engine_dir") is not None:
-        options["engine_dir"] = sr.__getstate__()["engine_dir"]
+    sr, options = for_workers(options)
     if size is not None and suffix == DEFAULT_SUFFIX:
         suffix = "_{scale}"
     label = str(size or f"{sr.factor:g}")

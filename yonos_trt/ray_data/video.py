@@ -21,7 +21,7 @@ from typing import Any
 
 from yonos_trt.errors import ConfigError, InputError, YonosError
 from yonos_trt.ray_data.cluster import connected, import_ray, may_use_gpus, one_line, share_of
-from yonos_trt.ray_data.worker import Upscaler, raised
+from yonos_trt.ray_data.worker import Upscaler, for_workers, raised
 from yonos_trt.sizing import Sizing
 from yonos_trt.sr import SR
 from yonos_trt.video import OnFrames, VideoOptions, VideoReport
@@ -86,10 +86,7 @@ def upscale_video(
     if options.hwaccel == "cuda":
         raise ConfigError("--hwaccel cuda decodes on one machine's GPU; leave it out with --ray")
     options = replace(options, hwaccel="none")
-    model = {name: value for name, value in model.items() if value is not None}
-    sr = SR(**model)
-    if model.get("engine_dir") is not None:
-        model["engine_dir"] = sr.__getstate__()["engine_dir"]
+    sr, model = for_workers(model)
     if options.sizing is None and sr.factor != sr.scale:
         options = replace(options, sizing=Sizing(factor=sr.factor))
     clip = _Clip(os.path.abspath(source), sr.scale, options, model)
@@ -271,6 +268,7 @@ class _Segments:
         self._frames = work.watch.each("decode", work.reader.frames(wanted=lambda index: False))
         self._times: dict[int, list[int]] = {}  # of segments that are not there yet
         self._decoded = self._frames_made = 0
+        self.frames_found = 0  # in segments that were there
         self._found = dict(enumerate(work.job.segments))  # whose times were not compared yet
         self.made: dict[int, Segment] = {}
         self.todo: deque[int] = deque()
@@ -303,6 +301,7 @@ class _Segments:
             found = read_segment(self._work.job.path_of(number))
         if found is not None and found.times == times and found.first_frame == frames[0].index:
             self._add(number, found)
+            self.frames_found += found.frames
         else:
             self._times[number] = times
             self.todo.append(number)
@@ -341,8 +340,8 @@ class _Segments:
         return InputError(f"{self._work.reader.name} has other frames for the worker {told['worker']}")
 
 
-def _distribute(work: Work, *, crew: _Workers) -> None:
-    """Have the segments made that are missing, and give all to the job in order."""
+def _distribute(work: Work, *, crew: _Workers) -> int:
+    """Have the segments made that are missing, and give all to the job in order; return the frames found."""
     segments = _Segments(work)
     starting: dict[Any, Any] = {}  # reference -> actor
     running: dict[Any, tuple[Any, int]] = {}  # reference -> actor, segment
@@ -350,6 +349,9 @@ def _distribute(work: Work, *, crew: _Workers) -> None:
     deaths: Counter[int] = Counter()
     again: set[Any] = set()  # actors that died
     failed: YonosError | None = None
+    if expected := expected_frames(work.reader.info, work.options):  # they start while the clip is decoded
+        missing = -(-expected // work.options.segment_frames) - len(work.job.segments)
+        starting = {crew.opening(actor): actor for actor in crew.start(missing)}
     while failed is None or running:
         if failed is None:
             segments.decode(max(1, len(idle)))
@@ -391,6 +393,7 @@ def _distribute(work: Work, *, crew: _Workers) -> None:
     if failed is not None:
         raise failed
     work.job.segments[:] = [segments.made[number] for number in sorted(segments.made)]
+    return segments.frames_found
 
 
 def _none_starts(error: Exception) -> YonosError:

@@ -28,6 +28,21 @@ Row = dict[str, list[Any]]
 _TELL_S = 0.5
 
 
+def for_workers(options: dict[str, Any]) -> tuple[SR, dict[str, Any]]:
+    """Return an `SR` with these options, not opened, and the options that make the same on another node.
+
+    Raises
+    ------
+    YonosError
+        As `yonos_trt.SR`; so nobody waits for a cluster first.
+    """
+    options = {name: value for name, value in options.items() if value is not None}
+    sr = SR(**options)
+    if options.get("engine_dir") is not None:
+        options["engine_dir"] = sr.__getstate__()["engine_dir"]
+    return sr, options
+
+
 class Upscaler:
     """Upscale batches of pictures in a worker of Ray: one `SR`, opened once, with the threads and memory Ray
     gave it.

@@ -73,7 +73,7 @@ class Work:
     progress: OnFrames | None
 
 
-MakeSegments = Callable[[Work], None]
+MakeSegments = Callable[[Work], int]
 
 
 def expected_frames(info: VideoInfo, options: VideoOptions) -> int | None:
@@ -208,7 +208,7 @@ def to_file(
     ----------
     make
         Called with the work once everything that can be refused was; appends what is missing to
-        ``work.job.segments``, whole and in order.
+        ``work.job.segments``, whole and in order; returns how many frames were there already.
     upscaler_id
         Called when the input and the options are known to be usable.
     source, target, scale, options, progress
@@ -250,8 +250,7 @@ def to_file(
                 job.remove()
                 return report
             _check_free(target, job)
-            report.frames_resumed = job.frames
-            make(Work(reader, path, job, options, scale, watch, progress))
+            report.frames_resumed = make(Work(reader, path, job, options, scale, watch, progress))
             if not job.segments:
                 end = "its end" if options.end_s is None else f"{options.end_s} s"
                 raise InputError(
@@ -284,8 +283,8 @@ def to_file(
     return report
 
 
-def _here(work: Work, upscale: Upscale) -> None:
-    """Make the segments in this process."""
+def _here(work: Work, upscale: Upscale) -> int:
+    """Make the segments in this process; return how many frames were there already."""
     reader, job, options, watch = work.reader, work.job, work.options, work.watch
     done_times = [t for segment in job.segments for t in segment.times]
     # the frame before the first one wanted is the stabiliser's state
@@ -309,6 +308,7 @@ def _here(work: Work, upscale: Upscale) -> None:
         watch.seconds["encode"] += time.perf_counter() - begin
     if job.frames < len(done_times):
         raise InputError(f"{reader.name} has lost frames since the segments were made; start again")
+    return len(done_times)
 
 
 def _left_out_before(reader: VideoReader, file: Path | None) -> list[str]:
