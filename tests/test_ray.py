@@ -7,6 +7,7 @@ import http.client
 import json
 import logging
 import os
+import queue
 import shutil
 import signal
 import subprocess
@@ -160,7 +161,29 @@ def test_blocks_get_smaller_and_hold_every_picture() -> None:
         sizes = run.block_sizes(count, workers)
         assert (sum(sizes), sizes[-1]) == (count, 1)
         assert sizes == sorted(sizes, reverse=True)
-        assert sizes[0] <= 32
+        assert sizes[0] <= max(32, 2 * workers)
+    assert run.block_sizes(1_000_000, 100)[0] == 200  # each costs the driver some milliseconds
+    assert [run.told_every_s(workers) for workers in (1, 25, 100)] == [0.5, 0.5, 2.0]
+
+
+@pytest.mark.parametrize(("tell_s", "messages"), [(0.0, 6), (30.0, 1)])
+def test_results_are_told_together_for_a_while(tell_s: float, messages: int) -> None:
+    from yonos_trt.ray_data.worker import _grouped
+
+    rows: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+
+    def work() -> None:
+        for place in range(6):
+            rows.put({"place": place})
+            time.sleep(0.02)
+        rows.put(None)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    told = list(_grouped(rows, tell_s))
+    thread.join()
+    assert [row["place"] for group in told for row in group] == list(range(6))
+    assert len(told) == messages if tell_s else len(told) > 1
 
 
 def test_a_slow_picture_holds_back_few_others_and_none_at_the_end() -> None:

@@ -39,6 +39,7 @@ from yonos_trt.ray_data.planning import BatchPlan, plan
 from yonos_trt.sr import SR
 
 MODEL = "lite-x4"
+_NOTED_S = 0.5
 
 
 class Nothing:
@@ -61,29 +62,33 @@ class Clock(Silent):
         super().__init__(quiet=True)
         self.began_s = time.perf_counter()
         self._workers, self._seen = workers, set[str]()
-        self._times: list[tuple[float, Counter[str]]] = []
+        self._times: list[float] = []
+        self._spent: list[tuple[int, Counter[str]]] = []  # noted now and then: it takes milliseconds
 
     def finish(self, name: str, **facts: Any) -> None:
         """Note the time."""
         self._seen.add(facts.get("worker", ""))
         if len(self._seen) == self._workers:
-            self._times.append((time.perf_counter(), cpu_seconds()))
+            self._times.append(time.perf_counter())
+            if not self._spent or self._times[-1] - self._times[self._spent[-1][0]] > _NOTED_S:
+                self._spent.append((len(self._times) - 1, cpu_seconds()))
 
     @property
     def start_s(self) -> float:
         """Seconds to the first result, by when every worker had told one."""
-        return self._times[0][0] - self.began_s
+        return self._times[0] - self.began_s
 
     @property
     def each_s(self) -> float:
         """Seconds a picture, from the first to the last result."""
-        return (self._times[-1][0] - self._times[0][0]) / (len(self._times) - 1)
+        return (self._times[-1] - self._times[0]) / (len(self._times) - 1)
 
     @property
     def each_cpu_s(self) -> dict[str, float]:
         """CPU seconds a picture, by who spent them, as `cpu_seconds`."""
-        spent = self._times[-1][1] - self._times[0][1]
-        return {name: spent[name] / (len(self._times) - 1) for name in spent}
+        (first, before), (last, after) = self._spent[0], self._spent[-1]
+        spent = after - before
+        return {name: spent[name] / (last - first) for name in spent}
 
 
 def cpu_seconds() -> Counter[str]:
@@ -127,7 +132,8 @@ def main() -> None:
             seconds = {"seconds": time.perf_counter() - start_s, "cpu_seconds": spent}
             told({"start_of_ray": {name: round(s, 1) for name, s in seconds.items()}})
             if asked.scheduled:
-                told(scheduled(ray, asked.scheduled))
+                for size in (0, 200):  # 200: as a hundred workers get them
+                    told(scheduled(ray, asked.scheduled, size))
             if asked.pictures:
                 told(in_earnest(folder, asked.pictures, asked.side, asked.turns))
     print(json.dumps({"minutes": round((time.perf_counter() - began_s) / 60, 1)}))
@@ -169,8 +175,9 @@ def timed(source: Path, out: Path) -> tuple[float, BatchPlan]:
     return time.perf_counter() - began_s, made
 
 
-def scheduled(ray: Any, count: int) -> dict[str, Any]:
-    """Send names through workers that do nothing; note this process's memory on the way."""
+def scheduled(ray: Any, count: int, size: int = 0) -> dict[str, Any]:
+    """Send names through workers that do nothing, in blocks of `size` or (0) as two workers get them; note
+    this process's memory on the way."""
     made = BatchPlan([f"/in/p{i}.png" for i in range(count)], [f"/out/p{i}_x4.png" for i in range(count)])
     clock = Clock()
     batch = run._Batch(made, clock)
@@ -178,7 +185,7 @@ def scheduled(ray: Any, count: int) -> dict[str, Any]:
     share = share_of(ray, workers=2, cpus=1, gpus=0, memory_mb=None, on_gpu=False)
     run.Teller = Nothing  # type: ignore[misc]
     mib = [resident_mib()]
-    sizes = run.block_sizes(count, share.workers)
+    sizes = [size] * (count // size) if size else run.block_sizes(count, share.workers)
     began_s = time.perf_counter()
     rows = run._results(ray, batch, list(range(count)), sizes, share, {}, [])
     for told, row in enumerate(rows, 1):

@@ -33,7 +33,9 @@ from yonos_trt.sizing import Sizing
 REPORT = "yonos-report.jsonl"
 """The report's name in the output folder."""
 
-_LARGEST_BLOCK = 32  # pictures
+_LARGEST_BLOCK = 32  # pictures, of up to 16 workers
+_MESSAGES_PER_S = 50  # that all workers send: the driver takes some 150 (benchmarks.studies.ray_scale)
+_TELL_S = 0.5
 _ROUNDS = 4  # a block is at most the remaining pictures, divided by the workers, so many times
 _DEATHS = 3  # a picture whose worker died so often has failed
 
@@ -329,12 +331,20 @@ def _elsewhere(batch: _Batch, share: Share) -> list[tuple[list[int], list[str]]]
 
 
 def block_sizes(count: int, workers: int) -> list[int]:
-    """Divide `count` pictures into blocks that get smaller, so that nobody waits long for the last one."""
-    sizes = []
+    """Divide `count` pictures into blocks that get smaller, so that nobody waits long for the last one.
+
+    Each costs the driver a turn of its loop, so they are larger where there are many workers.
+    """
+    sizes, largest = [], max(_LARGEST_BLOCK, 2 * workers)
     while count:
-        sizes.append(max(1, min(_LARGEST_BLOCK, count // (_ROUNDS * workers))))
+        sizes.append(max(1, min(largest, count // (_ROUNDS * workers))))
         count -= sizes[-1]
     return sizes
+
+
+def told_every_s(workers: int) -> float:
+    """Return the seconds in which a worker's results make one message."""
+    return max(_TELL_S, workers / _MESSAGES_PER_S)
 
 
 def _results(
@@ -359,7 +369,7 @@ def _results(
         Teller,
         batch_size=None,
         batch_format="numpy",
-        fn_constructor_kwargs=options,
+        fn_constructor_kwargs={**options, "tell_s": told_every_s(share.workers)},
         compute=ray.data.ActorPoolStrategy(size=min(share.workers, len(sizes))),
         num_cpus=share.cpus,
         num_gpus=share.gpus or None,

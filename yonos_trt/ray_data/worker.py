@@ -25,8 +25,6 @@ from yonos_trt.sr import SR
 
 Row = dict[str, list[Any]]
 
-_TELL_S = 0.5
-
 
 def for_workers(options: dict[str, Any]) -> tuple[SR, dict[str, Any]]:
     """Return an `SR` with these options, not opened, and the options that make the same on another node.
@@ -56,6 +54,8 @@ class Upscaler:
     ----------
     stages
         Keyword parameters of `yonos_trt.cli.file_stages.FileStages`: rows, alpha, format, options, sizing.
+    tell_s
+        Seconds in which results are gathered and yielded together.
     options
         Keyword parameters of `yonos_trt.SR`. `threads` and `memory_limit_mb` are, where not given, the CPUs
         and the ``memory`` that Ray reserved for this worker; all CPUs and no limit outside of Ray.
@@ -66,12 +66,12 @@ class Upscaler:
         As `yonos_trt.SR`.
     """
 
-    def __init__(self, stages: dict[str, Any] | None = None, **options: Any) -> None:
+    def __init__(self, stages: dict[str, Any] | None = None, *, tell_s: float = 0.5, **options: Any) -> None:
         given = _given()
         self.node = given.pop("node", "")
         self.worker = f"{socket.gethostname()}:{os.getpid()}"
         self.options = given | {k: v for k, v in options.items() if v is not None or k not in given}
-        self._stages = dict(stages or {})
+        self._stages, self._tell_s = dict(stages or {}), tell_s
         self._sr: SR | None = None
 
     @property
@@ -94,7 +94,7 @@ class Upscaler:
         Yields
         ------
         dict of str to list
-            For names, a row for each picture as soon as it is finished: ``index`` (the batch's column of that
+            For names, a row for each picture soon after it is finished: ``index`` (the batch's column of that
             name, else the place in the batch), ``source`` and ``target`` as given, ``state`` ("done",
             "failed" or "fatal", which every other picture would meet as well), ``error`` and ``reason``,
             ``left_out``, ``seconds``, ``worker`` ("host:pid") and ``node``.
@@ -116,7 +116,7 @@ class Upscaler:
         rows: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         thread = threading.Thread(target=self._work, args=(sources, targets, rows.put), daemon=True)
         thread.start()
-        for told in _grouped(rows):
+        for told in _grouped(rows, self._tell_s):
             for row in told:
                 place = row.pop("place")
                 row |= {"index": indices[place], "source": sources[place], "target": targets[place]}
@@ -153,17 +153,17 @@ def raised(told: dict[str, Any]) -> YonosError:
     return (kind if kind in _PLAIN else YonosError)(f"{told['reason']} (in the worker {told['worker']})")
 
 
-def _grouped(rows: queue.SimpleQueue[dict[str, Any] | None]) -> Iterator[list[dict[str, Any]]]:
-    """Yield what is told within half a second together: each delivery costs the driver a turn of its loop."""
+def _grouped(rows: queue.SimpleQueue[dict[str, Any] | None], tell_s: float) -> Iterator[list[dict[str, Any]]]:
+    """Yield what is told within `tell_s` together: each delivery costs the driver a turn of its loop."""
     told: list[dict[str, Any]] = []
-    last_s = 0.0
+    last_s = time.monotonic()
     row: dict[str, Any] | None = {}
     while row is not None:
         with contextlib.suppress(queue.Empty):
-            row = rows.get(timeout=_TELL_S if told else None)
+            row = rows.get(timeout=max(0.0, last_s + tell_s - time.monotonic()) if told else None)
             if row is not None:
                 told.append(row)
-        if told and (row is None or time.monotonic() - last_s >= _TELL_S):
+        if told and (row is None or time.monotonic() - last_s >= tell_s):
             yield told
             told, last_s = [], time.monotonic()
 
