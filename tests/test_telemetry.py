@@ -18,6 +18,7 @@ from helpers import make_engine_dir, picture
 from PIL import Image
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+ELSEWHERE = "http://198.41.0.4/photo.png"  # a public address; the recorder refuses the connection
 LOUD = {"onnxruntime", "openvino", "openvino_telemetry"}
 
 
@@ -197,15 +198,26 @@ def test_the_page_sends_nothing_but_to_its_visitor(quiet: Quiet, photo: Path, tm
         env=environment,
     )
     assert process.stdout is not None
+    answers = []
     try:
         address = process.stdout.readline().strip()
         assert address.startswith("http://127.0.0.1:"), process.communicate()[1]
         page = urllib.request.urlopen(address, timeout=60).read().decode()
+        for named in ({"path": ELSEWHERE}, {"path": ELSEWHERE, "url": ELSEWHERE}):
+            order = [{**named, "meta": {"_type": "gradio.FileData"}}]
+            asked = json.dumps({"data": [order, "lite-x2", 0, 0.0, "PNG", 95, True]}).encode()
+            call = f"{address.rstrip('/')}/gradio_api/call/upscale"
+            headers = {"Content-Type": "application/json"}
+            with urllib.request.urlopen(urllib.request.Request(call, asked, headers), timeout=60) as got:
+                event = json.load(got)["event_id"]
+            with urllib.request.urlopen(f"{call}/{event}", timeout=60) as got:
+                answers.append(got.read().decode())
         time.sleep(2)  # what reports home does so from a thread, after the start
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
     assert "gradio" in page
+    assert ["fetches nothing" in answer for answer in answers] == [True, True]
     assert (quiet.reached(), quiet.left()) == ([], [])
 
 

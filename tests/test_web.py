@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -234,7 +235,7 @@ import json, sys
 from gradio_client import Client, handle_file
 address, source, other, note = sys.argv[1:]
 client = Client(address, verbose=False, download_files=False)
-def call(*files, model="tiny", factor=0, format="as the input"):
+def call(*files, model="engine", factor=0, format="as the input"):
     files = [handle_file(f) if isinstance(f, str) else f for f in files]
     try:
         out = client.predict(files, model, factor, 0.0, format, 95, True, api_name="/upscale")
@@ -282,6 +283,14 @@ def test_the_api_answers_gradios_own_client(server: Server, tmp_path: Path) -> N
     assert "not in the list of choices" in told["model"][1]
     assert told["foreign"][0].endswith("Error")  # no file of the server's machine
     assert "fetches nothing" in told["address"][1] or "not in the cache" in told["address"][1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is the loopback's too on Linux only")
+def test_the_server_listens_at_one_address_of_the_loopback(server: Server) -> None:
+    port = int(server.address.rpartition(":")[2])
+    socket.create_connection(("127.0.0.1", port), timeout=60).close()
+    with pytest.raises(ConnectionRefusedError):  # a server on all interfaces answers here too
+        socket.create_connection(("127.0.0.2", port), timeout=60).close()
 
 
 @pytest.fixture(scope="module")

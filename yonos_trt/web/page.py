@@ -50,6 +50,8 @@ def import_gradio(folder: Path) -> Any:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_OFFLINE": "1",
         "GRADIO_TEMP_DIR": str(folder),
+        "MPLBACKEND": "agg",  # Gradio asks matplotlib, where that is installed, at every order
+        "MPLCONFIGDIR": str(folder),  # which makes folders in the home otherwise
     }
     try:
         gradio = importlib.import_module("gradio")
