@@ -10,6 +10,7 @@ import os
 import queue
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -31,7 +32,7 @@ from yonos_trt.cli.main import cli
 from yonos_trt.cli.progress import Silent
 from yonos_trt.errors import ConfigError, InputError, MissingExtraError, YonosError
 from yonos_trt.host import usable_cpus
-from yonos_trt.ray_data import places, run, upscale
+from yonos_trt.ray_data import cluster, places, run, upscale
 from yonos_trt.ray_data.cluster import connected, share_of
 from yonos_trt.ray_data.planning import plan
 
@@ -131,19 +132,62 @@ def test_without_the_extra_the_error_names_it(
     assert (done.exit_code, "'.[ray]'" in done.stderr) == (3, True)
 
 
-def test_rays_client_needs_its_package_and_does_not_run_ray_data(
-    photos: Path, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rays_client_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
-    with pytest.raises(ConfigError, match=r"ray://head:10001 is; run the same on a node .* --address auto"):
-        upscale(str(photos), str(tmp_path), engine_dir=engine, address="ray://head:10001")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with (
-        pytest.raises(MissingExtraError, match=r"ray://head:10001 needs the package 'grpc'.*'\.\[ray\]'"),
-        connected("ray://head:10001"),
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    for address in ("ray://head:10001", "auto"):  # Ray's own rule for "auto"
+        with (
+            pytest.raises(MissingExtraError, match=r"ray://head:10001 needs the package 'grpc'.*'\.\[ray\]'"),
+            connected(address),
+        ):
+            pass
+
+
+def test_an_address_of_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would import a module of that name."""
+    ray = pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
+    for address in ("this://head:1", "auto"):
+        with (
+            pytest.raises(ConfigError, match=r"is no address of Ray; expected auto, HOST:PORT or ray://HOST"),
+            connected(address),
+        ):
+            pass
+
+
+def test_a_client_whose_process_did_not_live_connects_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server forks one for each client while other threads of it hold gRPC."""
+    pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
+    said = (
+        "Initialization failure from server:\nTraceback (most recent call last):\n  File\nRuntimeError: died"
+    )
+    errors: list[Exception] = [ConnectionAbortedError(said)]
+
+    class Ray:
+        @staticmethod
+        def init(**_: Any) -> None:
+            if errors:
+                raise errors.pop()
+
+        @staticmethod
+        def shutdown() -> None:
+            pass
+
+    cluster._start(Ray(), {"address": "ray://head:10001"})
+    assert not errors
+    errors[:] = [ConnectionAbortedError(said)] * 9
+    with pytest.raises(
+        YonosError,
+        match=r"failure from server: RuntimeError: died\); start it with GRPC_ENABLE_FORK_SUPPORT=0",
     ):
-        pass
+        cluster._start(Ray(), {"address": "ray://head:10001"})
+    assert len(errors) == 6
+    errors[:] = [ConnectionError("ray client connection timeout")]
+    with pytest.raises(ConfigError, match=r"there is no Ray cluster at 'ray://head:10001' \(ray client conn"):
+        cluster._start(Ray(), {"address": "ray://head:10001"})
 
 
 def test_the_dry_run_starts_nothing_and_leaves_out_what_is_there(photos: Path, tmp_path: Path) -> None:
@@ -269,6 +313,56 @@ def test_names_are_shown_without_secrets_and_survive_the_way_through_a_uri() -> 
     assert places.local("file:///in/a%20b.png") == "/in/a b.png"
     with pytest.raises(InputError, match="names the machine 'elsewhere'"):
         places.local("file://elsewhere/in")
+    assert places.below("hdfs:///in", "a.png") == "hdfs:///in/a.png"  # one slash would be a local path
+
+
+def test_names_that_are_not_utf_8_are_sent_and_come_back() -> None:
+    for name in ("/in/na\udcff\udcfeme #?%.png", "/in/ä 100%.png"):
+        places.sendable(name).encode()
+        assert places.local(places.sendable(name)) == name
+    assert places.below("s3://bucket/in", "\udcff.png") == "s3://bucket/in/%FF.png"
+
+
+def test_what_would_be_another_place_is_refused(tmp_path: Path) -> None:
+    """What stands behind ``#`` is no part of the path; neither is ``?`` of a file."""
+    pytest.importorskip("pyarrow")
+    (tmp_path / "in").mkdir()
+    here = f"file://{tmp_path}"
+    for source, target, said in (
+        (f"{here}/in#2", "out", "'#' is written %23"),
+        (f"{here}/in?2", "out", r"'\?' is written %3F"),
+        ("memory://batch/in#2", "out", r"^memory://batch/in#\.\.\.: '#' is written %23"),
+        (f"{here}/none", "out", f"^{tmp_path}/none: not found"),
+    ):
+        with pytest.raises(InputError, match=said):
+            plan(source, str(tmp_path / target), recursive=False, suffix="", label="4", format=None)
+
+
+def test_keys_that_lead_out_of_the_target_are_told_of(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    pytest.importorskip("pyarrow")
+    keys = ("p.png", "../q.png", "sub/../../r.png", "./s.png", "/t.png", "u//v.png")
+    for key in keys:
+        fsspec.filesystem("memory").pipe(f"/dots/in/{key}", b"")
+    made = plan("memory://dots/in", str(tmp_path), recursive=True, suffix="_x{scale}", label="4", format=None)
+    assert made.targets == [str(tmp_path / "p_x4.png")]
+    assert len([name for name, reason, failed in made.passed_over if failed and "rename it" in reason]) == 5
+
+
+def test_places_that_take_no_file_are_refused_before_ray_starts(
+    photos: Path, engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
+    monkeypatch.setattr(run, "connected", lambda address: pytest.fail("Ray was started"))
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match=r"file/out: cannot be made \(Not a directory\)"):
+        upscale(str(photos), str(tmp_path / "file" / "out"), engine_dir=engine)
+    report = str(tmp_path / "file" / "report")
+    with pytest.raises(InputError, match=r"file: cannot be written to"):
+        upscale(str(photos), str(tmp_path / "out"), engine_dir=engine, report=report)
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)  # nothing is refused to root
+    with pytest.raises(InputError, match=r"out: cannot be written to; mend its rights"):
+        upscale(str(photos), str(tmp_path / "out"), engine_dir=engine)
 
 
 def test_a_file_system_of_fsspec_is_listed_read_and_written_whole(tmp_path: Path) -> None:
@@ -367,6 +461,7 @@ def test_a_file_that_fails_is_tried_by_another_worker_and_reported(
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     shutil.copy(photos / "p0.png", source)
+    shutil.copy(photos / "p0.png", source / "not utf-8: \udcff.png")
     (source / "bad.png").write_bytes((photos / "p0.png").read_bytes()[:99])
     out.mkdir()
     (out / "p0_x4.png").write_bytes(b"old")
@@ -374,7 +469,7 @@ def test_a_file_that_fails_is_tried_by_another_worker_and_reported(
     done = upscale(
         str(source), str(out), engine_dir=engine, overwrite=True, workers=2, threads=1, progress=told
     )
-    assert (done.done, done.exit_code, told.totals) == (1, 1, {"done": 1, "skipped": 0, "failed": 1})
+    assert (done.done, done.exit_code, told.totals) == (2, 1, {"done": 2, "skipped": 0, "failed": 1})
     assert told.failed == [str(source / "bad.png")]
     (line,) = [json.loads(x) for x in (out / "yonos-report.jsonl").read_text().splitlines()]
     assert line["name"] == str(source / "bad.png")
@@ -384,7 +479,18 @@ def test_a_file_that_fails_is_tried_by_another_worker_and_reported(
     assert (out / "p0_x4.png").read_bytes() != b"old"
     shutil.copy(photos / "p0.png", source / "bad.png")
     assert upscale(str(source), str(out), engine_dir=engine, workers=1).exit_code == 0
-    assert sorted(contents(out)) == ["bad_x4.png", "p0_x4.png"]
+    assert sorted(contents(out)) == ["bad_x4.png", "not utf-8: \udcff_x4.png", "p0_x4.png"]
+
+
+def test_a_worker_on_another_disk_ends_the_run(photos: Path, engine: str, tmp_path: Path) -> None:
+    """It would write results where nobody looks for them."""
+    pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
+    block = {"index": [7], "source": [str(photos / "p0.png")], "target": [str(tmp_path / "out" / "p.png")]}
+    worker = run.Teller(sight=[str(photos), str(tmp_path / "out")], engine_dir=engine)
+    ((row,),) = [json.loads(told) for rows in worker(block) for told in rows["told"]]
+    assert (row["index"], row["state"], row["error"]) == (7, "fatal", "InputError")
+    assert row["reason"].startswith(f"{tmp_path}/out is not seen; folders lie on a disk that all nodes share")
+    assert contents(tmp_path) == {}
 
 
 def test_what_every_picture_would_meet_ends_the_run(
@@ -455,6 +561,49 @@ def test_a_worker_that_is_killed_costs_nothing(
     while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
         assert time.monotonic() < patience_s, "workers still hold CPUs"
         time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def client_address(ray: Any) -> str:
+    """Where `ray`'s cluster takes clients; their server is started as ``ray start`` starts it."""
+    node = ray._private.worker._global_node
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        node._ray_params.ray_client_server_port = free.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:  # what that server forks would now and then not live
+        patch.setenv("GRPC_ENABLE_FORK_SUPPORT", "0")
+        node.start_ray_client_server()
+    return f"ray://127.0.0.1:{node._ray_params.ray_client_server_port}"
+
+
+def test_a_client_that_is_killed_is_said_again(
+    client_address: str, photos: Path, engine: str, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    """``--address ray://``: the same results and the same report, and nothing of the client's folder runs."""
+    source, out, folder, sprung = (tmp_path / name for name in ("in", "out", "folder", "sprung"))
+    shutil.copytree(photos, source)
+    (source / "bad.png").write_bytes((photos / "p0.png").read_bytes()[:99])
+    folder.mkdir()
+    for name in ("numpy", "PIL", "yonos_trt", "pyarrow", "ray", "json"):
+        (folder / f"{name}.py").write_text(f"open({str(sprung)!r}, 'a').write(__file__ + '\\n')\n")
+    words = ["batch", source, out, "-m", engine, "--recursive", "--workers", "1", "--threads", "1", "-q"]
+    command = [sys.executable, "-I", *YONOS[1:], *map(str, words), "--address", client_address]
+    environment = os.environ | {"RAY_CLIENT_RECONNECT_GRACE_PERIOD": "1"}  # s; by itself 30
+    driver = subprocess.Popen(command, cwd=folder, env=environment)
+    while driver.poll() is None and not list(out.glob("*.png")):
+        time.sleep(0.01)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL  # it was at work
+    assert not (out / "yonos-report.jsonl").exists()
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (done.returncode, "bad.png" in done.stderr, sprung.exists()) == (1, True, False), done.stderr
+    made = contents(out)
+    (line,) = made.pop("yonos-report.jsonl").splitlines()
+    assert made == expected
+    told = json.loads(line)
+    assert (told["name"], len(set(told["worker"]))) == (str(source / "bad.png"), 2)
 
 
 def test_ray_reports_nothing_to_its_makers_and_leaves_nothing_behind(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import resource
@@ -187,8 +188,8 @@ def scheduled(ray: Any, count: int, size: int = 0) -> dict[str, Any]:
     mib = [resident_mib()]
     sizes = [size] * (count // size) if size else run.block_sizes(count, share.workers)
     began_s = time.perf_counter()
-    rows = run._results(ray, batch, list(range(count)), sizes, share, {}, [])
-    for told, row in enumerate(rows, 1):
+    rows = run._results(ray, batch.blocks(range(count), sizes), share, {}, [])
+    for told, row in enumerate(itertools.chain.from_iterable(rows), 1):
         batch.take(row)
         if told % max(1, count // 4) == 0:
             mib.append(resident_mib())

@@ -238,7 +238,7 @@ def _walk(top: Path, output: str | None, *, recursive: bool) -> Iterator[tuple[P
             elif reason := _reason(entry):
                 yield path, PassedOver(path, reason)
             elif is_output:
-                yield path, PassedOver(path, "lies in the output folder; name it with -i to take it")
+                yield path, PassedOver(path, "lies in the output folder; name it as an input to take it")
             else:
                 yield path, None
 
@@ -246,7 +246,7 @@ def _walk(top: Path, output: str | None, *, recursive: bool) -> Iterator[tuple[P
 def _reason(entry: os.DirEntry[str]) -> str | None:
     """Say why something that is no folder is passed over; None for a picture."""
     if _is_dir(entry, follow=True):
-        return "a link to a folder; name it with -i to take it"
+        return "a link to a folder; name it as an input to take it"
     if reason := why_not(entry.name):
         return reason
     try:

@@ -376,7 +376,7 @@ cluster = compose(
     click.option("--gpus-per-worker", type=Finite(0, 64), metavar="N",
                  help="GPUs of each worker, 0.5 too; default: 1 where there are GPUs."),
     click.option("--address", metavar="ADDRESS",
-                 help="Ray cluster: auto, HOST:PORT, of video ray://HOST:PORT too; default: this machine."),
+                 help="Ray cluster: auto, HOST:PORT or ray://HOST:PORT; default: this machine."),
 )  # fmt: skip
 
 reporting = compose(

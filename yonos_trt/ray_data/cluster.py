@@ -69,8 +69,9 @@ def connected(address: str | None) -> Iterator[Any]:
     Parameters
     ----------
     address
-        "auto", ``ray://HOST:PORT`` or ``HOST:PORT`` of a cluster that is there; None starts Ray on this
-        machine, or stays where the process is connected already.
+        "auto" (the environment's ``RAY_ADDRESS``, else this machine's), ``ray://HOST:PORT`` or ``HOST:PORT``
+        of a cluster that is there; None starts Ray on this machine, or stays where the process is connected
+        already.
 
     Raises
     ------
@@ -87,6 +88,10 @@ def connected(address: str | None) -> Iterator[Any]:
             raise ConfigError(f"this process is connected to Ray already; leave the address {address!r} out")
         yield ray
         return
+    if address == "auto":  # as Ray has it
+        address = os.environ.get("RAY_ADDRESS") or address
+    if address is not None and "://" in address and not address.startswith("ray://"):
+        raise ConfigError(f"{address!r} is no address of Ray; expected auto, HOST:PORT or ray://HOST:PORT")
     if (address or "").startswith("ray://") and importlib.util.find_spec("grpc") is None:
         raise MissingExtraError(f"the address {address}", package="grpc", extra="ray")
     with contextlib.ExitStack() as stack:
@@ -157,18 +162,21 @@ def _start(ray: Any, options: dict[str, Any]) -> None:
         try:
             ray.init(**options)
             return
-        except (ConnectionError, ValueError) as error:
-            if address != "local":
-                raise ConfigError(
-                    f"there is no Ray cluster at {address!r} ({one_line(error)}); start one, mend the "
-                    "address, or leave it out to run on this machine"
-                ) from error
-            raise YonosError(f"Ray does not start on this machine ({one_line(error)})") from error
         except Exception as error:  # Ray raises plain ones
+            # the client's server forks among threads of gRPC: what it forks may not live (Ray's issue 63202)
+            forked = "Initialization failure from server" in str(error)
+            if isinstance(error, (ConnectionError, ValueError)) and not forked:
+                if address != "local":
+                    raise ConfigError(
+                        f"there is no Ray cluster at {address!r} ({one_line(error)}); start one, mend the "
+                        "address, or leave it out to run on this machine"
+                    ) from error
+                raise YonosError(f"Ray does not start on this machine ({one_line(error)})") from error
             ray.shutdown()
-            if address != "local" or attempt == _STARTS:
+            if not (forked or address == "local") or attempt == _STARTS:
                 does = "start on this machine" if address == "local" else f"connect to {address!r}"
-                raise YonosError(f"Ray does not {does} ({one_line(error)})") from error
+                remedy = "; start it with GRPC_ENABLE_FORK_SUPPORT=0 in the environment" if forked else ""
+                raise YonosError(f"Ray does not {does} ({one_line(error)}){remedy}") from error
             _log.info("Ray did not start (%s); trying again", one_line(error))
 
 
@@ -184,7 +192,10 @@ def _quieten() -> None:
 
 
 def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    """Return what an error says, without the traceback that Ray puts into it."""
+    before, traceback, after = str(error).partition("Traceback (most recent call last):")
+    lines = [line for line in after.splitlines() if not line.startswith("  ")] if traceback else []
+    return " ".join(" ".join([before, *lines]).split())[:300]
 
 
 @contextlib.contextmanager

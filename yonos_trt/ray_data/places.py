@@ -13,10 +13,10 @@ import contextlib
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from yonos_trt.cli.jobs import ADDRESS
 from yonos_trt.errors import InputError, MissingExtraError, YonosError
@@ -51,6 +51,10 @@ _FINAL = (*_REFUSED, *_NO_BUCKET, *_NO_FILE, *_NO_LIBRARY)
 # ---------------------------------------------------------------------------------------------------------
 # Names
 
+# names of files are bytes, of which Python makes text in this way
+_encoded = partial(quote, errors="surrogateescape")
+_decoded = partial(unquote, errors="surrogateescape")
+
 
 def is_remote(name: str) -> bool:
     """Tell whether a name is a URI of another file system than this machine's own."""
@@ -63,14 +67,37 @@ def local(name: str) -> str:
     Raises
     ------
     InputError
-        ``file://`` names another machine.
+        ``file://`` names another machine, or has ``#`` or ``?`` in it.
     """
     if not ADDRESS.match(name):
         return name
-    parts = urlsplit(name)
+    parts = _split(name)
     if parts.netloc not in ("", "localhost"):
         raise InputError(f"{name}: names the machine {parts.netloc!r}; expected file:///PATH")
-    return unquote(parts.path)
+    if "?" in name:
+        raise InputError(f"{name}: '?' is written %3F in the name of a file")
+    return _decoded(parts.path)
+
+
+def _split(uri: str) -> SplitResult:
+    """Take a URI apart; what stands behind ``#`` would be lost, and another file taken."""
+    if "#" in uri:
+        raise InputError(f"{shown(uri.partition('#')[0])}#...: '#' is written %23 in a URI")
+    return urlsplit(uri)
+
+
+def _joined(parts: SplitResult, path: str, query: str) -> str:
+    """Put a URI together; ``urlunsplit`` makes ``hdfs:/path``, which is a local one, of ``hdfs:///path``."""
+    return f"{parts.scheme}://{parts.netloc}{path}{'?' * bool(query)}{query}"
+
+
+def sendable(name: str) -> str:
+    """Return a name of UTF-8, as Arrow wants it; a path of other bytes becomes ``file:///...``."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return f"file://{_encoded(name)}"
+    return name
 
 
 def below(top: str, relative: str) -> str:
@@ -78,7 +105,7 @@ def below(top: str, relative: str) -> str:
     if not is_remote(top):
         return str(Path(local(top)) / relative)
     parts = urlsplit(top)
-    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(relative)}"))
+    return _joined(parts, f"{parts.path.rstrip('/')}/{_encoded(relative)}", parts.query)
 
 
 def shown(name: str) -> str:
@@ -86,7 +113,7 @@ def shown(name: str) -> str:
     if not is_remote(name):
         return local(name)
     parts = urlsplit(name)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{unquote(parts.path)}"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{_decoded(parts.path)}"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -119,14 +146,14 @@ def _file_system(root: str) -> tuple[Any, str]:
 
 def _at(uri: str) -> tuple[Any, str]:
     """Return the file system of a URI and the path there."""
-    parts = urlsplit(uri)
+    parts = _split(uri)
     query = parts.query
     name, value = _DEFAULTS.get(parts.scheme, ("", ""))
     if name not in query:
         query = "&".join(filter(None, (query, f"{name}={value}")))
     with _told(uri):
-        system, top = _file_system(urlunsplit(parts._replace(path="/", query=query)))
-    return system, f"{top.rstrip('/')}/{unquote(parts.path).strip('/')}".rstrip("/")
+        system, top = _file_system(_joined(parts, "/", query))
+    return system, f"{top.rstrip('/')}/{_decoded(parts.path).strip('/')}".rstrip("/")
 
 
 def list_below(top: str, *, recursive: bool, missing_ok: bool = False) -> Iterator[str]:
@@ -146,7 +173,7 @@ def list_below(top: str, *, recursive: bool, missing_ok: bool = False) -> Iterat
         return system.get_file_info(FileSelector(path, recursive=recursive, allow_not_found=missing_ok))
 
     for info in sorted(_patiently(top, infos), key=lambda info: info.path):
-        relative = info.path[len(path) :].strip("/")
+        relative = info.path[len(path) :].removeprefix("/").rstrip("/")
         if relative and info.type != FileType.NotFound:
             yield relative + "/" * (info.type == FileType.Directory)
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from yonos_trt.atomic import remove_leftovers
 from yonos_trt.cli.jobs import PassedOver, filled_suffix, find_pictures, plan_jobs, target_name, why_not
-from yonos_trt.errors import ConfigError
+from yonos_trt.errors import ConfigError, InputError
 from yonos_trt.images import READABLE_SUFFIXES
 from yonos_trt.ray_data import places
 
@@ -30,6 +30,11 @@ class BatchPlan:
         """Folders of this machine that results go to."""
         return {Path(target).parent for target in self.targets if not places.is_remote(target)}
 
+    @property
+    def top(self) -> list[Path]:
+        """One of `folders`, with the fewest parts; none where they are not of this machine."""
+        return sorted(self.folders, key=lambda folder: len(folder.parts))[:1]
+
 
 def plan(
     source: str, target: str, *, recursive: bool, suffix: str, label: str, format: str | None
@@ -48,10 +53,12 @@ def plan(
     ConfigError
         As `plan_jobs`.
     InputError
-        A place cannot be listed.
+        A place is not there, or cannot be listed.
     """
     if not source or not target:
         raise ConfigError("an empty name was given; expected SRC and DST, each a folder or a URI")
+    if not places.is_remote(source) and not os.path.exists(places.local(source)):
+        raise InputError(f"{places.shown(source)}: not found; mend the name")
     if places.is_remote(source) or places.is_remote(target):
         made = _with_uris(
             source, target, recursive=recursive, addition=filled_suffix(suffix, label), format=format
@@ -107,6 +114,8 @@ def _with_uris(source: str, target: str, *, recursive: bool, addition: str, form
                 continue  # results of an earlier run, or of this one
             elif reason := why_not(name):
                 made.passed_over.append((path, reason, False))
+            elif {"", ".", ".."} & set(name.split("/")):  # it could lead out of the target
+                made.passed_over.append((path, "an empty part, '.' or '..' in its name; rename it", True))
             else:
                 pictures.append((places.below(source, name), name))
     else:

@@ -4,6 +4,9 @@ twice.
 The names go to Ray Data in blocks that get smaller towards the end; every worker takes the next block when it
 has finished one, and every picture is told as it is finished. A block whose worker died is left out by Ray
 Data, and what of it was not told is done again in the next pass, as is, once and elsewhere, what failed.
+
+Ray Data does not run through Ray's client (2.60): with ``ray://`` an actor on the cluster's head node runs it
+and hands over what it is told. Everything else, listings and report too, is done by the caller.
 """
 
 from __future__ import annotations
@@ -11,10 +14,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +26,10 @@ from typing import Any
 from yonos_trt.atomic import remove_leftovers, write_file
 from yonos_trt.cli.jobs import DEFAULT_SUFFIX
 from yonos_trt.cli.progress import Progress, Silent
-from yonos_trt.errors import ConfigError, InputError, YonosError
+from yonos_trt.errors import InputError, YonosError
 from yonos_trt.images import SaveOptions
 from yonos_trt.ray_data import places
-from yonos_trt.ray_data.cluster import Share, connected, import_ray, may_use_gpus, share_of
+from yonos_trt.ray_data.cluster import Share, connected, import_ray, may_use_gpus, one_line, share_of
 from yonos_trt.ray_data.planning import BatchPlan, plan
 from yonos_trt.ray_data.worker import Upscaler, for_workers, raised
 from yonos_trt.sizing import Sizing
@@ -38,6 +42,9 @@ _MESSAGES_PER_S = 50  # that all workers send: the driver takes some 150 (benchm
 _TELL_S = 0.5
 _ROUNDS = 4  # a block is at most the remaining pictures, divided by the workers, so many times
 _DEATHS = 3  # a picture whose worker died so often has failed
+
+
+Block = dict[str, list[Any]]  # index, source, target
 
 
 @dataclass(slots=True)
@@ -91,7 +98,7 @@ def upscale(
     ----------
     source, target
         Folders, or URIs of pyarrow's or fsspec's file systems (``s3://bucket/folder``); see
-        `yonos_trt.ray_data.places`. Folders are the same ones on every node.
+        `yonos_trt.ray_data.places`. They are listed here; folders are the same ones on every node.
     recursive
         Go into sub-folders and keep the tree.
     overwrite
@@ -101,8 +108,8 @@ def upscale(
     workers, gpus_per_worker
         How many, with how many GPUs (parts too) each; None: `yonos_trt.ray_data.cluster.share_of`.
     address
-        The cluster, "auto" or ``HOST:PORT``; None starts Ray on this machine. Not ``ray://``, through which
-        Ray Data does not run (2.60).
+        The cluster, "auto", ``HOST:PORT`` or, from a machine that is no node of it, ``ray://HOST:PORT``; None
+        starts Ray on this machine.
     report
         Path of this machine for the report of failures; None: ``yonos-report.jsonl`` in `target`. Without
         failures there is none.
@@ -123,14 +130,9 @@ def upscale(
     MissingExtraError
         Ray is not installed.
     YonosError
-        Ray does not start, or lost every worker.
+        Ray does not start, or lost every worker; with ``ray://``, the head node or the connection is lost.
     """
     import_ray()  # before any listing
-    if (address or "").startswith("ray://"):
-        raise ConfigError(
-            f"Ray Data does not run through Ray's client, which {address} is; run the same on a node of the "
-            "cluster with --address auto (clips do: yonos video --ray)"
-        )
     todo, wanted = plan_batch(
         source, target, recursive=recursive, suffix=suffix, format=format, size=size, **options
     )
@@ -139,17 +141,21 @@ def upscale(
     batch.leave_out(overwrite=overwrite)
     place = report or (places.below(target, REPORT))
     if batch.left:
+        _check_writable(todo, place)
         on_gpu = may_use_gpus(wanted)
         share_options = {
             "cpus": wanted.pop("threads", None),
             "memory_mb": wanted.pop("memory_limit_mb", None),
         }
         stages = {"rows": rows, "alpha": alpha, "format": format, "options": save, "sizing": size}
+        sight = [str(folder) for folder in todo.top]
+        if not places.is_remote(source):
+            sight.append(os.path.abspath(places.local(source)))
         try:
             with connected(address) as ray:
                 share = share_of(ray, workers=workers, gpus=gpus_per_worker, on_gpu=on_gpu, **share_options)
                 began_s = time.perf_counter()
-                _passes(ray, batch, share, {"stages": stages, **wanted})
+                _passes(ray, batch, share, {"sight": sight, "stages": stages, **wanted})
                 batch.outcome.seconds = round(time.perf_counter() - began_s, 3)
         finally:
             for folder in todo.folders:  # workers that were stopped
@@ -158,6 +164,30 @@ def upscale(
     outcome = batch.outcome
     progress.end(done=outcome.done, skipped=outcome.skipped, failed=len(outcome.failed))
     return outcome
+
+
+def _check_writable(todo: BatchPlan, report: str) -> None:
+    """Refuse places of this machine that take no file, before anybody works for them.
+
+    Raises
+    ------
+    InputError
+        The output folder cannot be made; that, or the report's, cannot be written to.
+    """
+    folders = todo.top
+    try:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be made ({error.strerror}); name another output folder"
+        ) from error
+    if not places.is_remote(report):
+        folders.append(Path(os.path.abspath(places.local(report))).parent)
+    for folder in folders:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise InputError(f"{folder}: cannot be written to; mend its rights, or name another one")
 
 
 def plan_batch(
@@ -212,13 +242,16 @@ class _Batch:
         """What the user calls a picture."""
         return places.shown(self.plan.sources[index])
 
-    def rows(self, indices: Sequence[int]) -> dict[str, list[Any]]:
-        """Return a block for `Upscaler`."""
-        return {
-            "index": list(indices),
-            "source": [self.plan.sources[i] for i in indices],
-            "target": [self.plan.targets[i] for i in indices],
-        }
+    def blocks(self, indices: Sequence[int], sizes: Sequence[int]) -> Iterator[Block]:
+        """Yield blocks of so many pictures for `Upscaler`."""
+        left = iter(indices)
+        for size in sizes:
+            taken = list(itertools.islice(left, size))
+            yield {
+                "index": taken,
+                "source": [places.sendable(self.plan.sources[i]) for i in taken],
+                "target": [places.sendable(self.plan.targets[i]) for i in taken],
+            }
 
     def take(self, row: dict[str, Any]) -> None:
         """Note what became of a picture.
@@ -296,6 +329,7 @@ def _write_report(failed: list[dict[str, Any]], place: str) -> None:
 
 def _passes(ray: Any, batch: _Batch, share: Share, options: dict[str, Any]) -> None:
     """Do what is left until nothing is."""
+    results_of = _through_client if ray.util.client.ray.is_connected() else _results
     first = True
     while batch.left:
         before = len(batch.left)
@@ -304,9 +338,9 @@ def _passes(ray: Any, batch: _Batch, share: Share, options: dict[str, Any]) -> N
             halves = _elsewhere(batch, share)
         for indices, nodes in halves:
             sizes = block_sizes(len(indices), share.workers) if first else [1] * len(indices)
-            told = set()
-            with contextlib.closing(_results(ray, batch, indices, sizes, share, options, nodes)) as results:
-                for row in results:
+            told, blocks = set(), batch.blocks(indices, sizes)
+            with contextlib.closing(results_of(ray, blocks, share, options, nodes)) as results:
+                for row in itertools.chain.from_iterable(results):
                     told.add(row["index"])
                     batch.take(row)
             batch.lost(indices, told)
@@ -348,20 +382,14 @@ def told_every_s(workers: int) -> float:
 
 
 def _results(
-    ray: Any,
-    batch: _Batch,
-    indices: list[int],
-    sizes: list[int],
-    share: Share,
-    options: dict[str, Any],
-    nodes: list[str],
-) -> Generator[dict[str, Any], None, None]:
-    """Yield a row for every picture that a worker has finished."""
+    ray: Any, blocks: Iterable[Block], share: Share, options: dict[str, Any], nodes: list[str]
+) -> Generator[list[dict[str, Any]], None, None]:
+    """Yield rows, one for every picture that a worker has finished, as they come."""
     import pyarrow
 
     names: list[str] = []
-    places_of = iter(indices)
-    tables = [pyarrow.table(batch.rows(list(itertools.islice(places_of, size)))) for size in sizes]
+    tables = [pyarrow.table(block) for block in blocks]
+    workers = min(share.workers, len(tables))
     data = ray.data.from_arrow(tables)
     del tables
     settle(data.context)
@@ -370,7 +398,7 @@ def _results(
         batch_size=None,
         batch_format="numpy",
         fn_constructor_kwargs={**options, "tell_s": told_every_s(share.workers)},
-        compute=ray.data.ActorPoolStrategy(size=min(share.workers, len(sizes))),
+        compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=share.cpus,
         num_gpus=share.gpus or None,
         memory=share.memory_bytes or None,
@@ -379,7 +407,7 @@ def _results(
     try:
         for block in results.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
             for told in block["told"].to_pylist():
-                yield from json.loads(told)
+                yield json.loads(told)
     except ray.exceptions.RayError as error:
         said = str(error).strip().splitlines()
         raise YonosError(f"Ray could not go on: {said[-1] if said else type(error).__name__}") from error
@@ -391,11 +419,61 @@ def _results(
                 ray.kill(ray.get_actor(name), no_restart=True)
 
 
+def _through_client(
+    ray: Any, blocks: Iterable[Block], *others: Any
+) -> Generator[list[dict[str, Any]], None, None]:
+    """Do as `_results`, which runs in an actor; that ends with this generator, or with this process."""
+    at_head = ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001})
+    lead = at_head(_Lead).remote(list(blocks), *others)
+    try:
+        coming = lead.more.remote()
+        while rows := ray.get(coming):
+            coming = lead.more.remote()
+            yield rows
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, YonosError):
+            raise cause from error
+        raise YonosError(
+            f"Ray could not go on ({one_line(error)}); is the cluster still there, and yonos-trt on its head "
+            "node? What is written is whole: say it again"
+        ) from error
+    finally:
+        with contextlib.suppress(Exception):  # what kills it where the connection is lost is Ray
+            ray.kill(lead)
+
+
+class _Lead:
+    """What drives Ray Data in a process of the cluster."""
+
+    def __init__(self, *what: Any) -> None:
+        self._results = _results(import_ray(), *what)
+
+    def more(self) -> list[dict[str, Any]]:
+        """Return the next rows; none at the end."""
+        return next(self._results, [])
+
+
 class Teller(Upscaler):
-    """`Upscaler` with what it yields at once in one row: Ray Data makes a block of each, which takes time."""
+    """`Upscaler` with what it yields at once in one row: Ray Data makes a block of each, which takes time.
+
+    Where one of `sight`, paths that the caller has, is not there, its node's disk is another one.
+    """
+
+    def __init__(self, sight: Sequence[str], **others: Any) -> None:
+        super().__init__(**others)
+        self._sight = sight
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
         """Yield JSON lists of rows."""
+        for path in self._sight:
+            if not os.path.exists(path):
+                reason = (
+                    f"{path} is not seen; folders lie on a disk that all nodes share, under the same name"
+                )
+                facts = {"error": "InputError", "reason": reason, "worker": self.worker}
+                yield {"told": [json.dumps([{"index": int(batch["index"][0]), "state": "fatal", **facts}])]}
+                return
         for rows in super().__call__(batch):
             told = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]
             yield {"told": [json.dumps(told)]}

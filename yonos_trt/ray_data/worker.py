@@ -205,7 +205,7 @@ class _Staged:
         def here(name: str, kind: str) -> Path:
             if not places.is_remote(name):
                 return Path(places.local(name))
-            return folder / kind / Path(places.shown(name)).name
+            return folder / kind / Path(places.shown(name)).name[-60:]  # keys may be longer than names here
 
         return Job(here(source, "in"), here(target, "out"))
 
