@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from yonos_export.verify import (
     functions_from_onnx,
     gate,
     measure,
-    run_chain,
+    run_chains,
 )
 
 from yonos_trt.engine.manifest import STAGE_TENSORS, load_manifest
@@ -127,7 +129,7 @@ def test_stage_answers_for_itself_only(tmp_path: Path) -> None:
     samples = make_samples(ModelInfo.of(load_manifest(right)), tile_px=64)
     reference = _functions(right)
     mixed = {**reference, "step": _functions(other)["step"]}
-    report = measure([run_chain(reference, sample) for sample in samples], mixed, samples)
+    report = measure(run_chains(reference, samples), mixed, samples)
     assert math.isinf(report.stages["encoder"].psnr_db)
     assert math.isinf(report.stages["decoder"].psnr_db)
     assert report.stages["step"].psnr_db < 60
@@ -195,6 +197,25 @@ def test_existing_directory_is_replaced_only_when_forced(graphs: Path, tmp_path:
     (target / "decoder.onnx").unlink()
     export(ExportConfig(source=graphs, engine_dir=target, force=True))
     load_manifest(target, verify=True)
+
+
+def test_force_replaces_an_engine_directory_and_nothing_else(graphs: Path, tmp_path: Path) -> None:
+    """``-o . --force`` beside the weights once removed them."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "me.jpg").write_bytes(b"x")
+    config = ExportConfig(source=graphs, engine_dir=photos, force=True)
+    with pytest.raises(ConfigError, match=r"is no engine directory \(no manifest\.json\)"):
+        export(config)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"source lies in .*, which is written anew as a whole"):
+        export(dataclasses.replace(config, engine_dir=tmp_path))
+    picture = Path(shutil.copy(photos / "me.jpg", graphs))
+    for more in ({"verify_images": (picture,)}, {"onnx_dir": graphs}):
+        with pytest.raises(ConfigError, match="which is written anew as a whole"):
+            export(dataclasses.replace(config, engine_dir=graphs, **more))  # type: ignore[arg-type]
+    assert (photos / "me.jpg").read_bytes() == b"x"
+    assert picture.is_file()
 
 
 def test_dry_run_writes_nothing(graphs: Path, tmp_path: Path) -> None:

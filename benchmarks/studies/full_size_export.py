@@ -6,8 +6,9 @@
 
 An 866 M parameter U-Net (8 input channels; 4 and LoRA of rank 4 for osediff; pruned to 0.75 of its channels,
 without time and prompt, for adcsr) and its autoencoder go the whole way: FP32 graphs, range check, FP16
-graphs with parity, TensorRT-RTX engines (no GPU needed). Wants about 12 GB of memory and 25 GB of disk. Each
-phase runs in the one process of the export; memory is its peak resident set up to the end of the phase.
+graphs with parity, TensorRT-RTX engines (no GPU needed). Wants some 10 GB of memory and 25 GB of disk. All
+phases run in one process; memory is its peak resident set in the phase, files that it has mapped included.
+With ``--work`` model and FP32 graphs stay there, and the next run of the same family goes on from them.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ VAE: dict[str, Any] = {
 }
 
 
-def make_folder(folder: Path) -> dict[str, int]:
-    """Write the diffusers folder; return the parameters of each part."""
+def make_folder(folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """Write the diffusers folder; return the config's fields and the parameters of each part."""
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from safetensors.torch import save_file
@@ -66,7 +67,7 @@ def make_folder(folder: Path) -> dict[str, int]:
     vae.save_pretrained(folder / "vae")
     scheduler.save_pretrained(folder / "scheduler")
     save_file({"context": torch.randn(1, 77, UNET["cross_attention_dim"])}, folder / "context.safetensors")
-    return {
+    return {"source": folder}, {
         "unet": sum(p.numel() for p in unet.parameters()),
         "autoencoder": sum(p.numel() for p in vae.parameters()),
     }
@@ -135,25 +136,53 @@ def make_adcsr(folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
     return fields, counts
 
 
+def made(folder: Path, family: str) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return the config's fields and the parameters of the model in a folder, made if it is missing."""
+    facts = folder / "made.json"
+    if not facts.is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        fields, counts = {"sd": make_folder, "osediff": make_osediff, "adcsr": make_adcsr}[family](folder)
+        fields = {name: str(path.relative_to(folder)) for name, path in fields.items()}
+        facts.write_text(json.dumps({"fields": fields, "parameters": counts}), encoding="utf-8")
+    document = json.loads(facts.read_text(encoding="utf-8"))
+    fields = {name: folder / path for name, path in document["fields"].items()}
+    return fields | ({} if family == "sd" else {"family": family}), document["parameters"]
+
+
+def kernels(engine: Path) -> int:
+    """Count what an engine launches, in the text of its program."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+    from test_export_engines import kernels_in
+
+    return len(kernels_in(engine.read_bytes()))
+
+
 def peak_gb() -> float:
-    """Peak resident set of this process so far, in GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    """Peak resident set of this process since the last call, in GB; where only Linux can tell, so far."""
+    try:
+        (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): begin anew with what is resident now
+        return int(line) * 1024 / 1e9
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 class Phases:
-    """Progress callback that notes when each phase began and how much memory was used by its end."""
+    """Progress callback that notes of each phase seconds by the clock, those of the CPUs, and memory."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
-        self._name, self._began = "", time.perf_counter()
+        self._name, self._began = "", (time.perf_counter(), time.process_time())
 
     def __call__(self, what: str, done: float) -> None:
         if what == self._name:
             return
-        now = time.perf_counter()
+        now, peak = (time.perf_counter(), time.process_time()), peak_gb()
         if self._name:
-            self.rows.append({"phase": self._name, "seconds": now - self._began, "peak_gb": peak_gb()})
-            print(f"{self._name:<40} {now - self._began:7.1f} s  {peak_gb():5.1f} GB", flush=True)
+            seconds, cpu_seconds = (b - a for a, b in zip(self._began, now, strict=True))
+            row = {"phase": self._name, "seconds": seconds, "cpu_seconds": cpu_seconds, "peak_gb": peak}
+            self.rows.append(row)
+            print(f"{self._name:<40} {seconds:7.1f} s {cpu_seconds:7.1f} s CPU {peak:5.1f} GB", flush=True)
         self._name, self._began = what, now
 
 
@@ -204,7 +233,9 @@ def build_from_graphs(graphs: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--work", type=Path, help="scratch folder (default: a temporary one)")
+    parser.add_argument(
+        "--work", type=Path, help="folder that keeps model and graphs (default: a temporary one)"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument(
         "--graphs", type=Path, help="folder with FP16 graphs: build their engines, nothing else"
@@ -216,20 +247,18 @@ def main() -> None:
     if options.graphs is not None:
         finish(build_from_graphs(options.graphs), options.out)
         return
-    work = Path(tempfile.mkdtemp(prefix="full-size-", dir=options.work))
+    kept = None if options.work is None else options.work / options.family
+    work = kept or Path(tempfile.mkdtemp(prefix="full-size-"))
     try:
         source, target = work / "model", work / "engines"
-        if options.family == "sd":
-            fields, parameters = {"source": source}, make_folder(source)
-        else:
-            make = {"osediff": make_osediff, "adcsr": make_adcsr}[options.family]
-            fields, parameters = make(source)
-            fields["family"] = options.family
+        fields, parameters = made(source, options.family)
         phases = Phases()
         export(
             ExportConfig(
                 **fields,
                 engine_dir=target,
+                onnx_dir=kept and kept / "graphs",
+                force=True,
                 precision="fp16",
                 runtime="tensorrt-rtx",
                 keep_fp32=False,
@@ -249,6 +278,7 @@ def main() -> None:
                 "runtime": artifact.runtime,
                 "precision": artifact.precision,
                 "bytes": artifact.bytes + sum(record.bytes for record in artifact.external),
+                **({} if artifact.runtime == "onnx" else {"kernels": kernels(target / artifact.file)}),
             }
             for name, stage in manifest.stages.items()
             for artifact in stage.artifacts
@@ -269,7 +299,8 @@ def main() -> None:
         }
         finish(document, options.out)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if kept is None:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def finish(document: dict[str, Any], out: Path | None) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -22,7 +24,7 @@ from yonos_export.lock import only_builder
 from yonos_export.model_info import ModelInfo, join_licences, licence_chain
 from yonos_export.samples import Sample, make_samples, read_pictures
 from yonos_export.source import Source, fp32_graphs, open_source
-from yonos_export.verify import Chain, functions_from_onnx, gate, measure, run_chain
+from yonos_export.verify import Chain, functions_from_onnx, gate, measure, run_chains
 from yonos_trt.atomic import scratch_directory
 from yonos_trt.engine.manifest import (
     MANIFEST_NAME,
@@ -130,25 +132,27 @@ def _export(config: ExportConfig, source: Source, work: Path, report: OnStage) -
     if config.verify or config.precision != "fp32":
         report("pictures", 0.15)
         samples = make_samples(source.info, config.verify_images, tile_px=config.verify_tile_px)
-    reference = source.reference(graphs) if samples else {}
-    expected = [run_chain(reference, sample) for sample in samples]
+    expected = run_chains(source.reference(graphs), samples)
+    if from_torch := source.stages is not None:
+        source = replace(source, stages=None)
+        gc.collect()  # torch's exporter leaves circles that hold the weights
     if source.manifest is None:
         if config.keep_fp32 or config.precision == "fp32":
             for stage, graph in graphs.items():
                 directory.add_graph(stage, graph, "fp32")
-        if config.verify and source.stages is not None:
+        if config.verify and from_torch:
             report("parity fp32", 0.2)
             limits = config.limits if config.precision == "fp32" else DEFAULT_THRESHOLDS["fp32"]
-            candidate = functions_from_onnx({s: g.path for s, g in graphs.items()})
-            figures = measure(expected, candidate, samples)
+            candidate = {stage: graph.path for stage, graph in graphs.items()}
+            figures = measure(expected, functions_from_onnx(candidate), samples)
             gate(figures, limits, what="the FP32 graph")
             directory.add_parity("fp32", figures)
     for stage, dial in dials.items():
         directory.add_dial(stage, dial)
     if stands and (config.precision != "fp32" or config.runtime != "onnx"):
         graphs = turned_graphs(graphs, dials, stands, work)
-        reference = functions_from_onnx({stage: graph.path for stage, graph in graphs.items()})
-        expected = [run_chain(reference, sample) for sample in samples]
+        turned = functions_from_onnx({stage: graph.path for stage, graph in graphs.items()})
+        expected = run_chains(turned, samples)
     if config.precision != "fp32":
         report(f"convert {config.precision}", 0.3)
         graphs = _low(config, graphs, samples, expected, directory, work, stands)
@@ -347,9 +351,20 @@ def _check_engines(config: ExportConfig) -> None:
 
 
 def _check_target(config: ExportConfig) -> None:
-    """Refuse to replace something without ``force``; an engine directory may be its own source."""
-    target = config.engine_dir
-    if target.exists() and config.source.exists() and target.samefile(config.source):
+    """Refuse to replace anything but an engine directory, that without ``force``, and what the export reads.
+
+    An engine directory may be its own source.
+    """
+    target, source = config.engine_dir, config.source
+    own = target.exists() and source.exists() and target.samefile(source)
+    read = [source, config.base, config.half_decoder, config.prompt_embeds, config.restored, config.onnx_dir]
+    read += [config.timing_cache, config.encoder, config.step, config.decoder, *config.verify_images]
+    for path in read[1 if own else 0 :]:
+        if path is not None and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(target)):
+            raise ConfigError(
+                f"{path} lies in {target}, which is written anew as a whole; choose another --engine-dir"
+            )
+    if own:
         if not (target / MANIFEST_NAME).is_file():
             raise ConfigError(
                 f"{target} is the checkpoint itself; choose another --engine-dir, such as {target}-engines"
@@ -359,6 +374,11 @@ def _check_target(config: ExportConfig) -> None:
         raise ConfigError(f"{target} is a file; choose another --engine-dir")
     if target.is_dir() and any(target.iterdir()) and not config.force:
         raise ConfigError(f"{target} exists; choose another --engine-dir, or replace it with --force")
+    if target.is_dir() and any(target.iterdir()) and not (target / MANIFEST_NAME).is_file():
+        raise ConfigError(
+            f"{target} is no engine directory (no {MANIFEST_NAME}), and --force replaces nothing else; "
+            "choose another --engine-dir"
+        )
 
 
 def _take_over(source: Source, directory: Directory) -> None:

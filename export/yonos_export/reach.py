@@ -14,7 +14,7 @@ import numpy as np
 
 from yonos_export.model_info import ModelInfo
 from yonos_export.samples import make_samples
-from yonos_export.verify import StageFunction, run_chain
+from yonos_export.verify import StageFunction, run_chains
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +48,8 @@ def measure_reach(stages: Mapping[str, StageFunction], info: ModelInfo) -> Reach
     changed = first.image.copy()
     half = changed.shape[3] // 2
     changed[..., half:] = other.image[..., half:]
-    outputs = [
-        np.clip(run_chain(stages, type(first)(first.name, image, first.noise))["decoder"][1], -1, 1)
-        for image in (first.image, changed)
-    ]
+    pair = [first, type(first)(first.name, changed, first.noise)]
+    outputs = [np.clip(chain["decoder"][1], -1, 1) for chain in run_chains(stages, pair)]
     step = side // 2
     columns = np.abs(outputs[0] - outputs[1]).max(axis=(0, 1, 2))[:step][::-1]  # from the edge on
     felt = np.flatnonzero(columns >= _GREY / 2)

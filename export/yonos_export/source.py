@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,7 +66,7 @@ class Source:
         """Make the source of torch stages."""
         return cls(info=stages.info, root=root, stages=stages)
 
-    def reference(self, graphs: dict[str, GraphFile]) -> dict[str, StageFunction]:
+    def reference(self, graphs: dict[str, GraphFile]) -> Mapping[str, StageFunction]:
         """Return the FP32 reference: torch where there is a checkpoint, else the FP32 graphs."""
         if self.stages is not None:
             return functions_from_torch(self.stages)
@@ -88,7 +88,7 @@ def open_source(path: Path) -> Source:
     if not path.is_dir():
         raise ConfigError(
             f"{path} is not a directory; expected a checkpoint folder of yonos-train, a diffusers folder, an "
-            "engine directory or the name of a model of the package"
+            "engine directory or the name of a model of the package; files of published models need --from"
         )
     if (path / MANIFEST_NAME).is_file():
         manifest = load_manifest(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -113,29 +113,49 @@ class ParityReport:
 # Running stages
 
 
-def run_chain(stages: Mapping[str, StageFunction], sample: Sample) -> Chain:
-    """Run the three stages on one sample; return stage -> (its inputs, its output)."""
-    z_l = stages["encoder"]({"image": sample.image})
-    taken = {"z_l": z_l} if sample.noise is None else {"noise": sample.noise, "z_l": z_l}
-    z_0 = stages["step"](taken)
-    image = stages["decoder"]({"z_0": z_0})
-    return {
-        "encoder": ({"image": sample.image}, z_l),
-        "step": (taken, z_0),
-        "decoder": ({"z_0": z_0}, image),
-    }
+def run_chains(stages: Mapping[str, StageFunction], samples: Sequence[Sample]) -> list[Chain]:
+    """Run the three stages on every sample; return stage -> (its inputs, its output) of each.
+
+    Stage by stage: each is asked for once, and not at all where there are no samples.
+    """
+    chains: list[Chain] = [{} for _ in samples]
+    for stage in STAGE_TENSORS if samples else ():
+        feeds = [_feed(stage, chain, sample) for chain, sample in zip(chains, samples, strict=True)]
+        for chain, feed, output in zip(chains, feeds, _outputs(stages[stage], feeds), strict=True):
+            chain[stage] = (feed, output)
+    return chains
+
+
+def _feed(stage: str, chain: Chain, sample: Sample) -> dict[str, Float]:
+    """Return what a stage reads: the sample, or what the stages before it made."""
+    if stage == "encoder":
+        return {"image": sample.image}
+    if stage == "decoder":
+        return {"z_0": chain["step"][1]}
+    z_l = chain["encoder"][1]
+    return {"z_l": z_l} if sample.noise is None else {"noise": sample.noise, "z_l": z_l}
+
+
+def _outputs(function: StageFunction, feeds: Sequence[Mapping[str, Float]]) -> list[Float]:
+    return [function(feed) for feed in feeds]
 
 
 def measure(
     expected: Sequence[Chain], candidate: Mapping[str, StageFunction], samples: Sequence[Sample]
 ) -> ParityReport:
-    """Measure a candidate against what the reference made of the same samples (`run_chain`)."""
-    pairs: dict[str, list[tuple[Float, Float]]] = {stage: [] for stage in STAGE_TENSORS}
+    """Measure a candidate against what the reference made of the same samples (`run_chains`)."""
+    pairs: dict[str, list[tuple[Float, Float]]] = {}
+    chained: list[Chain] = [{} for _ in samples]
+    for stage in STAGE_TENSORS:
+        alone = [chain[stage][0] for chain in expected]
+        fed = [_feed(stage, chain, sample) for chain, sample in zip(chained, samples, strict=True)]
+        made = _outputs(candidate[stage], [*alone, *fed])
+        pairs[stage] = [(c[stage][1], output) for c, output in zip(expected, made[: len(alone)], strict=True)]
+        for chain, feed, output in zip(chained, fed, made[len(alone) :], strict=True):
+            chain[stage] = (feed, output)
     whole: list[tuple[Float, Float]] = []
-    for chain, sample in zip(expected, samples, strict=True):
-        for stage, (inputs, output) in chain.items():
-            pairs[stage].append((output, candidate[stage](inputs)))
-        got = run_chain(candidate, sample)["decoder"][1]
+    for chain, own in zip(expected, chained, strict=True):
+        got = own["decoder"][1]
         finite = np.where(np.isfinite(got), np.clip(got, -1, 1), got)
         whole.append((np.clip(chain["decoder"][1], -1, 1), finite))
     report = ParityReport({stage: compare(p) for stage, p in pairs.items()}, compare(whole, peak=2.0))
@@ -183,29 +203,50 @@ def functions_from_torch(stages: StageSet) -> dict[str, StageFunction]:
     return {stage: wrap(stages.module(stage), names) for stage, (names, _) in tensors.items()}
 
 
-def functions_from_onnx(files: Mapping[str, Path], *, optimise: bool = True) -> dict[str, StageFunction]:
-    """Open one ONNX Runtime session per stage on the CPU and wrap them as functions of arrays.
+def functions_from_onnx(files: Mapping[str, Path], *, optimise: bool = True) -> Mapping[str, StageFunction]:
+    """Return one ONNX graph per stage as functions of arrays, run by ONNX Runtime on the CPU.
 
-    ``optimise=False`` runs the graphs node by node as they are written, so that a rounding in the graph is a
-    rounding in the result.
+    A graph is opened when its stage is asked for, and closed when another one is and nobody holds its
+    function any more; ``dict(...)`` of the result holds all three. ``optimise=False`` runs the graphs node by
+    node as they are written, so that a rounding in the graph is a rounding in the result. A graph that ONNX
+    Runtime refuses is a `BuildError`.
     """
+    return _OnnxStages(files, optimise=optimise)
+
+
+class _OnnxStages(Mapping[str, StageFunction]):
+    def __init__(self, files: Mapping[str, Path], *, optimise: bool) -> None:
+        self._files, self._optimise = dict(files), optimise
+        self._open: tuple[str, StageFunction] | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, stage: str) -> StageFunction:
+        path = self._files[stage]
+        if self._open is None or self._open[0] != stage:
+            self._open = None  # the memory of two networks at once is what a full-size export cannot spare
+            self._open = stage, _function(stage, path, optimise=self._optimise)
+        return self._open[1]
+
+
+def _function(stage: str, path: Path, *, optimise: bool) -> StageFunction:
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        raise BuildError(f"ONNX Runtime cannot open the {stage} graph {path.name}: {error}") from error
+    output = STAGE_TENSORS[stage][1][0]
 
-    def wrap(stage: str, path: Path) -> StageFunction:
-        try:
-            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-            raise BuildError(f"ONNX Runtime cannot open the {stage} graph {path.name}: {error}") from error
-        output = STAGE_TENSORS[stage][1][0]
+    def run(inputs: Mapping[str, Float]) -> Float:
+        result: Float = session.run([output], dict(inputs))[0]
+        return result
 
-        def run(inputs: Mapping[str, Float]) -> Float:
-            result: Float = session.run([output], dict(inputs))[0]
-            return result
-
-        return run
-
-    return {stage: wrap(stage, path) for stage, path in files.items()}
+    return run

@@ -27,7 +27,7 @@ from yonos_export.model_info import ModelInfo, licence_chain
 from yonos_export.reach import measure_reach
 from yonos_export.samples import make_samples
 from yonos_export.source import Source, digest_of, digests_of
-from yonos_export.verify import StageFunction, functions_from_onnx, run_chain
+from yonos_export.verify import StageFunction, functions_from_onnx, run_chains
 from yonos_trt.engine.manifest import STAGE_TENSORS, Model, Origin, Tiles, stage_tensors
 from yonos_trt.errors import BuildError, ConfigError
 
@@ -113,7 +113,7 @@ def open_family(family: Family, config: ExportConfig) -> Source:
 
     def graphs(work: Path) -> dict[str, GraphFile]:
         made = {name: _write(name, files[name], facts, info, work) for name in STAGE_TENSORS}
-        _try(functions_from_onnx({name: graph.path for name, graph in made.items()}), info)
+        _try(dict(functions_from_onnx({name: graph.path for name, graph in made.items()})), info)
         return made
 
     return Source(info=info, root=config.source, graphs=graphs)
@@ -305,8 +305,9 @@ def _try(stages: Mapping[str, StageFunction], info: ModelInfo) -> None:
                     f"{tiles.encoder_input!r} is not the model's"
                 )
             _finite(got, stage, output)
-    for sample in make_samples(info, tile_px=small):
-        for stage, (_, made) in run_chain(stages, sample).items():
+    samples = make_samples(info, tile_px=small)
+    for sample, chain in zip(samples, run_chains(stages, samples), strict=True):
+        for stage, (_, made) in chain.items():
             _finite(made, stage, f"its output on the picture {sample.name}")
     measure_reach(stages, info)
 
