@@ -11,7 +11,7 @@ DEMO   := .venv-demo
 WEB    := .venv-web
 TRITON := .venv-triton
 JOBS   ?= 2
-EXTRAS := images,video,heic,export,train,bench,dev,rtx,ray
+EXTRAS := images,video,heic,export,prompt,train,bench,dev,rtx,ray
 PIP    := install --quiet --disable-pip-version-check -c constraints.txt
 NATIVE := CMakeLists.txt pyproject.toml constraints.txt Makefile csrc $(wildcard csrc/*)
 

@@ -8,6 +8,7 @@ import pickle
 import re
 import shutil
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -360,6 +361,15 @@ def _layer(document: dict[str, Any]) -> str:
         (lambda d: d["state_dict_unet"].pop("conv_in.base_layer.bias"), "lacks conv_in.bias"),
         (lambda d: d["state_dict_unet"][_layer(d)].mul_(float("nan")), "has NaN or infinity"),
         (lambda d: d.update(state_dict_vae=[1]), "state_dict_vae is list"),
+        *(
+            (
+                lambda d, s=side: d["state_dict_unet"].update(
+                    {_layer(d).replace("_A", s): d["state_dict_unet"][_layer(d)][0, 0]}
+                ),
+                r"a LoRA weight of .*attn2\.to_k is \(\), expected at least two dimensions",
+            )
+            for side in ("_A", "_B")
+        ),
         (
             lambda d: d["state_dict_unet"].update({_layer(d): d["state_dict_unet"][_layer(d)][:, :5]}),
             "are not for a layer of shape",
@@ -394,6 +404,13 @@ def test_pickle_that_runs_code_is_refused_and_damage_is_named(
         path.write_bytes(damage)
         with pytest.raises(ConfigError, match=r"damaged\.pkl"):
             _open(source=path, family="osediff", base=osediff[0], prompt_embeds=osediff[2])
+    for start, said in (
+        (b"<!DOCTYPE html>404", r"is no torch file, it begins with b'<!DOCTYPE html>4'"),
+        (b"version https://git-lfs.github.com/spec/v1", "is a pointer of Git LFS, not the file"),
+    ):
+        path.write_bytes(start)
+        with pytest.raises(ConfigError, match=said):
+            _open(source=path, family="osediff", base=osediff[0], prompt_embeds=osediff[2])
     torch.save([1], path)
     with pytest.raises(ConfigError, match="holds list, expected a dictionary"):
         _open(source=path, family="osediff", base=osediff[0], prompt_embeds=osediff[2])
@@ -418,8 +435,34 @@ def test_another_base_is_refused_with_what_was_expected(
         )  # fmt: skip
     with pytest.raises(ConfigError, match="has no tokenizer and no text_encoder"):
         _open(source=pkl, family="osediff", base=osediff[0], prompt="a cat")
-    with pytest.raises(ConfigError, match="cannot be loaded as a diffusers folder"):
+    with pytest.raises(ConfigError, match="has no unet/ and no vae/ and no scheduler/"):
         _open(source=pkl, family="osediff", base=tmp_path, prompt_embeds=prompt)
+
+
+def test_weights_of_a_base_that_lack_tensors_or_are_damaged_are_refused(
+    osediff: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """diffusers puts random numbers where tensors are missing."""
+    from safetensors.torch import load_file, save_file
+
+    base, pkl, prompt = osediff
+    key = "decoder.conv_out.weight"
+    for number, (change, said) in enumerate(
+        (
+            (lambda d: d.pop(key), rf"vae lacks {re.escape(key)}; expected the weights of the network"),
+            (
+                lambda d: d[key].fill_(float("nan")),
+                r"the decoder's decoder\..*conv_out\.weight has NaN or inf",
+            ),
+        )
+    ):
+        folder = shutil.copytree(base, tmp_path / str(number))
+        file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+        tensors = load_file(file)
+        change(tensors)
+        save_file(tensors, file)
+        with pytest.raises(ConfigError, match=said):
+            _open(source=pkl, family="osediff", base=folder, prompt_embeds=prompt)
 
 
 def test_osediff_becomes_fp16_graphs_engines_and_pictures(
@@ -475,7 +518,7 @@ def test_osediff_becomes_fp16_graphs_engines_and_pictures(
 def test_a_prompt_is_what_the_bases_own_text_encoder_makes_of_it(
     osediff: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
-    transformers = pytest.importorskip("transformers", reason="--prompt needs transformers, no dependency")
+    transformers = pytest.importorskip("transformers", reason="--prompt needs the extra prompt")
     import torch
     from family_models import text_parts
     from yonos_export.families.prompt import read_prompt
@@ -509,11 +552,16 @@ def test_an_embedding_from_a_file_needs_no_package_and_a_prompt_names_it(
     whole = tmp_path / "base"
     for part in ("tokenizer", "text_encoder"):
         (whole / part).mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"pip install transformers.*--prompt-embeds FILE"):
+    with pytest.raises(
+        ConfigError, match=r"pip install -c constraints.txt '\.\[prompt\]'.*--prompt-embeds FILE"
+    ):
         read_prompt(whole, "a cat", None)
     for tensors, said in (
         ({"other": torch.zeros(1, 7, 12)}, "context is None"),
         ({"context": torch.zeros(2, 7, 12)}, r"context is \(2, 7, 12\)"),
+        ({"context": torch.zeros(1, 0, 12)}, r"context is \(1, 0, 12\)"),
+        ({"context": torch.zeros(1, 7, 12, dtype=torch.int32)}, "expected floating point"),
+        ({"context": torch.full((1, 7, 12), float("nan"))}, "has NaN or infinity"),
     ):
         save_file(tensors, tmp_path / "wrong.safetensors")
         with pytest.raises(ConfigError, match=said):
@@ -682,8 +730,37 @@ def adcsr(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     return adcsr_files(tmp_path_factory.mktemp("adcsr"))
 
 
+@pytest.fixture
+def networks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Watch an export from torch; the stages whose graphs were opened, never with another network in memory.
+
+    Of 866 M parameters every copy more is gigabytes.
+    """
+    from yonos_export import exporter, verify
+
+    refs: list[weakref.ref[Any]] = []
+    opened: list[str] = []
+    open_source, function = exporter._open, verify._function
+
+    def source(config: ExportConfig) -> Any:
+        found = open_source(config)
+        refs.extend(weakref.ref(found.stages.module(stage)) for stage in ("encoder", "step", "decoder"))
+        return found
+
+    def one(stage: str, path: Path, **options: Any) -> Any:
+        assert all(ref() is None for ref in refs), stage
+        made = function(stage, path, **options)
+        refs.append(weakref.ref(made))
+        opened.append(stage)
+        return made
+
+    monkeypatch.setattr(exporter, "_open", source)
+    monkeypatch.setattr(verify, "_function", one)
+    return opened
+
+
 def test_adcsr_becomes_graphs_with_other_channels_in_than_out(
-    adcsr: tuple[Path, Path, Path], tmp_path: Path
+    adcsr: tuple[Path, Path, Path], tmp_path: Path, networks: list[str]
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
     net, half, base = adcsr
@@ -692,6 +769,7 @@ def test_adcsr_becomes_graphs_with_other_channels_in_than_out(
         "--runtime", "tensorrt-rtx",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
+    assert networks[:9] == ["encoder", "step", "decoder"] * 3  # FP32, FP16 emulated, FP16
     manifest = load_manifest(tmp_path / "out", verify=True)
     model = manifest.model
     assert (model.latent_channels, model.channels("z_0"), manifest.tiles.encoder_input) == (12, 32, "lr")
@@ -735,6 +813,12 @@ def test_the_shapes_of_adcsrs_real_size_make_its_456_million_parameters() -> Non
 _ALIAS = "module.body.1.body.2.resnets.0.conv1.bias"
 
 
+def _narrow(net: dict[str, Any]) -> None:
+    """Let a convolution read fewer channels than there are, as nothing but running it shows."""
+    for key in [k for k in net if re.search(r"(up_blocks\.1|body\.4)\.resnets\.1\.conv1\.weight", k)]:
+        net[key] = net[key][:, :40]
+
+
 def _net(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any], dict[str, Any]], Any]:
     return lambda net, half: change(net)
 
@@ -755,7 +839,13 @@ def _net(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any], d
             _net(lambda d: d.update({_ALIAS: d[_ALIAS] + 1})),
             "is not the layer that stands",
         ),
-        (_net(lambda d: d.pop("module.body.1.conv_in.weight")), "does not make AdcSR's network"),
+        (_net(lambda d: d.pop("module.body.1.conv_in.weight")), "network: it has no conv_in.weight"),
+        (
+            _net(lambda d: d.update({"module.body.1.conv_in.weight": d["module.body.1.conv_in.bias"]})),
+            r"conv_in\.weight is \(24,\), expected 4 dimensions",
+        ),
+        (_net(_narrow), "does not make AdcSR's network: .*channel"),
+        (lambda net, half: net.update(half), r"has unknown decoder\."),
         (
             _net(
                 lambda d: d.update({"module.body.1.conv_in.weight": d["module.body.1.conv_in.weight"][:, :8]})

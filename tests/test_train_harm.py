@@ -280,7 +280,7 @@ def test_no_picture_starts_another_program(
 def test_a_text_encoder_is_loaded_from_safetensors_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stand-in for transformers, which is not installed here: what it is asked for, and what it answers."""
+    """A stand-in for transformers, an extra: what it is asked for, and what it answers."""
     from yonos_train.sd import SdFolderError
     from yonos_train.sd_folder import _empty_prompt
 
@@ -297,7 +297,10 @@ def test_a_text_encoder_is_loaded_from_safetensors_alone(
     monkeypatch.setitem(sys.modules, "transformers", stand_in)
     with pytest.raises(SdFolderError, match=r"text_encoder cannot be loaded from safetensors: no file named"):
         _empty_prompt(tmp_path)
-    assert asked == [{"local_files_only": True, "use_safetensors": True}]
+    assert asked == [{"local_files_only": True, "use_safetensors": True, "output_loading_info": True}]
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(SdFolderError, match=r"pip install -c constraints\.txt '\.\[prompt\]'"):
+        _empty_prompt(tmp_path)
 
 
 # ----------------------------------------------------------------------------------------------------------

@@ -284,6 +284,13 @@ def test_incomplete_folders_are_refused(folder: Path, tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(SdFolderError, match="cannot be loaded as AutoencoderKL"):
         load_sd(other, 4)
+    from safetensors.torch import load_file, save_file
+
+    (file,) = (other / "unet").glob("*.safetensors")
+    shutil.copytree(folder / "vae", other / "vae", dirs_exist_ok=True)
+    save_file({k: v for k, v in load_file(file).items() if k != "conv_out.weight"}, file)
+    with pytest.raises(SdFolderError, match=r"unet lacks conv_out\.weight, which the network of its config"):
+        load_sd(other, 4)
     wide = make_folder(tmp_path / "wide", in_channels=9)
     with pytest.raises(SdFolderError, match="expected 4 or 8 -> 4"):
         load_sd(wide, 4)

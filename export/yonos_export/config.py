@@ -88,7 +88,7 @@ class ExportConfig(BuildOptions):
         ``adcsr``: the file with its half-width decoder.
     prompt
         The one prompt, folded into the graphs; needs the base folder's tokenizer and text encoder, and the
-        package transformers. None: the empty prompt, where the family takes one.
+        extra ``prompt`` (transformers). None: the empty prompt, where the family takes one.
     prompt_embeds
         Instead of `prompt`: a safetensors file with its embedding, the tensor ``context`` (1, L, D).
     encoder, step, decoder

@@ -164,10 +164,19 @@ def make_stages(encoder: nn.Module, unet: nn.Module, decoder: nn.Module, info: M
 
 
 def wrap_stages(encoder: nn.Module, step: nn.Module, decoder: nn.Module, info: ModelInfo) -> StageSet:
-    """Put three finished stages together, in evaluation mode and FP32."""
+    """Put three finished stages together, in evaluation mode and FP32.
+
+    Raises
+    ------
+    ConfigError
+        A weight is NaN or infinite.
+    """
     stages = StageSet(encoder, step, decoder, info)
     for name in STAGES:
-        stages.module(name).eval().float().requires_grad_(False)
+        module = stages.module(name).eval().float().requires_grad_(False)
+        for key, value in module.state_dict().items():
+            if not torch.isfinite(value).all():
+                raise ConfigError(f"the {name}'s {key} has NaN or infinity; the weights are damaged")
     return stages
 
 

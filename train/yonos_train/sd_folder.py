@@ -14,6 +14,7 @@ import dataclasses
 import json
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from yonos_trt.atomic import write_file
+from yonos_trt.errors import install_command, listed
 
 from .folders import save_tensors
 from .model import Bundle
@@ -160,18 +162,30 @@ def _load_part(folder: Path, part: str, kind: str) -> Any:
         (folder / part).glob("*.fp16.safetensors")
     )
     try:
-        return getattr(diffusers, kind).from_pretrained(
+        network, found = getattr(diffusers, kind).from_pretrained(
             folder,
             subfolder=part,
             local_files_only=True,
             use_safetensors=True,
             torch_dtype=torch.float32,
             variant="fp16" if half else None,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise SdFolderError(
             f"{folder / part} cannot be loaded as {kind} from safetensors: {error}"
         ) from error
+    _require_whole(found, folder / part)
+    return network
+
+
+def _require_whole(found: Mapping[str, Any], folder: Path) -> None:
+    """Refuse weights with tensors missing: the libraries put random numbers there, with a warning."""
+    if missing := sorted(found["missing_keys"]):
+        raise SdFolderError(
+            f"{folder} lacks {listed(missing)}, which the network of its config.json has; the weights are "
+            "another network's, or part of them."
+        )
 
 
 def _read_scheduler(path: Path) -> tuple[Schedule, Prediction]:
@@ -232,22 +246,24 @@ def _empty_prompt(folder: Path) -> Tensor:
         from transformers import CLIPTextModel, CLIPTokenizer
     except ImportError as error:
         raise SdFolderError(
-            f"the empty prompt's embedding needs the package transformers ({error}). Install it, or save the "
-            f"embedding as {folder / CONTEXT_FILE}."
+            "the empty prompt's embedding needs the package transformers, which cannot be imported "
+            f"({error}). Install it with: {install_command('prompt')}; or save the embedding as "
+            f"{folder / CONTEXT_FILE}."
         ) from error
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        encoder = CLIPTextModel.from_pretrained(
-            folder / "text_encoder", local_files_only=True, use_safetensors=True
-        ).eval()
+        encoder, found = CLIPTextModel.from_pretrained(
+            folder / "text_encoder", local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise SdFolderError(
             f"{folder / 'text_encoder'} cannot be loaded from safetensors: {error}. Save the text encoder "
             f"with safe_serialization=True, or its embedding as {folder / CONTEXT_FILE}."
         ) from error
+    _require_whole(found, folder / "text_encoder")
     tokens = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, return_tensors="pt")
     with torch.no_grad():
-        context: Tensor = encoder(tokens.input_ids)[0].float()
+        context: Tensor = encoder.eval()(tokens.input_ids)[0].float()
     return context
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from yonos_export.families.files import read_weights, require_keys, tensors_of
 from yonos_export.families.sd21 import latent_info
@@ -52,9 +53,10 @@ def open_family(family: Family, config: ExportConfig) -> Source:
     assert config.half_decoder is not None
     unet_state, middle = read_net(config.source)
     half = read_half(config.half_decoder)
-    unet = _filled(lambda: PrunedUNet(unet_state, read_heads(config.base)), unet_state, str(config.source))
+    heads = read_heads(config.base)
+    unet = _filled(lambda: PrunedUNet(unet_state, heads), unet_state, str(config.source))
     decoder = half_decoder(half, middle, str(config.half_decoder))
-    features = int(unet_state["conv_out.weight"].shape[0])
+    features = int(unet.conv_out.out_channels)
     if features != decoder.width:
         raise ConfigError(
             f"{config.source} gives {features} channels, {config.half_decoder} takes {decoder.width}: they "
@@ -86,22 +88,19 @@ def open_family(family: Family, config: ExportConfig) -> Source:
 
 def read_net(path: Path) -> tuple[State, State]:
     """Return the tensors of the U-Net and of the decoder's middle block."""
-    tensors = tensors_of(read_weights(path, _NET), str(path))
-    plain = {key.removeprefix("module."): value for key, value in tensors.items()}
+    document = {key.removeprefix("module."): value for key, value in read_weights(path, _NET).items()}
+    require_keys([k for k in document if not k.startswith(("body.1.", "body.2."))], (), str(path), _NET)
+    plain = tensors_of(document, str(path))
     unet: State = {}
     middle: State = {}
     aliases: State = {}
-    unknown = []
     for key, value in plain.items():
         if key.startswith("body.1.body."):  # the same layers again, in the order in which they run
             aliases[key.removeprefix("body.1.body.")] = value
         elif key.startswith("body.1."):
             unet[key.removeprefix("body.1.")] = value
-        elif key.startswith("body.2."):
-            middle[key.removeprefix("body.2.")] = value
         else:
-            unknown.append(key)
-    require_keys(unknown, (), str(path), _NET)
+            middle[key.removeprefix("body.2.")] = value
     if not unet or not middle:
         raise ConfigError(f"{path} has no body.1.* or no body.2.*; expected {_NET}")
     levels = 1 + max((int(m[1]) for k in unet if (m := re.match(r"down_blocks\.(\d+)\.", k))), default=0)
@@ -152,7 +151,9 @@ def _filled(make: Any, state: State, where: str) -> Any:
     """Build a network by the shapes of its tensors and fill it; all that does not fit is named."""
     try:
         network = make()
-    except (KeyError, ValueError, RuntimeError, IndexError, ZeroDivisionError) as error:
+    except KeyError as error:
+        raise ConfigError(f"{where} does not make AdcSR's network: it has no {error.args[0]}") from error
+    except (ValueError, RuntimeError, IndexError, ZeroDivisionError) as error:
         raise ConfigError(f"{where} does not make AdcSR's network: {error}") from error
     own = network.state_dict()
     require_keys(state, own, where, "the tensors of AdcSR's network")
@@ -163,6 +164,11 @@ def _filled(make: Any, state: State, where: str) -> Any:
             f"{where}: {key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)} by its neighbours"
         )
     network.load_state_dict(state)
+    bare = {key: value.to("meta") for key, value in own.items()}
+    try:  # on the meta device nothing is computed, but what does not fit its neighbours is found
+        functional_call(network, bare, torch.empty(1, network.width, 256, 256, device="meta"))
+    except (RuntimeError, IndexError) as error:
+        raise ConfigError(f"{where} does not make AdcSR's network: {error}") from error
     return network
 
 
@@ -170,19 +176,26 @@ def _filled(make: Any, state: State, where: str) -> Any:
 # The pruned U-Net: names as in diffusers, widths from the tensors
 
 
+def _shape(state: State, name: str, dimensions: int) -> list[int]:
+    shape = list(state[name].shape)
+    if len(shape) != dimensions:
+        raise ValueError(f"{name} is {tuple(shape)}, expected {dimensions} dimensions")
+    return shape
+
+
 def _conv(state: State, name: str, stride: int = 1) -> nn.Conv2d:
-    out, into, size, _ = state[f"{name}.weight"].shape
+    out, into, size, _ = _shape(state, f"{name}.weight", 4)
     return nn.Conv2d(into, out, size, stride, size // 2)
 
 
 def _linear(state: State, name: str) -> nn.Linear:
-    out, into = state[f"{name}.weight"].shape
+    out, into = _shape(state, f"{name}.weight", 2)
     return nn.Linear(into, out, bias=f"{name}.bias" in state)
 
 
 def _norm(state: State, name: str, eps: float) -> nn.GroupNorm:
     """Make a GroupNorm with the groups that the pruning chose: as many as divide the channels, at most 32."""
-    channels = state[f"{name}.weight"].shape[0]
+    (channels,) = _shape(state, f"{name}.weight", 1)
     groups = next(g for g in (32, 24, 16, 12, 8, 6, 4, 2, 1) if channels % g == 0)
     return nn.GroupNorm(groups, channels, eps)
 
@@ -253,7 +266,7 @@ class _FeedForward(nn.Module):
 class _Block(nn.Module):
     def __init__(self, state: State, name: str, heads: int) -> None:
         super().__init__()
-        width = state[f"{name}.norm1.weight"].shape[0]
+        (width,) = _shape(state, f"{name}.norm1.weight", 1)
         self.norm1, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn1 = SelfAttention(state, f"{name}.attn1", heads)
         self.ff = _FeedForward(state, f"{name}.ff")
@@ -339,13 +352,12 @@ class PrunedUNet(nn.Module):
         levels = _count(state, "down_blocks")
         if _count(state, "up_blocks") != levels or len(heads) != levels:
             raise ValueError(
-                f"{levels} levels down, {_count(state, 'up_blocks')} up, attention heads for {len(heads)}"
+                f"{levels} levels down, {_count(state, 'up_blocks')} up, attention heads for {len(heads)}; "
+                "name the right --base"
             )
-        self.conv_in = _conv(state, "conv_in")
-        if self.conv_in.in_channels != 3 * UNSHUFFLE**2:
-            raise ValueError(
-                f"conv_in reads {self.conv_in.in_channels} channels, expected {3 * UNSHUFFLE**2}"
-            )
+        self.conv_in, self.width = _conv(state, "conv_in"), 3 * UNSHUFFLE**2
+        if self.conv_in.in_channels != self.width:
+            raise ValueError(f"conv_in reads {self.conv_in.in_channels} channels, expected {self.width}")
         self.down_blocks = nn.ModuleList([_Level(state, f"down_blocks.{i}", heads[i]) for i in range(levels)])
         self.mid_block = _Level(state, "mid_block", heads[-1])
         self.up_blocks = nn.ModuleList(
@@ -387,13 +399,13 @@ class HalfDecoder(nn.Module):
 
         blocks, self.width = (
             _count(state, "up_blocks"),
-            int(state["mid_block.resnets.0.conv1.weight"].shape[0]),
+            _shape(state, "mid_block.resnets.0.conv1.weight", 4)[0],
         )
-        widths = [int(state[f"up_blocks.{i}.resnets.0.conv2.weight"].shape[0]) for i in range(blocks)]
+        widths = [_shape(state, f"up_blocks.{i}.resnets.0.conv2.weight", 4)[0] for i in range(blocks)]
         self.factor = 2 ** (blocks - 1)
         whole: Any = Decoder(
             in_channels=4,
-            out_channels=int(state["conv_out.weight"].shape[0]),
+            out_channels=_shape(state, "conv_out.weight", 4)[0],
             up_block_types=("UpDecoderBlock2D",) * blocks,
             block_out_channels=tuple(reversed(widths)),
             layers_per_block=_count(state, "up_blocks.0.resnets") - 1,

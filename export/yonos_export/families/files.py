@@ -31,6 +31,12 @@ def read_weights(path: Path, what: str) -> dict[str, Any]:
     """
     if not path.is_file():
         raise ConfigError(f"{path} is not a file; expected {what}")
+    with path.open("rb") as stream:
+        start = stream.read(40)
+    if start.startswith(b"version https://git-lfs"):
+        raise ConfigError(
+            f"{path} is a pointer of Git LFS, not the file: `git lfs pull` brings it; expected {what}"
+        )
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -39,6 +45,8 @@ def read_weights(path: Path, what: str) -> dict[str, Any]:
             return dict(load_file(path))
         except (SafetensorError, OSError, ValueError) as error:
             raise ConfigError(f"{path} cannot be read as safetensors: {error}; expected {what}") from error
+    if not start.startswith((b"PK", b"\x80")):  # zip file and pickle: the two forms of torch.save
+        raise ConfigError(f"{path} is no torch file, it begins with {start[:16]!r}; expected {what}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's guesses about what the file might be

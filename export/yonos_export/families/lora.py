@@ -38,7 +38,7 @@ def split(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, dict[str
     Raises
     ------
     ConfigError
-        One of a pair is missing.
+        One of a pair is missing, or has fewer than two dimensions.
     """
     halves: dict[tuple[str, str], dict[str, Tensor]] = {}
     others = {}
@@ -50,6 +50,10 @@ def split(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, dict[str
     found: dict[str, dict[str, Lora]] = {}
     for (adapter, layer), sides in halves.items():
         require_keys(sides, "AB", f"{where}: {layer} ({adapter})", "lora_A and lora_B")
+        if flat := [tuple(side.shape) for side in sides.values() if side.ndim < 2]:
+            raise ConfigError(
+                f"{where}: a LoRA weight of {layer} is {flat[0]}, expected at least two dimensions"
+            )
         found.setdefault(adapter, {})[layer] = Lora(sides["A"], sides["B"])
     return found, others
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from yonos_export.diffusers_networks import Constant, ConstantUNet, KLDecoder, KLEncoder
+from yonos_export.families.files import require_keys
 from yonos_export.model_info import ModelInfo, licence_chain
 from yonos_export.source import Source
 from yonos_export.stages import StageSet, hash_tensors, make_stages
@@ -156,17 +157,26 @@ def _read_small(folder: Path, vae: Any, scale: int) -> dict[str, nn.Module]:
 
 
 def load_part(kind: Any, folder: Path, part: str) -> Any:
-    """Load from safetensors in FP32; half-precision files are taken where there are no others."""
+    """Load from safetensors in FP32; half-precision files are taken where there are no others.
+
+    Raises
+    ------
+    ConfigError
+        Tensors are missing, in whose place diffusers would leave random numbers, with a warning.
+    """
     full = any((folder / part).glob("*model.safetensors")) or any((folder / part).glob("*.index.json"))
     half = not full and any((folder / part).glob("*.fp16.safetensors"))
-    return kind.from_pretrained(
+    network, found = kind.from_pretrained(
         folder,
         subfolder=part,
         local_files_only=True,
         use_safetensors=True,
         torch_dtype=torch.float32,
         variant="fp16" if half else None,
+        output_loading_info=True,
     )
+    require_keys((), found["missing_keys"], str(folder / part), "the weights of the network of config.json")
+    return network
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:

@@ -93,6 +93,10 @@ def read_base(folder: Path) -> tuple[Any, Any, Any]:
     import diffusers
 
     library: Any = diffusers
+    if missing := [f"{part}/" for part in ("unet", "vae", "scheduler") if not (folder / part).is_dir()]:
+        raise ConfigError(
+            f"{folder} has no {' and no '.join(missing)}; expected the diffusers folder of the base"
+        )
     try:
         unet = load_part(library.UNet2DConditionModel, folder, "unet")
         vae = load_part(library.AutoencoderKL, folder, "vae")
