@@ -231,6 +231,47 @@ def test_graph_that_reads_weights_elsewhere_is_refused(tmp_path: Path, location:
     assert "expected a file beside the graph" in result.output
 
 
+def _outside(folder: Path, stage: str) -> Path:
+    """Write a graph again with all its weights beside it, as torch does by default."""
+    import onnx
+
+    path = folder / f"{stage}.onnx"
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location=f"{stage}.data", size_threshold=0)
+    return folder / f"{stage}.data"
+
+
+def test_weights_beside_the_graphs_end_in_the_engine_directory(tmp_path: Path) -> None:
+    """Graphs of up to 1 GiB are written in one file, whatever file their weights came from."""
+    import onnx
+    from onnx.external_data_helper import uses_external_data
+
+    command = _graphs(tmp_path)
+    data = [_outside(tmp_path, stage) for stage in ("encoder", "step", "decoder")]
+    result = _run(*command, "--fp16", "--onnx-only", "--verify-tile", 64)
+    assert result.exit_code == 0, result.output
+    for path in data:
+        path.unlink()
+    for path in (tmp_path / "out").glob("*.onnx"):
+        graph = onnx.load(path, load_external_data=False).graph
+        assert not any(map(uses_external_data, graph.initializer)), path.name
+    for precision in ("fp32", "fp16"):
+        with SR(tmp_path / "out", runtime="onnx", precision=precision) as sr:  # type: ignore[arg-type]
+            assert sr.upscale(helpers.picture(8, 8)).shape == (32, 32, 3)
+
+
+def test_weights_beside_a_graph_that_are_cut_or_missing_are_named(tmp_path: Path) -> None:
+    command = _graphs(tmp_path)
+    data = _outside(tmp_path, "step")
+    data.write_bytes(data.read_bytes()[:-64])
+    result = _run(*command, "--onnx-only", "--dry-run")
+    assert result.exit_code == 2, result.output
+    assert "step.onnx is no ONNX graph that can be read" in result.output
+    data.unlink()
+    result = _run(*command, "--onnx-only", "--dry-run")
+    assert result.exit_code == 2, result.output
+    assert "takes weights from 'step.data', which is missing" in result.output
+
+
 def test_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
     command = _graphs(tmp_path)
     raw = (tmp_path / "step.onnx").read_bytes()

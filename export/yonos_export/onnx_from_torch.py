@@ -168,6 +168,7 @@ def save_graph(
         ir.save(model, path, external_data=data.name)
         written = GraphFile(path, (data,))
     else:
+        ir.external_data.load_to_model(model)  # what was read from another graph's file of weights
         path.write_bytes(ir.serde.serialize_model(model).SerializeToString(deterministic=True))
         written = GraphFile(path)
     if not check:

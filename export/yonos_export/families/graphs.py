@@ -179,6 +179,10 @@ def _external(path: Path) -> list[Path]:
         location = str(ExternalDataInfo(tensor).location)
         file = path.parent / location
         plain = os.path.basename(location) == location and location not in ("", ".", "..")
+        if plain and not file.exists():
+            raise ConfigError(
+                f"{path} takes weights from {location!r}, which is missing; expected it beside the graph"
+            )
         if not plain or file.resolve().parent != folder or not file.is_file():
             raise ConfigError(
                 f"{path} takes weights from {location!r}; expected a file beside the graph, not elsewhere"
@@ -199,6 +203,9 @@ def _open(stage: str, path: Path, facts: Facts) -> Any:
     _external(path)
     try:
         model = load_graph(path)
+        for value in model.graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value.numpy()  # maps what lies beside the graph: is all of it there?
     except Exception as error:  # of protobuf, onnx_ir and shape inference alike
         raise ConfigError(f"{path} is no ONNX graph that can be read: {error}") from error
     foreign = sorted({node.domain for node in model.graph.all_nodes()} - {"", "ai.onnx"})
@@ -228,9 +235,11 @@ def _check_tensors(
     for kind, values, names in (("inputs", graph.inputs, wanted[0]), ("outputs", graph.outputs, wanted[1])):
         found = [value.name for value in values]
         if sorted(map(str, found)) != sorted(names):
+            theirs, ours = [n for n in found if n not in names], [n for n in names if n not in found]
+            say = f'"tensors": {{"{stage}": {{"{theirs[0]}": "{ours[0]}"}}}}' if theirs and ours else ""
             raise ConfigError(
-                f"{path}: the {stage}'s {kind} are {found}, expected {list(names)}; model.json can say which "
-                f'is which: "tensors": {{"{stage}": {{"{found[0] if found else "THEIRS"}": "{names[0]}"}}}}'
+                f"{path}: the {stage}'s {kind} are {found}, expected {list(names)}"
+                + (f"; model.json can say which is which: {say}" if say else "")
             )
         for value in values:
             if value.dtype != ir.DataType.FLOAT:
@@ -242,7 +251,7 @@ def _check_tensors(
                 )
             if kind == "inputs" and any(isinstance(shape[axis], int) for axis in (0, 2, 3)):
                 raise ConfigError(
-                    f"{path}: {value.name} is fixed to {list(shape)}; expected free N, height and width: "
+                    f"{path}: {value.name} is fixed to {shape}; expected free N, height and width: "
                     "export it with dynamic axes 0, 2 and 3"
                 )
     ordered = sorted(graph.inputs, key=lambda value: wanted[0].index(value.name))
