@@ -145,17 +145,25 @@ def test_rays_client_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
             pass
 
 
-def test_an_address_of_something_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray would import a module of that name."""
+def test_an_address_of_something_else_or_of_nobody_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would import a module of that name, or wait a quarter of an hour."""
     ray = pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray was asked"))
     monkeypatch.setenv("RAY_ADDRESS", "http://head:8265")
-    for address in ("this://head:1", "auto"):
-        with (
-            pytest.raises(ConfigError, match=r"is no address of Ray; expected auto, HOST:PORT or ray://HOST"),
-            connected(address),
-        ):
+    none = r"is no address of Ray; expected auto, HOST:PORT or ray://HOST"
+    for address in ("this://head:1", "auto", "local", "head", "head:port", "ray://head", ":6379"):
+        with pytest.raises(ConfigError, match=none), connected(address):
             pass
+    with socket.socket() as taken:  # and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        nobody = f"127.0.0.1:{taken.getsockname()[1]}"
+        for address in (nobody, f"ray://{nobody}", "127.0.0.1:99999", "name.invalid:6379"):
+            with (
+                pytest.raises(ConfigError, match=r"there is no Ray cluster at '.*; start one"),
+                connected(address),
+            ):
+                pass
 
 
 def test_a_client_whose_process_did_not_live_connects_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import time
@@ -29,6 +30,7 @@ from yonos_trt.host import usable_cpus
 _log = logging.getLogger(__name__)
 
 _STARTS = 3
+_ANSWER_S = 10  # of a machine that is there
 _STORE_BYTES = 128 << 20  # names go through the object store, pictures do not
 _LONGEST = 8  # of the temporary folder's path: names of sockets have at most 107 bytes
 _MEMORY = 0.9  # of what Ray counts; the rest is for interpreters and libraries
@@ -90,10 +92,10 @@ def connected(address: str | None) -> Iterator[Any]:
         return
     if address == "auto":  # as Ray has it
         address = os.environ.get("RAY_ADDRESS") or address
-    if address is not None and "://" in address and not address.startswith("ray://"):
-        raise ConfigError(f"{address!r} is no address of Ray; expected auto, HOST:PORT or ray://HOST:PORT")
     if (address or "").startswith("ray://") and importlib.util.find_spec("grpc") is None:
         raise MissingExtraError(f"the address {address}", package="grpc", extra="ray")
+    if address not in (None, "auto"):
+        _check_address(address)
     with contextlib.ExitStack() as stack:
         base = tempfile.gettempdir()
         if len(base) > _LONGEST and os.access("/tmp", os.W_OK):
@@ -116,6 +118,8 @@ def connected(address: str | None) -> Iterator[Any]:
             }
         else:
             options["address"] = address
+            # tries, of 40 s each, to reach what answers and is no cluster; by itself 20
+            stack.enter_context(_environment(RAY_gcs_server_port_wait_time_s="1"))
         stack.callback(ray.shutdown)
         with _signals_kept(), _without_reporter():
             _start(ray, options)
@@ -155,6 +159,24 @@ def _absolute(folders: str) -> str:
     return os.pathsep.join(entry for entry in folders.split(os.pathsep) if os.path.isabs(entry))
 
 
+def _check_address(address: str) -> None:
+    """Refuse what is no address, and one of nobody, for whom Ray would wait a quarter of an hour."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        raise ConfigError(f"{address!r} is no address of Ray; expected auto, HOST:PORT or ray://HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise _nobody(address, error) from error
+
+
+def _nobody(address: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"there is no Ray cluster at {address!r} ({one_line(error)}); start one, mend the address, or leave "
+        "it out to run on this machine"
+    )
+
+
 def _start(ray: Any, options: dict[str, Any]) -> None:
     """Start Ray here, or connect; on a busy machine its processes may need a second try within Ray's 30 s."""
     address = options["address"]
@@ -167,10 +189,7 @@ def _start(ray: Any, options: dict[str, Any]) -> None:
             forked = "Initialization failure from server" in str(error)
             if isinstance(error, (ConnectionError, ValueError)) and not forked:
                 if address != "local":
-                    raise ConfigError(
-                        f"there is no Ray cluster at {address!r} ({one_line(error)}); start one, mend the "
-                        "address, or leave it out to run on this machine"
-                    ) from error
+                    raise _nobody(address, error) from error
                 raise YonosError(f"Ray does not start on this machine ({one_line(error)})") from error
             ray.shutdown()
             if not (forked or address == "local") or attempt == _STARTS:
