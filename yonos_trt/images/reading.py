@@ -76,8 +76,6 @@ def read_image(
         return _decode(data, header, name, max_pixels)
     except (InputError, MissingExtraError, OutOfMemoryError):
         raise
-    except MemoryError as error:
-        raise out_of_memory(name) from error
     except MalformedError as error:
         raise InputError(f"{name}: {error}") from error
     except (
