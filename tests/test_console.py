@@ -198,6 +198,29 @@ console.run("slow", "slow", "command")
     assert (process.returncode, err) == (130, "")
 
 
+def test_an_interrupt_that_a_library_turns_into_its_own_error_is_an_interrupt() -> None:
+    """ONNX Runtime's extension module does: ImportError, initialization failed."""
+    code = """
+import os, signal, sys, types
+from yonos_trt import console
+def main(**options):
+    try:
+        if "SIGNAL" in os.environ:
+            os.kill(os.getpid(), signal.SIGTERM)
+    except KeyboardInterrupt:
+        pass
+    raise ImportError("initialization failed")
+module = types.ModuleType("slow"); module.command = types.SimpleNamespace(main=main)
+sys.modules["slow"] = module
+console.run("slow", "slow", "command")
+"""
+    for more, code_, said in (({"SIGNAL": "1"}, 130, False), ({}, 1, True)):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | more, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, "ImportError" in done.stderr) == (code_, said), done.stderr
+
+
 def test_signals_that_were_ignored_from_outside_stay_ignored() -> None:
     code = """
 import os, signal, sys

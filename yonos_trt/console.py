@@ -77,6 +77,10 @@ def run(name: str, module: str, attribute: str) -> NoReturn:
         code = _called(name, module, attribute)
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except Exception:
+        if _first_s is None:
+            raise
+        code = INTERRUPTED  # an extension module whose import was interrupted says ImportError
     code = _flushed(code)
     if _first_s is not None:
         # Threads of libraries may still be at work: taking the interpreter apart under them aborts.
