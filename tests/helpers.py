@@ -148,78 +148,57 @@ def tiny_manifest(
     """Describe the graphs of `tiny_graphs`."""
     import hashlib
 
-    def stage(name: str) -> m.Stage:
-        def tensor(tensor_name: str) -> m.Tensor:
-            return m.Tensor(
-                name=tensor_name, shape=("N", 3 if tensor_name == "image" else channels, "H", "W")
-            )
+    import msgspec
 
-        raw = files[f"{name}.onnx"]
-        inputs, outputs = m.stage_tensors(start)[name]
+    multiple = int(np.lcm(scale, factor)) * 2
+    plain = m.identity_manifest(
+        scale=scale,
+        latent_factor=factor,
+        latent_channels=channels,
+        multiple_px=multiple,
+        smallest_px=2 * multiple,
+        default_px=8 * multiple,
+        largest_px=64 * multiple,
+        overlap_px=2 * multiple,
+        encoder_input=encoder_input,
+    )
+
+    def stage(name: str, found: m.Stage) -> m.Stage:
+        raw, file = files[f"{name}.onnx"], f"{name}.onnx"
         artifact = m.Artifact(
             runtime="onnx",
             precision="fp32",
-            file=f"{name}.onnx",
+            file=file,
             sha256=hashlib.sha256(raw).hexdigest(),
             bytes=len(raw),
         )
-        return m.Stage(
-            inputs=tuple(map(tensor, inputs)), outputs=tuple(map(tensor, outputs)), artifacts=(artifact,)
-        )
+        inputs = tuple(tensor for tensor in found.inputs if (tensor.name, start) != ("noise", "latent"))
+        return msgspec.structs.replace(found, inputs=inputs, artifacts=(artifact,))
 
-    multiple = int(np.lcm(scale, factor)) * 2
-    return m.EngineManifest(
-        schema_version=m.SCHEMA_VERSION,
-        model=m.Model(
-            name=f"tiny-x{scale}",
-            scale=scale,
-            latent_channels=channels,
-            latent_factor=factor,
-            timestep=999.0,
-            alpha_1=0.068,
-            sigma_1=0.998,
-            weights_sha256="ab" * 32,
-            training={"stages": ["none"]},
-            licences=(m.Licence(part="code", licence="Apache-2.0"),),
-            start=start,
-        ),
-        tiles=m.Tiles(
-            smallest_px=2 * multiple,
-            default_px=8 * multiple,
-            largest_px=64 * multiple,
-            multiple_px=multiple,
-            overlap_px=2 * multiple,
-            encoder_input="lr" if encoder_input == "lr" else "upsampled",
-        ),
-        stages=m.Stages(encoder=stage("encoder"), step=stage("step"), decoder=stage("decoder")),
-        parity=m.Parity(
-            stages={"step": {"fp32": m.StageParity(max_error=1e-6, psnr_db=120.0, cosine=1.0)}},
-            end_to_end_psnr_db={"fp32": None},
-        ),
-    )
-
-
-def make_engine_dir(
-    path: Path,
-    *,
-    scale: int = 4,
-    encoder_input: str = "upsampled",
-    seed: int = 1,
-    nan_stage: str | None = None,
-    names: dict[str, str] | None = None,
-    start: Literal["noise", "latent"] = "noise",
-) -> Path:
-    """Write an engine directory with the graphs of `tiny_graphs`."""
-    files, factor, channels = tiny_graphs(
-        scale=scale,
-        encoder_input=encoder_input,
-        seed=seed,
-        nan_stage=nan_stage,
-        names=names,
+    model = msgspec.structs.replace(
+        plain.model,
+        name=f"tiny-x{scale}",
+        timestep=999.0,
+        alpha_1=0.068,
+        sigma_1=0.998,
+        weights_sha256="ab" * 32,
+        training={"stages": ["none"]},
+        licences=(m.Licence(part="code", licence="Apache-2.0"),),
         start=start,
     )
-    manifest = tiny_manifest(files, factor, channels, scale=scale, encoder_input=encoder_input, start=start)
-    return m.write_engine_dir(path, files, manifest)
+    parity = m.Parity(
+        stages={"step": {"fp32": m.StageParity(max_error=1e-6, psnr_db=120.0, cosine=1.0)}},
+        end_to_end_psnr_db={"fp32": None},
+    )
+    stages = m.Stages(**{name: stage(name, found) for name, found in plain.stages.items()})
+    return msgspec.structs.replace(plain, model=model, stages=stages, parity=parity)
+
+
+def make_engine_dir(path: Path, *, seed: int = 1, nan_stage: str | None = None, **options: Any) -> Path:
+    """Write an engine directory with the graphs of `tiny_graphs`."""
+    names = options.pop("names", None)
+    graphs = tiny_graphs(seed=seed, nan_stage=nan_stage, names=names, **options)
+    return m.write_engine_dir(path, graphs[0], tiny_manifest(*graphs, **options))
 
 
 def with_external(raw: bytes, location: str, *, offset: int = 0) -> tuple[bytes, bytes]:

@@ -23,7 +23,7 @@ from yonos_train.presets import PRESETS, RunConfig
 from yonos_train.run import Run
 from yonos_train.schedule import ddim
 from yonos_train.sd import SdFolderError, SdUNet
-from yonos_train.sd_folder import load_sd, save_sd
+from yonos_train.sd_folder import load_sd, read_part, save_sd
 from yonos_train.stages import DecoderStage, DiffusionStage, StageConfig, frozen_copy
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -257,6 +257,20 @@ def test_half_precision_folders_load(folder: Path, tmp_path: Path) -> None:
     unet.half().save_pretrained(half / "unet", variant="fp16")
     loaded = load_sd(half, 4).unet
     assert loaded.unet.dtype == torch.float32
+
+
+def test_a_full_model_in_several_files_is_taken_before_a_half_one(tmp_path: Path) -> None:
+    class Kind:
+        @staticmethod
+        def from_pretrained(folder: Path, **options: Any) -> Any:
+            return options["variant"]
+
+    (tmp_path / "unet").mkdir()
+    for name in ("model.fp16.safetensors", "model-00001-of-00002.safetensors"):
+        (tmp_path / "unet" / name).touch()
+        assert read_part(Kind, tmp_path, "unet") == "fp16"
+    (tmp_path / "unet" / "model.safetensors.index.json").touch()
+    assert read_part(Kind, tmp_path, "unet") is None
 
 
 @pytest.mark.parametrize(

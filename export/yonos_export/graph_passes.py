@@ -16,6 +16,8 @@ import onnx_ir.passes.common as passes
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
+from yonos_trt.engine.manifest import Stage
+
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -184,26 +186,24 @@ def _scope(node: ir.Node) -> str:
     return str(scopes[-2]) if len(scopes) > 1 and not str(scopes[-2]).startswith("_") else ""
 
 
-def canonical_names(
-    model: ir.Model, inputs: dict[str, tuple[int | str, ...]], outputs: dict[str, tuple[int | str, ...]]
-) -> None:
+def canonical_names(model: ir.Model, stage: Stage) -> None:
     """Name nodes by module path and operation, values by their node; drop all that is not maths.
 
     ``unet.conv_in/Conv`` computes the value of the same name; its weight keeps the parameter's name. Shapes
-    of the graph's inputs and outputs are written with the letters given; shapes in between are left to
+    of the graph's inputs and outputs are written with the stage's letters; shapes in between are left to
     whoever loads it.
     """
     graph = model.graph
-    for value, (name, shape) in zip(graph.inputs, inputs.items(), strict=True):
-        value.name, value.shape = name, ir.Shape(list(shape))
-    for i, (name, shape) in enumerate(outputs.items()):
+    for value, tensor in zip(graph.inputs, stage.inputs, strict=True):
+        value.name, value.shape = tensor.name, ir.Shape(list(tensor.shape))
+    for i, tensor in enumerate(stage.outputs):
         if graph.outputs[i].producer() is None:  # an output that is an input: give it a node of its own
             identity = ir.Node("", "Identity", [graph.outputs[i]], num_outputs=1)
             identity.outputs[0].type = graph.outputs[i].type
             graph.append(identity)
             graph.outputs[i] = identity.outputs[0]
-        graph.outputs[i].name, graph.outputs[i].shape = name, ir.Shape(list(shape))
-    keep = {*inputs, *outputs}
+        graph.outputs[i].name, graph.outputs[i].shape = tensor.name, ir.Shape(list(tensor.shape))
+    keep = {tensor.name for tensor in (*stage.inputs, *stage.outputs)}
     used: dict[str, int] = {}
 
     def unique(name: str) -> str:

@@ -19,7 +19,6 @@ from yonos_trt.errors import BuildError, MissingExtraError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from yonos_export.model_info import ModelInfo
     from yonos_export.stages import StageSet
 
 log = logging.getLogger(__name__)
@@ -119,11 +118,7 @@ def graph_from_stage(stages: StageSet, stage: str, *, opset: int = 20) -> ir.Mod
             f"{reason[0] if reason else error!r}; "
             "every operation of the network has to work for any batch, height and width"
         ) from error
-    canonical_names(
-        model,
-        {name: info.letters(stage, name) for name in inputs},
-        {name: info.letters(stage, name) for name in outputs},
-    )
+    canonical_names(model, info.stage(stage))
     return model
 
 
@@ -199,9 +194,3 @@ def export_graphs(stages: StageSet, folder: Path, *, opset: int = 20) -> dict[st
         stage: save_graph(graph_from_stage(stages, stage, opset=opset), folder / f"{stage}.onnx")
         for stage in STAGE_TENSORS
     }
-
-
-def tensor_letters(info: ModelInfo, stage: str) -> dict[str, tuple[int | str, ...]]:
-    """Return name -> shape in letters of a stage's inputs and outputs."""
-    inputs, outputs = info.stage_tensors[stage]
-    return {name: info.letters(stage, name) for name in (*inputs, *outputs)}

@@ -155,22 +155,30 @@ def save_sd(bundle: Bundle, base: str | os.PathLike[str], target: str | os.PathL
     return path
 
 
+def read_part(kind: Any, folder: Path, part: str) -> Any:
+    """Return a network from safetensors in FP32, and diffusers' report on its tensors.
+
+    Half-precision files are taken where there are no others.
+    """
+    files = {path.name for path in (folder / part).iterdir()} if (folder / part).is_dir() else set()
+    full = any(name.endswith(("model.safetensors", ".index.json")) for name in files)
+    half = not full and any(name.endswith(".fp16.safetensors") for name in files)
+    return kind.from_pretrained(
+        folder,
+        subfolder=part,
+        local_files_only=True,
+        use_safetensors=True,
+        torch_dtype=torch.float32,
+        variant="fp16" if half else None,
+        output_loading_info=True,
+    )
+
+
 def _load_part(folder: Path, part: str, kind: str) -> Any:
     import diffusers
 
-    half = not any((folder / part).glob("*model.safetensors")) and any(
-        (folder / part).glob("*.fp16.safetensors")
-    )
     try:
-        network, found = getattr(diffusers, kind).from_pretrained(
-            folder,
-            subfolder=part,
-            local_files_only=True,
-            use_safetensors=True,
-            torch_dtype=torch.float32,
-            variant="fp16" if half else None,
-            output_loading_info=True,
-        )
+        network, found = read_part(getattr(diffusers, kind), folder, part)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise SdFolderError(
             f"{folder / part} cannot be loaded as {kind} from safetensors: {error}"

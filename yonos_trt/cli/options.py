@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -37,9 +37,6 @@ ARGUMENTS = "yonos_trt.cli.arguments"
 
 LARGEST_TILE_PX = 1 << 16
 LARGEST_THREADS = 1024  # more are a slip of the finger, not a machine
-
-F = TypeVar("F", bound=Callable[..., Any])
-Decorator = Callable[[F], F]
 
 
 def compose(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:

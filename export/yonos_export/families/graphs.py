@@ -268,13 +268,8 @@ def _write(stage: str, path: Path, facts: Facts, info: ModelInfo, work: Path) ->
     from yonos_export.onnx_from_torch import save_graph
 
     model = _open(stage, path, facts)
-    inputs, outputs = info.stage_tensors[stage]
-    _check_tensors(stage, path, model, (inputs, outputs))
-    canonical_names(
-        model,
-        {name: info.letters(stage, name) for name in inputs},
-        {name: info.letters(stage, name) for name in outputs},
-    )
+    _check_tensors(stage, path, model, info.stage_tensors[stage])
+    canonical_names(model, info.stage(stage))
     return save_graph(model, work / f"{stage}.onnx")
 
 

@@ -20,8 +20,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
+from yonos_train.sd_folder import read_part
 
 from yonos_export.diffusers_networks import Constant, ConstantUNet, KLDecoder, KLEncoder
 from yonos_export.families.files import require_keys
@@ -157,24 +157,14 @@ def _read_small(folder: Path, vae: Any, scale: int) -> dict[str, nn.Module]:
 
 
 def load_part(kind: Any, folder: Path, part: str) -> Any:
-    """Load from safetensors in FP32; half-precision files are taken where there are no others.
+    """Load a network of a diffusers folder, as `read_part` does, whole.
 
     Raises
     ------
     ConfigError
         Tensors are missing, in whose place diffusers would leave random numbers, with a warning.
     """
-    full = any((folder / part).glob("*model.safetensors")) or any((folder / part).glob("*.index.json"))
-    half = not full and any((folder / part).glob("*.fp16.safetensors"))
-    network, found = kind.from_pretrained(
-        folder,
-        subfolder=part,
-        local_files_only=True,
-        use_safetensors=True,
-        torch_dtype=torch.float32,
-        variant="fp16" if half else None,
-        output_loading_info=True,
-    )
+    network, found = read_part(kind, folder, part)
     require_keys((), found["missing_keys"], str(folder / part), "the weights of the network of config.json")
     return network
 
