@@ -6,7 +6,7 @@ import gc
 import logging
 import random
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def open_backend(
     module: FakeTensorRT | None = None,
     **options: Any,
 ) -> TrtBackend:
-    return TrtBackend(
+    backend = TrtBackend(
         engine_dir,
         runtime=runtime,
         lanes=lanes,
@@ -127,6 +127,24 @@ def open_backend(
         kernels=FakeKernels(driver),
         **options,
     )
+    if _opened is not None:
+        _opened.append((backend, driver))
+    return backend
+
+
+_opened: list[tuple[TrtBackend, SimulatedDriver]] | None = None
+
+
+@pytest.fixture(autouse=True)
+def everything_is_given_back() -> Iterator[None]:
+    """Close what a test of this module opened: nothing may be left on the device."""
+    global _opened
+    _opened = []
+    yield
+    opened, _opened = _opened, None
+    for backend, driver in opened:
+        backend.close()
+        assert driver.live == {"allocations": 0, "streams": 0, "events": 0, "graphs": 0}
 
 
 def upscale(backend: TrtBackend, image: np.ndarray, plan: TilePlan, **options: Any) -> np.ndarray:
@@ -151,7 +169,6 @@ def test_a_step_that_starts_from_the_latent_takes_no_noise(
     plan = plan_for(image, batch=batch)
     backend = open_backend(engines["latent"], driver, lanes=lanes, graphs=graphs, module=module)
     ours = [upscale(backend, image, plan, seed=seed) for seed in (0, 5)]
-    backend.close()
     wanted = pipeline.upscale_array(
         image,
         NumpyBackend(
@@ -201,10 +218,8 @@ def test_every_size_lane_count_and_interleaving_gives_the_picture_of_the_numpy_b
     backend = open_backend(engines["fp16"], driver, lanes=lanes, graphs=graphs)
     got = upscale(backend, image, plan, seed=seed, color_fix=fix)
     again = upscale(backend, image, plan, seed=seed, color_fix=fix)
-    backend.close()
     assert np.array_equal(got, reference(image, plan, seed=seed, color_fix=fix))
     assert np.array_equal(got, again)
-    assert driver.live == {"allocations": 0, "streams": 0, "events": 0, "graphs": 0}
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
@@ -221,7 +236,6 @@ def test_all_depths_precisions_and_encoder_inputs(
     module = FakeTensorRT(driver, functions, rtx=kind == "rtx")
     backend = open_backend(engines[kind], driver, runtime=runtime, module=module)
     got = upscale(backend, image, plan, seed=5, color_fix="wavelet")
-    backend.close()
     expected = reference(
         image,
         plan,
@@ -245,8 +259,6 @@ def test_streams_that_are_threads_with_random_delays_give_the_same_picture(
     plan = plan_for(image)
     for _ in range(3):
         assert np.array_equal(upscale(backend, image, plan), reference(image, plan))
-    backend.close()
-    assert driver.live == {"allocations": 0, "streams": 0, "events": 0, "graphs": 0}
 
 
 def test_pictures_of_other_sizes_and_seeds_follow_each_other(engines: dict[str, Path]) -> None:
@@ -257,7 +269,6 @@ def test_pictures_of_other_sizes_and_seeds_follow_each_other(engines: dict[str, 
         plan = plan_for(image)
         got = upscale(backend, image, plan, seed=index)
         assert np.array_equal(got, reference(image, plan, seed=index))
-    backend.close()
 
 
 def test_many_seeds_do_not_collect_graphs_without_end(engines: dict[str, Path]) -> None:
@@ -270,7 +281,6 @@ def test_many_seeds_do_not_collect_graphs_without_end(engines: dict[str, Path]) 
         assert np.array_equal(got, reference(image, plan, seed=seed))
         assert driver.live["graphs"] <= 18
     assert driver.live["graphs"] > 0
-    backend.close()
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -320,7 +330,6 @@ def test_after_the_first_picture_nothing_is_allocated_copied_or_waited_for_witho
     assert calls["blend"] == len(todo)
     assert calls["gather"] == calls["encoder fp16"] == calls["capture_begin"] == 0  # all inside graphs
     assert calls["copy"] == 2 * len(todo) + plan.bands - 1  # origins in, flags out; canvas moved on
-    backend.close()
 
 
 def test_a_size_that_comes_again_finds_its_buffers_and_graphs(engines: dict[str, Path]) -> None:
@@ -341,8 +350,6 @@ def test_a_size_that_comes_again_finds_its_buffers_and_graphs(engines: dict[str,
     for image, plan in zip(images, plans, strict=True):
         right = reference(image, plan, color_fix="wavelet")
         assert np.array_equal(upscale(backend, image, plan, color_fix="wavelet"), right)
-    backend.close()
-    assert driver.live == {"allocations": 0, "streams": 0, "events": 0, "graphs": 0}
 
 
 @pytest.mark.parametrize("fix", ["none", "wavelet"])
@@ -369,7 +376,6 @@ def test_a_row_of_tiles_is_queued_before_the_copy_of_the_one_above_is_waited_for
     assert np.array_equal(upscale(backend, image, plan, color_fix=fix), right)
     assert [name for name in driver.log if name in ("finish", "event_synchronize")] == now
     assert [key for key in backend._pictures._pinned if key[0] == "rows"] == [("rows", 1), ("rows", 0)]
-    backend.close()
 
 
 def test_a_blend_is_launched_over_the_columns_of_its_batch_only(engines: dict[str, Path]) -> None:
@@ -393,7 +399,6 @@ def test_a_blend_is_launched_over_the_columns_of_its_batch_only(engines: dict[st
     ]
     assert len(launched) == len(todo)  # one for up to four tiles
     assert 2 * sum(b.span_px for b in launched) < 1.2 * len(todo) * plan.padded_w_px
-    backend.close()
 
 
 def test_the_device_has_a_row_of_tiles_to_do_when_the_host_waits(engines: dict[str, Path]) -> None:
@@ -412,7 +417,6 @@ def test_the_device_has_a_row_of_tiles_to_do_when_the_host_waits(engines: dict[s
         waiting.clear()
         by_hand(backend, image, plan, ahead=ahead)
         assert [bool(left) for left in waiting] == [ahead] * (plan.bands - 1) + [False]
-    backend.close()
 
 
 @pytest.mark.parametrize("fix", ["none", "wavelet", "adain"])
@@ -430,7 +434,6 @@ def test_lent_rows_stay_as_they_are_while_the_device_goes_on(engines: dict[str, 
         assert pinned_address(driver, rows)
         y += len(rows)
     assert y == plan.height_px
-    backend.close()
 
 
 def test_rows_of_a_picture_that_was_given_up_are_not_freed_under_their_copy(
@@ -454,7 +457,6 @@ def test_rows_of_a_picture_that_was_given_up_are_not_freed_under_their_copy(
     wide = image.astype(np.float32) / 255
     for _ in pipeline.upscale(wide, backend, plan=plan, color_fix="none"):
         pass
-    backend.close()
 
 
 class ArrivalIsNotWaitedFor(LaneScheduler):
@@ -492,6 +494,7 @@ def test_a_missing_wait_or_buffer_is_a_race_and_gives_a_wrong_picture(
         with pytest.raises(Race):
             run(seed)
     assert not all(run(seed, detect_races=False, eagerness=seed) for seed in range(8))
+    _opened.clear()  # after a race nothing can be closed
 
 
 @pytest.mark.parametrize("fix", ["none", "wavelet"])
@@ -508,7 +511,6 @@ def test_rows_that_are_lent_are_not_copied_a_second_time(engines: dict[str, Path
     assert lent == plan.bands
     for rows in pipeline.upscale(image, backend, plan=plan, color_fix=fix):
         assert not pinned_address(driver, rows)
-    backend.close()
 
 
 def pinned_address(driver: SimulatedDriver, rows: np.ndarray) -> bool:
@@ -531,7 +533,6 @@ def test_nothing_waits_but_download(engines: dict[str, Path]) -> None:
     rows = backend.finish(source, canvas, plan, color_fix="none").push(0, plan.height_px)
     assert driver.calls["event_synchronize"] == before + 1
     assert rows.shape == (plan.height_px, plan.width_px, 3)
-    backend.close()
 
 
 def test_graphs_are_captured_once_per_lane_and_slot_and_again_for_another_shape(
@@ -549,7 +550,6 @@ def test_graphs_are_captured_once_per_lane_and_slot_and_again_for_another_shape(
     other = plan_for(image, tile_px=48)
     upscale(backend, image, other)
     assert driver.calls["capture_begin"] > first
-    backend.close()
 
 
 def test_engines_that_cannot_be_captured_run_without_graphs(engines: dict[str, Path]) -> None:
@@ -559,7 +559,6 @@ def test_engines_that_cannot_be_captured_run_without_graphs(engines: dict[str, P
     plan = plan_for(image)
     assert np.array_equal(upscale(backend, image, plan), reference(image, plan))
     assert driver.calls["capture_begin"] == 0
-    backend.close()
 
 
 def test_weights_are_loaded_once_and_contexts_made_per_lane(engines: dict[str, Path]) -> None:
@@ -568,7 +567,6 @@ def test_weights_are_loaded_once_and_contexts_made_per_lane(engines: dict[str, P
     backend = open_backend(engines["fp16"], driver, lanes=3, module=module)
     assert (module.deserialized, module.contexts) == (3, 9)
     assert (backend.precision, backend.lanes) == ("fp16", 3)
-    backend.close()
 
 
 def test_contexts_for_planning_are_not_kept(
@@ -592,7 +590,6 @@ def test_contexts_for_planning_are_not_kept(
     assert [ref() for ref in made] == [None] * 3
     assert backend.working_bytes(plan) == first
     assert len(made) == 3  # the answer is kept, by shape
-    backend.close()
 
 
 def test_an_upload_while_the_copy_before_it_runs_takes_another_staging_buffer(
@@ -604,7 +601,6 @@ def test_an_upload_while_the_copy_before_it_runs_takes_another_staging_buffer(
     plan = plan_for(image)
     backend.upload(picture(16, 16, seed=9))
     assert np.array_equal(upscale(backend, image, plan), reference(image, plan))
-    backend.close()
 
 
 def test_staging_buffers_grow_instead_of_piling_up(engines: dict[str, Path]) -> None:
@@ -619,7 +615,6 @@ def test_staging_buffers_grow_instead_of_piling_up(engines: dict[str, Path]) -> 
             sum(size for name, (_, size) in backend._pictures._pinned.items() if name[0] == "staging")
         )
     assert max(sizes) <= 2 * 40 * 40 * 3
-    backend.close()
 
 
 def test_a_picture_given_up_in_the_middle_does_not_disturb_the_next(engines: dict[str, Path]) -> None:
@@ -632,7 +627,6 @@ def test_a_picture_given_up_in_the_middle_does_not_disturb_the_next(engines: dic
         next(blocks)
         blocks.close()
         assert np.array_equal(upscale(backend, image, plan), reference(image, plan))
-        backend.close()
 
 
 @pytest.mark.parametrize("edge", [e for e in EDGES if "caller" not in e])
@@ -664,6 +658,7 @@ def test_a_scheduler_that_lacks_an_event_is_caught_on_the_whole_path(
 
     with pytest.raises(Race):
         run_thrice()
+    _opened.clear()  # after a race nothing can be closed
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -685,7 +680,6 @@ def test_the_predicted_memory_is_what_gets_allocated(
     assert driver.used_bytes == 0
     upscale(backend, image, plan, color_fix=fix)
     assert driver.peak_bytes == predicted
-    backend.close()
 
 
 def test_out_of_memory_leaves_nothing_of_the_plan_and_a_smaller_one_runs(engines: dict[str, Path]) -> None:
@@ -698,8 +692,6 @@ def test_out_of_memory_leaves_nothing_of_the_plan_and_a_smaller_one_runs(engines
     assert caught.value.asked_bytes is not None
     assert driver.used_bytes == image.nbytes
     assert np.array_equal(upscale(backend, image, small), reference(image, small))
-    backend.close()
-    assert driver.live["allocations"] == 0
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -762,8 +754,6 @@ def test_a_number_that_is_not_finite_is_an_error_naming_stage_and_tile(
     assert caught.value.tile == min(hot)
     clean = picture(40, 60) // 2
     assert np.isfinite(upscale(backend, clean, plan_for(clean))).all()  # the back end is still usable
-    backend.close()
-    assert driver.live["allocations"] == 0
 
 
 def test_tiles_that_are_not_finite_are_run_again_in_fp32(
@@ -782,8 +772,6 @@ def test_tiles_that_are_not_finite_are_run_again_in_fp32(
         # The repaired tiles are computed in fp32 and added last: equal up to fp16 rounding.
         assert np.abs(got.astype(int) - expected.astype(int)).max() <= 1
         assert "running them again in fp32" in caplog.text
-        backend.close()
-        assert driver.live == {"allocations": 0, "streams": 0, "events": 0, "graphs": 0}
 
 
 @pytest.mark.parametrize("fix", ["wavelet", "adain"])
@@ -798,7 +786,6 @@ def test_the_colour_fix_sees_the_repaired_tiles(engines: dict[str, Path], fix: s
         got = upscale(backend, image, plan, color_fix=fix)
     expected = reference(image, plan, functions=good, color_fix=fix)
     assert np.abs(got.astype(int) - expected.astype(int)).max() <= 1
-    backend.close()
 
 
 def test_spoilt_rows_that_were_queued_ahead_begin_again_once_and_come_out_once(
@@ -825,8 +812,6 @@ def test_spoilt_rows_that_were_queued_ahead_begin_again_once_and_come_out_once(
     assert caplog.text.count("running them again in fp32") >= 2  # both patches
     assert driver.calls["encoder fp16"] <= len(list(batches(plan))) + 4 * plan.batches_per_band
     assert told[-1][0] == told[-1][1] <= plan.tiles
-    backend.close()
-    assert driver.live == {"allocations": 0, "streams": 0, "events": 0, "graphs": 0}
 
 
 def test_the_tile_of_an_error_is_counted_from_the_top_of_the_picture(engines: dict[str, Path]) -> None:
@@ -843,7 +828,6 @@ def test_the_tile_of_an_error_is_counted_from_the_top_of_the_picture(engines: di
     assert caught.value.tile // len(plan.xs) == plan.ys.index(hot)
     assert f"origin y {hot}," in str(caught.value)
     assert sum(rows) >= hot - plan.tile_h_px  # what was right has come out
-    backend.close()
 
 
 def test_a_band_that_nobody_downloaded_is_not_repaired_in_the_wrong_place(engines: dict[str, Path]) -> None:
@@ -858,7 +842,6 @@ def test_a_band_that_nobody_downloaded_is_not_repaired_in_the_wrong_place(engine
     top = plan.ys[-1]
     with np.errstate(invalid="ignore"), pytest.raises(NumericError, match="'step'"):
         backend.finish(source, canvas, plan, color_fix="none").push(top, top + 10)
-    backend.close()
 
 
 def test_fp32_that_is_not_finite_either_is_an_error(engines: dict[str, Path]) -> None:
@@ -867,7 +850,6 @@ def test_fp32_that_is_not_finite_either_is_an_error(engines: dict[str, Path]) ->
     backend = open_backend(engines["both"], driver, module=FakeTensorRT(driver, poisoned("decoder", np.nan)))
     with np.errstate(invalid="ignore"), pytest.raises(NumericError, match="fp32 engines give no finite"):
         upscale(backend, image, plan_for(image))
-    backend.close()
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -883,7 +865,6 @@ def test_a_tile_outside_every_profile_is_refused_with_the_shapes(engines: dict[s
         upscale(backend, image, plan_for(image, tile_px=96))
     assert "(1, 3, 96, 96)" in str(caught.value)
     assert "(2, 3, 64, 64)" in str(caught.value)
-    backend.close()
 
 
 def test_a_stage_that_does_not_run_repeats_what_tensorrt_says(engines: dict[str, Path]) -> None:
@@ -894,8 +875,6 @@ def test_a_stage_that_does_not_run_repeats_what_tensorrt_says(engines: dict[str,
     image = picture(20, 20)
     with pytest.raises(CudaError, match=r"encoder .* could not run: the fake was told to fail"):
         upscale(backend, image, plan_for(image))
-    backend.close()
-    assert driver.live["allocations"] == 0
 
 
 def test_engines_whose_tensors_do_not_fit_together_are_refused(tmp_path: Path) -> None:
@@ -922,7 +901,6 @@ def test_calls_out_of_order_are_refused(engines: dict[str, Path]) -> None:
     backend.canvas(plan)
     with pytest.raises(ClosedError, match="replaced by a later run"):
         backend.blend(canvas, tiles, plan, second)
-    backend.close()
 
 
 def test_close_is_idempotent_and_use_after_it_raises(engines: dict[str, Path]) -> None:
@@ -949,7 +927,6 @@ def test_out_of_memory_for_the_colour_fix_leaves_nothing_of_the_plan(engines: di
     sizing = open_backend(engines["fp16"], SimulatedDriver())
     without, held = (sizing.working_bytes(plan, color_fix=fix).device for fix in ("none", "adain"))
     weights = sum(f.stat().st_size for f in engines["fp16"].glob("*.engine"))
-    sizing.close()
     driver = SimulatedDriver(total_bytes=without - weights - CONTEXT_BYTES + 1000)
     assert held > without + 12 * plan.height_px * plan.width_px
     backend = open_backend(engines["fp16"], driver)
@@ -957,7 +934,6 @@ def test_out_of_memory_for_the_colour_fix_leaves_nothing_of_the_plan(engines: di
         upscale(backend, image, plan, color_fix="adain")
     assert driver.used_bytes == image.nbytes
     assert np.array_equal(upscale(backend, image, plan), reference(image, plan))
-    backend.close()
 
 
 def test_an_unknown_colour_fix_and_a_replaced_picture_are_refused(engines: dict[str, Path]) -> None:
@@ -974,7 +950,6 @@ def test_an_unknown_colour_fix_and_a_replaced_picture_are_refused(engines: dict[
     backend.canvas(plan)
     with pytest.raises(ClosedError, match="replaced by a later run"):
         finish.push(0, plan.height_px)
-    backend.close()
 
 
 def test_lanes_must_be_positive(engines: dict[str, Path]) -> None:
@@ -993,4 +968,3 @@ def test_a_run_from_a_row_on_gives_the_same_rows(engines: dict[str, Path], fix: 
     rest = np.concatenate(list(pipeline.upscale(image, backend, plan=plan, color_fix=fix, first_row_px=row)))
     assert np.array_equal(rest, whole[row:])
     assert np.array_equal(upscale(backend, image, plan, color_fix=fix), whole)
-    backend.close()
