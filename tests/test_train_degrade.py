@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("scipy")
 
 from PIL import Image
+from scipy import ndimage
 from yonos_train.blur import BlurRanges, bell_kernel, blur, draw_kernel, sinc_kernel
 from yonos_train.degrade import Degradation, StageRanges, degrade, degrade_pair
 
@@ -301,3 +302,14 @@ def test_a_stronger_lens_takes_more_detail() -> None:
         view = degrade(x, 2, Degradation("camera", camera=camera), [1, 2])
         detail.append(float(view.diff(dim=-1).abs().mean()))
     assert detail[0] > 1.1 * detail[1] > 1.2 * detail[2]
+
+
+def test_the_study_of_camera_pairs_finds_the_blur_and_the_sharpening() -> None:
+    from benchmarks.studies.camera_pairs import Fit, explained
+
+    rng = np.random.default_rng(3)
+    hr = ndimage.gaussian_filter(rng.uniform(0, 255, (128, 96)).astype(np.float32), 1.5) * 3
+    blurred = Image.fromarray(ndimage.gaussian_filter(hr, 0.8 * 4))
+    reduced = np.asarray(blurred.resize((24, 32), Image.Resampling.BICUBIC))
+    lr = reduced + 1.0 * (reduced - ndimage.gaussian_filter(reduced, 1.5))
+    assert min(explained(hr, 0.9 * lr + 4)) == Fit(0.0, 0.8, 1.0, 1.5)

@@ -1,0 +1,94 @@
+"""What made the LR pictures of camera pairs: the blur and the sharpening that explain each of them best.
+
+::
+
+    python -m benchmarks.studies.camera_pairs dev --sets realsr,drealsr      # half a minute
+
+Every HR picture's luma is blurred (Gaussian), reduced (antialiased bicubic), sharpened (unsharp mask) and
+fitted to the LR picture's by a gain and an offset; what is left is told in levels of 255. Lengths are LR
+pixels. `yonos_train.degradation.LENS` draws from the range that comes out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+from yonos_train.evaluate import whole_pairs
+
+Plane = NDArray[np.float32]
+
+SIGMA = (0.0, 0.15, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
+AMOUNT = (0.3, 0.6, 1.0, 1.5)
+RADIUS = (0.6, 1.0, 1.5)
+_BORDER_PX = 6
+
+
+class Fit(NamedTuple):
+    """What explains an LR picture, and what it leaves unexplained."""
+
+    rms: float
+    sigma: float
+    amount: float = 0.0
+    radius: float = 0.0
+
+
+def explained(hr: Plane, lr: Plane) -> Iterator[Fit]:
+    """Yield every combination, luma (H, W) and (H / s, W / s)."""
+    scale = hr.shape[0] // lr.shape[0]
+    for sigma in SIGMA:
+        blurred = ndimage.gaussian_filter(hr, sigma * scale) if sigma else hr
+        reduced = np.asarray(Image.fromarray(blurred).resize(lr.shape[::-1], Image.Resampling.BICUBIC))
+        yield Fit(_left(reduced, lr), sigma)
+        for radius in RADIUS:
+            detail = reduced - ndimage.gaussian_filter(reduced, radius)
+            for amount in AMOUNT:
+                yield Fit(_left(reduced + amount * detail, lr), sigma, amount, radius)
+
+
+def _left(made: Plane, real: Plane) -> float:
+    inside = (slice(_BORDER_PX, -_BORDER_PX),) * 2
+    x, y = made[inside].ravel(), real[inside].ravel()
+    terms = np.stack([x, np.ones_like(x)], 1)
+    gain = np.linalg.lstsq(terms, y, rcond=None)[0]
+    return round(float(np.sqrt(np.mean((terms @ gain - y) ** 2))), 3)
+
+
+def _luma(path: Path) -> Plane:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("L"), np.float32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of sets, <set>/HR and <set>/LR")
+    parser.add_argument("--sets", default="realsr,drealsr")
+    parser.add_argument("--scale", type=int, default=4)
+    asked = parser.parse_args()
+    pairs = whole_pairs(asked.folder, asked.scale, sets=asked.sets.split(","))
+    best: dict[str, list[Fit]] = {}
+    for pair in pairs:
+        if pair.lr is None:
+            parser.error(f"{pair.hr} has no LR picture beside it; name sets with camera pairs (--sets)")
+        fits = sorted(explained(_luma(pair.hr), _luma(pair.lr)))
+        plain = next(fit for fit in fits if not fit.amount)
+        best.setdefault(pair.set, []).append(fits[0])
+        row = {"set": pair.set, "name": pair.name, "blur_alone": plain[:2], "best": fits[0]._asdict()}
+        print(json.dumps(row, default=float), flush=True)
+    for name, fits in best.items():
+        ranges = {
+            field: [float(np.quantile([getattr(fit, field) for fit in fits], q)) for q in (0, 0.5, 1)]
+            for field in Fit._fields
+        }
+        print(json.dumps({"set": name, "pictures": len(fits), "smallest, median, largest": ranges}))
+
+
+if __name__ == "__main__":
+    main()
