@@ -92,13 +92,13 @@ def run(work: Pictures | Clip, asked: argparse.Namespace) -> list[dict[str, Any]
                 killer = Killer(after, node if kind == "node" else None)
                 work.run(out, killer)
                 killed = killer.killed
-            if kind == "node":
-                cluster.remove_node(node, allow_graceful=False)
-                node = cluster.add_node(num_cpus=1)
             same = work.contents(out) == work.wanted
             seconds = round(time.monotonic() - trial_s, 1)
             trials.append({"kind": kind, "after": after, "killed": killed, "same": same, "seconds": seconds})
             print(json.dumps(trials[-1]), flush=True)
+            if kind == "node" and number + 1 < asked.trials:
+                cluster.remove_node(node, allow_graceful=False)
+                node = cluster.add_node(num_cpus=1)
     finally:
         ray.shutdown()
         cluster.shutdown()
