@@ -260,9 +260,10 @@ def _empty_prompt(folder: Path) -> Tensor:
         ) from error
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        encoder, found = CLIPTextModel.from_pretrained(
+        loaded: Any = CLIPTextModel.from_pretrained(
             folder / "text_encoder", local_files_only=True, use_safetensors=True, output_loading_info=True
         )
+        encoder, found = loaded
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise SdFolderError(
             f"{folder / 'text_encoder'} cannot be loaded from safetensors: {error}. Save the text encoder "
