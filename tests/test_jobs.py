@@ -118,7 +118,7 @@ def test_everything_that_is_not_done_is_named(tmp_path: Path) -> None:
     told = {p.path.name: p.reason for p in found.passed_over}
     assert sorted(told) == ["Makefile", "album", "loop", "notes.txt", "phone.HEIX", "pipe.png", "raw.CR2"]
     assert "link" in told["album"]
-    assert "-i" in told["album"]
+    assert "name it as an input" in told["album"]
     assert ".CR2" in told["raw.CR2"]
     assert told["pipe.png"] == "not a file"
     assert not any(p.failed for p in found.passed_over)
