@@ -162,7 +162,8 @@ def test_stages_train_it_and_the_exporter_reads_it(folder: Path, tmp_path: Path)
     stages = exporter.load_diffusers_stages(saved)
     with torch.no_grad():
         torch.testing.assert_close(stages.step(noise, z_l), ours, rtol=1e-3, atol=1e-4)
-    assert (stages.info.name, stages.info.scale, stages.info.timestep) == ("tiny-x4", 4, 999)
+    model = stages.info.model
+    assert (model.name, model.scale, model.timestep) == ("tiny-x4", 4, 999)
 
 
 def test_a_whole_run_goes_from_images_to_an_exportable_folder(folder: Path, tmp_path: Path) -> None:
