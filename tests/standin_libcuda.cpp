@@ -11,6 +11,7 @@
 #include <cstring>
 #include <functional>
 #include <map>
+#include <mutex>
 #include <set>
 #include <string>
 #include <vector>
@@ -49,6 +50,7 @@ std::set<CUgraphExec> execs;
 std::map<std::string, CUresult> failures;
 std::map<std::string, int> calls;
 std::vector<std::string> order;  // of all calls
+std::recursive_mutex one_call;
 thread_local std::vector<CUcontext> current;
 int context_object;
 
@@ -126,9 +128,12 @@ std::map<std::string, Kernel> known() {
 
 // A CUkernel of the stand-in is a Kernel, a CUlibrary the text of its PTX.
 
-#define ENTER(name) \
+// Lanes call from threads of their own, and the bindings let go of Python's lock: one call at a time.
+#define ENTER(name)                                              \
+    const std::lock_guard<std::recursive_mutex> alone(one_call); \
     if (CUresult status = enter(name)) return status
-#define ENTER_WITHOUT_CONTEXT(name) \
+#define ENTER_WITHOUT_CONTEXT(name)                              \
+    const std::lock_guard<std::recursive_mutex> alone(one_call); \
     if (CUresult status = enter(name, false)) return status
 
 extern "C" {
