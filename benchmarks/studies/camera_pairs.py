@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 from yonos_train.evaluate import whole_pairs
+from yonos_train.metrics import Picture
 
 Plane = NDArray[np.float32]
 
@@ -61,9 +62,8 @@ def _left(made: Plane, real: Plane) -> float:
     return round(float(np.sqrt(np.mean((terms @ gain - y) ** 2))), 3)
 
 
-def _luma(path: Path) -> Plane:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("L"), np.float32)
+def _luma(picture: Picture) -> Plane:
+    return np.asarray(Image.fromarray(picture).convert("L"), np.float32)
 
 
 def main() -> None:
@@ -77,7 +77,8 @@ def main() -> None:
     for pair in pairs:
         if pair.lr is None:
             parser.error(f"{pair.hr} has no LR picture beside it; name sets with camera pairs (--sets)")
-        fits = sorted(explained(_luma(pair.hr), _luma(pair.lr)))
+        lr, hr = pair.load()
+        fits = sorted(explained(_luma(hr), _luma(lr)))
         plain = next(fit for fit in fits if not fit.amount)
         best.setdefault(pair.set, []).append(fits[0])
         row = {"set": pair.set, "name": pair.name, "blur_alone": plain[:2], "best": fits[0]._asdict()}
