@@ -163,7 +163,12 @@ def _openvino(threads: int) -> Iterator[Case]:
             compiled = core.compile_model(
                 core.read_model(onnx_bytes(work)),
                 "CPU",
-                {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1},
+                {
+                    "INFERENCE_PRECISION_HINT": hint,
+                    "INFERENCE_NUM_THREADS": threads,
+                    "NUM_STREAMS": 1,
+                    "ENABLE_CPU_PINNING": False,  # as `yonos_trt.backends.openvino` has it
+                },
             )
             request = compiled.create_infer_request()
             yield precision, work, threads, partial(_call_request, request)

@@ -31,7 +31,7 @@ from yonos_trt.images import SaveOptions
 from yonos_trt.ray_data import places
 from yonos_trt.ray_data.cluster import Share, connected, import_ray, may_use_gpus, one_line, share_of
 from yonos_trt.ray_data.planning import BatchPlan, plan
-from yonos_trt.ray_data.worker import Upscaler, for_workers, raised
+from yonos_trt.ray_data.worker import TELL_S, Upscaler, for_workers, raised
 from yonos_trt.sizing import Sizing
 
 REPORT = "yonos-report.jsonl"
@@ -39,7 +39,6 @@ REPORT = "yonos-report.jsonl"
 
 _LARGEST_BLOCK = 32  # pictures, of up to 16 workers
 _MESSAGES_PER_S = 50  # that all workers send: the driver takes some 150 (benchmarks.studies.ray_scale)
-_TELL_S = 0.5
 _ROUNDS = 4  # a block is at most the remaining pictures, divided by the workers, so many times
 _DEATHS = 3  # a picture whose worker died so often has failed
 
@@ -378,7 +377,7 @@ def block_sizes(count: int, workers: int) -> list[int]:
 
 def told_every_s(workers: int) -> float:
     """Return the seconds in which a worker's results make one message."""
-    return max(_TELL_S, workers / _MESSAGES_PER_S)
+    return max(TELL_S, workers / _MESSAGES_PER_S)
 
 
 def _results(

@@ -25,6 +25,8 @@ from yonos_trt.sr import SR
 
 Row = dict[str, list[Any]]
 
+TELL_S = 0.5
+
 
 def for_workers(options: dict[str, Any]) -> tuple[SR, dict[str, Any]]:
     """Return an `SR` with these options, not opened, and the options that make the same on another node.
@@ -66,7 +68,9 @@ class Upscaler:
         As `yonos_trt.SR`.
     """
 
-    def __init__(self, stages: dict[str, Any] | None = None, *, tell_s: float = 0.5, **options: Any) -> None:
+    def __init__(
+        self, stages: dict[str, Any] | None = None, *, tell_s: float = TELL_S, **options: Any
+    ) -> None:
         given = _given()
         self.node = given.pop("node", "")
         self.worker = f"{socket.gethostname()}:{os.getpid()}"
