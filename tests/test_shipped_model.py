@@ -17,7 +17,7 @@ from yonos_trt.sr import SR
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "chelsea.png"
 LARGEST_BYTES = 16 << 20  # of one
-LARGEST_TOTAL_BYTES = 40_000_000
+LARGEST_TOTAL_BYTES = 50_000_000  # a wheel has at most 60 MB
 SCALES = (2, 4, 8)
 
 
@@ -89,15 +89,16 @@ def test_the_example_comes_out_sharper_than_bicubic_and_with_its_colours(scale: 
     assert np.abs(ours.mean(axis=(0, 1)) - bicubic.mean(axis=(0, 1))).max() < 1
 
 
+@pytest.mark.parametrize("restore", [0.0, 1.0])
 @pytest.mark.parametrize("scale", [4, 8])
-def test_the_decoder_adds_no_stripes(scale: int) -> None:
+def test_the_decoder_adds_no_stripes(scale: int, restore: float) -> None:
     """Without the anti-imaging filter: 7.4 dB at x4, 9.9 at x8; this photograph itself has -1.7 at 4 px."""
     pytest.importorskip("torch")  # pairs of pictures are the trainer's
     from benchmarks.studies.grid import grid_db
 
     with Image.open(EXAMPLE) as opened:
         image = np.asarray(opened.convert("RGB"))
-    with SR(scale=scale) as sr:
+    with SR(scale=scale, restore=restore) as sr:
         assert grid_db(sr.upscale(image), 2) < 0
 
 
@@ -116,22 +117,27 @@ def test_lanes_are_bit_identical(engine_dir: Path) -> None:
     np.testing.assert_array_equal(one, three)
 
 
-def test_tiles_are_as_good_as_one_tile(engine_dir: Path) -> None:
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("restore", [0.0, 1.0])
+def test_tiles_are_as_good_as_one_tile(scale: int, restore: float) -> None:
     with Image.open(EXAMPLE) as opened:
-        image = np.asarray(opened.convert("RGB"))
-    whole = SR(tile_px=1024, color_fix="none").upscale(image)
-    tiled = SR(tile_px=256, color_fix="none").upscale(image)
+        image = np.asarray(opened.convert("RGB"))[: 1024 // scale, : 1024 // scale]
+    whole, tiled = (
+        SR(scale=scale, restore=restore, tile_px=px, color_fix="none").upscale(image) for px in (1024, 256)
+    )
     assert psnr_db(tiled, whole) >= 55
-    assert np.abs(tiled.astype(int) - whole).max() <= 4
+    assert np.abs(tiled.astype(int) - whole).max() <= (4 if scale < 8 else 8)
 
 
-def test_the_x4_model_has_a_dial_from_fidelity_to_restoration(engine_dir: Path) -> None:
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_model_has_a_dial_from_fidelity_to_restoration(scale: int) -> None:
     """0 is the model as it was; towards 1 a blurred picture gets more contrast, without a jump."""
+    folder = shipped_model(f"lite-x{scale}")
     sharp = np.asarray(Image.open(EXAMPLE).convert("RGB").crop((120, 60, 216, 156)))
     image = np.asarray(Image.fromarray(sharp).filter(ImageFilter.GaussianBlur(1)))
     made = {}
     for place in (None, 0.0, 0.5, 1.0):
-        with SR(engine_dir, restore=place) as sr:
+        with SR(folder, restore=place) as sr:
             made[place] = sr.upscale(image).astype(int)
     assert np.array_equal(made[None], made[0.0])
     edges = [float(np.abs(np.diff(made[place], axis=1)).mean()) for place in (0.0, 0.5, 1.0)]
