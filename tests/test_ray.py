@@ -581,7 +581,15 @@ def client_address(ray: Any) -> str:
     with pytest.MonkeyPatch.context() as patch:  # what that server forks would now and then not live
         patch.setenv("GRPC_ENABLE_FORK_SUPPORT", "0")
         node.start_ray_client_server()
-    return f"ray://127.0.0.1:{node._ray_params.ray_client_server_port}"
+    until = time.monotonic() + 60
+    while True:  # on a busy machine its process listens seconds later
+        try:
+            socket.create_connection(("127.0.0.1", node._ray_params.ray_client_server_port), 1).close()
+        except OSError:
+            assert time.monotonic() < until, "Ray's client server does not listen"
+            time.sleep(0.1)
+        else:
+            return f"ray://127.0.0.1:{node._ray_params.ray_client_server_port}"
 
 
 def test_a_client_that_is_killed_is_said_again(

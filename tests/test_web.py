@@ -412,7 +412,7 @@ def test_the_dial_is_shown_only_where_the_model_has_one(browser: Any) -> None:
 
     assert found(browser, ".restore")  # lite-x4
     try:
-        choose("lite-x2")
+        choose("engine")
         WebDriverWait(browser, 60).until_not(shown)
     finally:
         choose("lite-x4")
