@@ -37,13 +37,16 @@ from yonos_train.engine_weights import load_start
 from yonos_train.evaluate import Pair, crop_pairs, evaluate
 from yonos_train.folders import save_tensors
 from yonos_train.loop import fast_precision
-from yonos_train.metrics import Metrics
+from yonos_train.metrics import Metrics, as_tensor
 from yonos_train.model import Bundle
+from yonos_train.objectives import STUDENT
+from yonos_train.objectives.base import one_step
 from yonos_train.stage import StageConfig, resize_like
 from yonos_train.stages import DiffusionStage, frozen_copy
 from yonos_train.upscalers import BundleUpscaler
 
 from benchmarks.machine import command_line, header
+from yonos_trt.atomic import write_file
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +98,7 @@ def loss_of(stage: DiffusionStage, crops: Crops, step: int) -> tuple[Tensor, dic
     """Return the loss of batch ``step``; its crops, times and noise depend on seed and ``step`` alone."""
     rng = generator("distillation", crops.seed, step)
     with torch.autocast("cpu", torch.bfloat16, enabled=fast_precision("cpu") == "bf16"):
-        return stage.loss("unet", crops.batch(step, stage.config.batch), rng, step)
+        return stage.loss(STUDENT, crops.batch(step, stage.config.batch), rng, step)
 
 
 def train(
@@ -162,12 +165,11 @@ def latent_error(bundle: Bundle, unet: nn.Module, pairs: Sequence[Pair]) -> floa
     """Return the mean square error of the latent that the one step makes, against the HR picture's."""
     errors = []
     for index, pair in enumerate(pairs):
-        lr, hr = (torch.from_numpy(np.array(x)).permute(2, 0, 1)[None] for x in pair.load())
-        x_l, x_h = (x.float() / 127.5 - 1 for x in (lr, hr))
+        x_l, x_h = map(as_tensor, pair.load())
         with torch.no_grad():
             z_h, z_l = bundle.encoder(x_h), bundle.encoder(resize_like(x_l, x_h))
             noise = torch.randn(z_h.shape, generator=generator("distillation-error", index))
-            z_0 = -unet(torch.cat([noise, z_l], 1), torch.ones(1))
+            z_0 = one_step(unet, bundle.schedule, noise, z_l)
         errors.append(float((z_0 - z_h).square().mean()))
     return float(np.mean(errors))
 
@@ -183,10 +185,7 @@ def measure(bundle: Bundle, unet: nn.Module, pairs: Sequence[Pair], metrics: Met
 def kept(path: Path, make: Callable[[], Any]) -> Any:
     """Return the JSON document at ``path``; what is missing is made and written, whole or not at all."""
     if not path.is_file():
-        document = make()
-        beside = path.with_suffix(".part")
-        beside.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-        beside.replace(path)
+        write_file(path, json.dumps(make(), indent=1) + "\n")
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -271,8 +270,8 @@ def study(
             done = kept(path, lambda target=target, seed=seed: student(target, seed))  # type: ignore[misc]
             report["students"].setdefault(target, {})[str(seed)] = done["rows"]
             report["gradients"].update(done["gradients"])
-    (folder / "distillation.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    (folder / "distillation.md").write_text(markdown(report), encoding="utf-8")
+    write_file(folder / "distillation.json", json.dumps(report, indent=1) + "\n")
+    write_file(folder / "distillation.md", markdown(report))
     return report
 
 
