@@ -304,6 +304,21 @@ def test_a_stronger_lens_takes_more_detail() -> None:
     assert detail[0] > 1.1 * detail[1] > 1.2 * detail[2]
 
 
+def test_the_study_of_camera_pairs_measures_what_a_blur_keeps_of_each_frequency() -> None:
+    from benchmarks.studies.camera_pairs import BANDS, kept_db
+
+    sigma = 0.8  # LR pixels
+    hr = np.random.default_rng(3).uniform(0, 255, (512, 512)).astype(np.float32)
+    sharp, soft = (
+        np.asarray(Image.fromarray(x).resize((128, 128), Image.Resampling.BICUBIC))
+        for x in (hr, ndimage.gaussian_filter(hr, 4 * sigma, mode="wrap"))
+    )
+    middles = (BANDS[1:] + BANDS[:-1]) / 2
+    gaussian = -20 * np.log10(np.e) * 2 * (np.pi * sigma) ** 2 * middles**2
+    blurred = np.subtract(kept_db(hr, soft), kept_db(hr, sharp))
+    np.testing.assert_allclose(blurred, gaussian - gaussian[0], atol=0.7)
+
+
 def test_the_study_of_camera_pairs_finds_the_blur_and_the_sharpening() -> None:
     from benchmarks.studies.camera_pairs import Fit, explained
 

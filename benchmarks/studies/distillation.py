@@ -252,9 +252,8 @@ def study(
             rows[str(step)] = measure(bundle, unet, pairs[4], metrics)
             log.info("%s, seed %d, step %d: %s", target, seed, step, rows[str(step)])
             if gradient_batches and seed == seeds[0] and step in (min(marks), max(marks)):
-                for (
-                    name
-                ) in TARGETS:  # both targets' gradients at this student's weights, on batches it has not seen
+                # both targets' gradients at this student's weights, on batches it has not seen
+                for name in TARGETS:
                     other = teacher if name == "teacher" else None
                     at = make_stage(bundle, unet, other, settings.stage(4, name, 1))
                     found[f"at {target}'s step {step}, {name}"] = gradients(
