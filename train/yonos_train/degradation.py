@@ -150,11 +150,12 @@ class CameraRanges:
 
 
 # A good camera in good light. The LR pictures of all 20 camera pairs of the development sets are explained
-# best by a blur of 0.6 to 1.2 LR px that was sharpened again by 0.3 to 1.5, mostly over 1.5 LR px
+# best by a blur of 0.6 to 1.2 LR px that was sharpened again by 0.3 to 1.5, mostly over 1.5 LR px, and what
+# this keeps of each spatial frequency lies between what RealSR's and DRealSR's keep
 # (benchmarks.studies.camera_pairs). A network that saw little sharpening draws halos around every edge.
 LENS: Final = CameraRanges(
     blur=0.98,
-    sigma_lr_px=(0.3, 1.2),
+    sigma_lr_px=(0.5, 1.3),
     blur_power=1.0,
     disc=0.1,
     motion=0.0,
@@ -162,13 +163,13 @@ LENS: Final = CameraRanges(
     noise=0.5,
     shot=4.0,
     read=2.0,
-    sharpen=0.85,
+    sharpen=0.9,
     sharpen_amount=1.6,
-    sharpen_lr_px=(0.6, 1.6),
-    jpeg=0.4,
+    sharpen_lr_px=(0.8, 1.6),
+    jpeg=0.3,
     twice=0.0,
     webp=0.0,
-    quality=(75.0, 98.0),
+    quality=(80.0, 98.0),
 )
 
 
