@@ -151,7 +151,7 @@ class CameraRanges:
 
 # A good camera in good light. The LR pictures of all 20 camera pairs of the development sets are explained
 # best by a blur of 0.6 to 1.2 LR px that was sharpened again by 0.3 to 1.5, mostly over 1.5 LR px, and what
-# this keeps of each spatial frequency lies between what RealSR's and DRealSR's keep
+# this keeps of each spatial frequency lies between what RealSR's and DRealSR's keep, or within 3 dB of it
 # (benchmarks.studies.camera_pairs). A network that saw little sharpening draws halos around every edge.
 LENS: Final = CameraRanges(
     blur=0.98,
