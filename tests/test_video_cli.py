@@ -14,7 +14,6 @@ import sys
 import time
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -312,12 +311,11 @@ def test_an_encoder_leaves_stderr_and_our_threads_alone(
     before = os.sched_getscheduler(0), os.sched_getparam(0).sched_priority
     while_open = set()
 
-    def enlarge_and_look(rgb: Any) -> Any:
+    def look(frames: int, total: int | None) -> None:  # in the thread that opens encoders: never beside that
         while_open.update(_policies())
-        return enlarge(2)(rgb)
 
     options = VideoOptions(encoder=EncoderSettings(codec))
-    upscale_video(source, tmp_path / "out.mkv", enlarge_and_look, scale=2, options=options)
+    upscale_video(source, tmp_path / "out.mkv", enlarge(2), scale=2, options=options, progress=look)
     assert len(shown(tmp_path / "out.mkv")) == 3
     assert (os.sched_getscheduler(0), os.sched_getparam(0).sched_priority) == before
     assert while_open == {before[0]}

@@ -38,7 +38,8 @@ def scheduling_kept() -> Iterator[None]:
     """Undo what a library does to the scheduling of this process's threads; new ones run as the caller.
 
     SVT-AV1, started as root (in most containers), puts the calling thread and its own at real-time priority
-    99: everything else on the machine would wait for them. Linux alone.
+    99: everything else on the machine would wait for them. Until the context ends (10 to 20 ms) they are so;
+    other threads of the process are not. Linux alone.
     """
     if not sys.platform.startswith("linux") or not hasattr(os, "sched_getscheduler"):
         yield
