@@ -433,7 +433,8 @@ def test_a_start_with_altered_weights_is_refused(tmp_path):
         load_start(tmp_path / "mine", 4)
 
 
-def test_one_step_pixels_trains_all_three_networks_from_a_shipped_model(pictures, tmp_path):
+@pytest.mark.parametrize("more", [{}, {"adversarial": "relativistic", "r1": 1.0, "r2": 0.5, "tiles": 10}])
+def test_one_step_pixels_trains_all_three_networks_from_a_shipped_model(pictures, tmp_path, more):
     pytest.importorskip("onnx")
     from yonos_train.engine_weights import load_start
 
@@ -445,7 +446,7 @@ def test_one_step_pixels_trains_all_three_networks_from_a_shipped_model(pictures
         batch=2,
         crop_px=64,
         degradation={"bicubic": 0.5, "camera": 0.5},
-        loss={"gan": 0.1, "disc_width": 4},
+        loss={"gan": 0.1, "disc_width": 4, **more},
     )
     loop = LoopConfig(precision="fp32", log_steps=1, sample_steps=0)
     config = RunConfig(name="tuned", start="lite-x{scale}", loop=loop, stages=(stage,))
@@ -458,6 +459,73 @@ def test_one_step_pixels_trains_all_three_networks_from_a_shipped_model(pictures
         old, new = getattr(start, name).state_dict(), getattr(tuned, name).state_dict()
         moved = [k for k in old if "conv1.weight" in k and not torch.equal(old[k], new[k])]
         assert moved, name
+    log = tmp_path / "pixels-x4" / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    for name in ("r1", "r2", "tiles"):
+        assert all((row.get(name, 0) > 0) == (name in more) for row in rows), name
+
+
+def one_step_pixels(loss, *, crop_px=128):
+    from yonos_train.decoder_stage import OneStepPixelsStage
+
+    torch.manual_seed(0)
+    config = StageConfig("p", "one_step_pixels", 4, steps=1, batch=2, crop_px=crop_px, loss=loss)
+    return OneStepPixelsStage(config, new_bundle(BundleConfig("tiny", 4, SMOKE.architecture)), weights={})
+
+
+def test_tile_loss_measures_what_a_cut_changes_as_the_run_time_weights_it():
+    stage = one_step_pixels({"tiles": 1})
+    stage.latent = lambda x_l, _: x_l.repeat_interleave(4, -1).repeat_interleave(4, -2)
+    rng = torch.Generator().manual_seed(0)
+    x_l, noise = torch.rand(4, 3, 32, 32, generator=rng), torch.rand(4, 3, 128, 128, generator=rng)
+    local = lambda z, noise: z + noise  # noqa: E731  (a picture that no cut changes)
+    sides = lambda z, noise: z + noise + 0.01 * z.shape[-1] + 0.02 * z.shape[-2]  # noqa: E731
+    ramp = (sum(((i + 0.5) / 64) ** 2 for i in range(64)) + 32) / 96
+    seen = set()
+    for _ in range(20):
+        for decoded, cuts in ((local, (0.0,)), (sides, (0.32, 0.64))):
+            stage._decoded = decoded
+            stage._whole = (x_l, noise, decoded(stage.latent(x_l, None), noise))
+            got = stage._tile_difference(rng).item()
+            near = [cut for cut in cuts if got == pytest.approx(cut * ramp**0.5, abs=2e-5)]
+            assert near, got
+            seen.update(near)
+    assert seen == {0.0, 0.32, 0.64}
+
+
+def test_tile_loss_reaches_the_networks_and_goes_with_a_discriminator(pictures):
+    batch = Crops(ImageFolder(pictures, smallest_px=64), CropConfig(64), seed=3).batch(0, 2)
+    made = {}
+    for gan in (0, 0.1):
+        for weight in (0, 3):
+            stage = one_step_pixels({"tiles": weight, "gan": gan, "disc_width": 4}, crop_px=64)
+            torch.manual_seed(1)
+            for module in stage.groups["generator"].values():
+                for weight_of in module.requires_grad_(True).parameters():  # as the trainer does
+                    torch.nn.init.normal_(weight_of, std=0.1)  # new networks end in zeros
+            loss, logs = stage.loss("generator", batch, generator(1), 0)
+            loss.backward()
+            made[gan, weight] = loss.item(), stage.encoder.conv_in.weight.grad.clone()
+        difference = logs["tiles"]
+        assert difference > 1e-3
+        assert made[gan, 3][0] == pytest.approx(made[gan, 0][0] + 3 * difference, rel=1e-3)
+        assert not torch.allclose(made[gan, 3][1], made[gan, 0][1], rtol=1e-2)
+
+
+def test_discriminator_learns_alone_for_its_lead(pictures):
+    batch = Crops(ImageFolder(pictures, smallest_px=64), CropConfig(64), seed=3).batch(0, 2)
+    stage = one_step_pixels({"gan": 1, "disc_width": 4, "disc_start": 1, "disc_lead": 2}, crop_px=64)
+    for step in range(5):
+        learns = "disc" in stage.loss("discriminator", batch, generator(1), step)[1]
+        counts = "gan" in stage.loss("generator", batch, generator(1), step)[1]
+        assert (learns, counts) == (step >= 1, step >= 3)
+
+
+def test_stage_refuses_adversaries_and_crops_that_it_cannot_use():
+    with pytest.raises(ValueError, match=r"adversarial got 'wgan', expected one of hinge, relativistic"):
+        one_step_pixels({"gan": 0.1, "adversarial": "wgan"})
+    with pytest.raises(ValueError, match=r"crop_px got 16; the loss tiles .* needs at least"):
+        one_step_pixels({"tiles": 1}, crop_px=16)
 
 
 def test_automatic_precision_is_bfloat16_only_where_it_is_computed(monkeypatch):

@@ -14,7 +14,15 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
 
 from safetensors.torch import save_file
-from yonos_train.adversarial import PatchDiscriminator, adaptive_weight, hinge_discriminator, hinge_generator
+from yonos_train.adversarial import (
+    PatchDiscriminator,
+    adaptive_weight,
+    gradient_penalty,
+    hinge_discriminator,
+    hinge_generator,
+    relativistic_discriminator,
+    relativistic_generator,
+)
 from yonos_train.losses import Dists, Lpips, WeightsError, gradient_l1
 
 ALEX = ((64, 3, 11), (192, 64, 5), (384, 192, 3), (256, 384, 3), (256, 256, 3))
@@ -208,6 +216,48 @@ def test_hinge_losses_by_hand() -> None:
     real, fake = torch.tensor([2.0, 0.0]), torch.tensor([-2.0, 0.5])
     assert hinge_discriminator(real, fake).item() == pytest.approx(0.5 * (0.5 + 0.75))
     assert hinge_generator(fake).item() == pytest.approx(0.75)
+
+
+def test_relativistic_losses_by_hand() -> None:
+    real, fake = torch.tensor([2.0, 0.0]), torch.tensor([-1.0, 0.0])
+    of_judge = 0.5 * (np.log1p(np.exp(-3.0)) + np.log(2))
+    assert relativistic_discriminator(real, fake).item() == pytest.approx(of_judge)
+    assert relativistic_generator(real, fake).item() == pytest.approx(of_judge + 0.5 * 3)
+    raised = relativistic_discriminator(real + 5, fake + 5)  # only the difference of a pair counts
+    assert raised.item() == pytest.approx(of_judge)
+
+
+def test_gradient_penalty_by_hand_and_its_own_gradient() -> None:
+    """Logits ``w x^2 / 2``, one a pixel: the gradient is ``w x``, the penalty ``w^2 mean x^2``."""
+    x, w = (
+        torch.tensor([[[[1.0, 2.0]]], [[[0.0, 3.0]]]], requires_grad=True),
+        torch.nn.Parameter(torch.tensor(0.5)),
+    )
+    penalty = gradient_penalty(w * x.square() / 2, x)
+    assert penalty.item() == pytest.approx(0.25 * 14 / 4)
+    penalty.backward()
+    assert w.grad is not None
+    assert w.grad.item() == pytest.approx(2 * 0.5 * 14 / 4)
+
+
+def test_penalised_discriminator_learns_without_spectral_norm_and_stays_smooth() -> None:
+    real, fake = torch.zeros(4, 3, 32, 32), pictures(4, 32, 32)[0]
+    slopes = []
+    for factor in (0.0, 10.0):
+        torch.manual_seed(0)
+        net = PatchDiscriminator(width=8, layers=2, spectral=False)
+        optimiser = torch.optim.Adam(net.parameters(), lr=1e-2)
+        for _ in range(30):
+            x = fake.clone().requires_grad_(True)
+            of_fake = net(x)
+            penalty = gradient_penalty(of_fake, x)
+            loss = relativistic_discriminator(net(real), of_fake) + factor / 2 * penalty
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        assert net(real).mean() > net(fake).mean() + 0.1
+        slopes.append(penalty.item())
+    assert slopes[1] < 0.5 * slopes[0], slopes
 
 
 def test_discriminator_is_lipschitz_normalised_and_independent_of_its_batch() -> None:

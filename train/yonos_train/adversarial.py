@@ -1,9 +1,11 @@
-"""PatchGAN (Isola et al. 2017), hinge (Lim & Ye 2017), spectral norm (Miyato et al. 2018)."""
+"""PatchGAN (Isola et al. 2017): hinge (Lim & Ye 2017) with spectral norm (Miyato et al. 2018), or
+relativistic (Jolicoeur-Martineau 2018) with zero-centred gradient penalties (R1: Mescheder et al. 2018)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +23,25 @@ class PatchDiscriminator(nn.Module):
         Channels of the first layer; doubles with each layer, at most eightfold.
     layers
         Strided layers; 3 sees patches of 70 px.
+    spectral
+        Normalise every layer's weight by its largest singular value; off where a gradient penalty holds the
+        discriminator instead.
 
     Notes
     -----
-    Spectral normalisation instead of batch normalisation: a picture's verdict does not depend on its batch.
+    No batch normalisation: a picture's verdict does not depend on its batch.
     """
 
-    def __init__(self, width: int = 64, layers: int = 3) -> None:
+    def __init__(self, width: int = 64, layers: int = 3, *, spectral: bool = True) -> None:
         super().__init__()
         if width < 1 or layers < 1:
             raise ValueError(f"PatchDiscriminator: width and layers must be >= 1; got {width}, {layers}.")
         sizes = [3, *(width * min(2**i, 8) for i in range(layers + 1)), 1]
-        self.convolutions = nn.ModuleList(
-            spectral_norm(nn.Conv2d(sizes[i], sizes[i + 1], 4, stride=2 if i < layers else 1, padding=1))
+        convolutions = [
+            nn.Conv2d(sizes[i], sizes[i + 1], 4, stride=2 if i < layers else 1, padding=1)
             for i in range(layers + 2)
-        )
+        ]
+        self.convolutions = nn.ModuleList(map(spectral_norm, convolutions) if spectral else convolutions)
 
     @contextmanager
     def _normalised(self, device_type: str) -> Iterator[None]:
@@ -64,6 +70,24 @@ def hinge_generator(fake: Tensor) -> Tensor:
     return -fake.float().mean()
 
 
+def relativistic_discriminator(real: Tensor, fake: Tensor) -> Tensor:
+    """Return ``mean softplus(fake - real)`` in float32: each patch's truth should look more real than its
+    picture. Both players' equilibrium is log 2."""
+    return functional.softplus(fake.float() - real.float()).mean()
+
+
+def relativistic_generator(real: Tensor, fake: Tensor) -> Tensor:
+    """Return ``mean softplus(real - fake)`` in float32."""
+    return functional.softplus(real.float() - fake.float()).mean()
+
+
+def gradient_penalty(logits: Tensor, pictures: Tensor) -> Tensor:
+    """Return ``||d logits / d pictures||^2`` per logit in float32, averaged over the pictures: R1 of real
+    pictures, R2 of made ones. ``pictures`` must require gradients; the result can be differentiated."""
+    (grad,) = torch.autograd.grad(logits.float().sum(), pictures, create_graph=True)
+    return grad.float().square().sum() / logits.numel()
+
+
 def adaptive_weight(
     reconstruction: Tensor, adversarial: Tensor, last_layer: Tensor, *, largest: float = 1e4
 ) -> Tensor:
@@ -81,3 +105,16 @@ def gradient_ratio(rec: Tensor, gan: Tensor, *, largest: float = 1e4) -> Tensor:
     """Return ``||rec|| / (||gan|| + 1e-4)``, at most ``largest``, detached, of two gradients of any shape."""
     ratio: Tensor = rec.float().norm() / (gan.float().norm() + 1e-4)
     return ratio.clamp(0.0, largest).detach()
+
+
+class Adversarial(NamedTuple):
+    """A GAN's two losses, each of the logits of the true and of the made pictures, ``(N, 1, h, w)``."""
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    generator: Callable[[Tensor, Tensor], Tensor]
+
+
+LOSSES = {
+    "hinge": Adversarial(hinge_discriminator, lambda _real, fake: hinge_generator(fake)),
+    "relativistic": Adversarial(relativistic_discriminator, relativistic_generator),
+}

@@ -19,12 +19,14 @@ Pictures = tuple[Tensor, Tensor]  # the decoder's, and the truth
 
 
 class DecoderStage(Conditioned):
-    """Fine-tune the decoder on one-step latents: L1 + gradient L1 + LPIPS (mixed networks) + hinge PatchGAN,
-    and DISTS where ``loss`` has ``dists``. VGG16, the slow one, sees the share ``vgg_share`` of the crops.
+    """Fine-tune the decoder on one-step latents: L1 + gradient L1 + LPIPS (mixed networks) + PatchGAN, and
+    DISTS where ``loss`` has ``dists``. VGG16, the slow one, sees the share ``vgg_share`` of the crops.
 
-    The GAN term starts at ``disc_start`` (a step number) with the LDM autoencoder's
-    adaptive weight
-    ``||grad rec|| / ||grad gan||`` at the decoder's last layer. Encoder and U-Net stay as they are.
+    The GAN's loss is ``adversarial``: "hinge" (default) or "relativistic". ``r1`` and ``r2``, where above 0,
+    are the factors of half the gradient penalty on true and on made pictures, in place of spectral norms. The
+    discriminator starts at ``disc_start`` (a step number); ``disc_lead`` (default 0) steps later the GAN term
+    does, with the LDM autoencoder's adaptive weight ``||grad rec|| / ||grad gan||`` at the decoder's last
+    layer. Encoder and U-Net stay as they are.
 
     LPIPS (AlexNet) and the discriminator sample with strides, a decoder writes blocks of f px, and crops
     start on block borders: seen always at the same phase, a pattern of period f costs little and grows. So
@@ -32,7 +34,7 @@ class DecoderStage(Conditioned):
     """
 
     def __init__(self, config: StageConfig, bundle: Bundle, *, weights: dict[str, str]) -> None:
-        from .adversarial import PatchDiscriminator
+        from .adversarial import LOSSES, PatchDiscriminator
         from .losses import Dists, Lpips
 
         super().__init__(config, bundle)
@@ -50,6 +52,7 @@ class DecoderStage(Conditioned):
             )
         self.vgg_share = float(loss.get("vgg_share", 1.0))
         self.w_gan, self.disc_start = float(loss.get("gan", 0.0)), int(loss.get("disc_start", 0))
+        self.gan_start = self.disc_start + int(loss.get("disc_lead", 0))
         self.shift_px = int(loss.get("shift", 4))
         for name, network in self.lpips.items():
             if isinstance(network, Lpips) and config.crop_px - self.shift_px + 1 < network.smallest_px:
@@ -60,7 +63,15 @@ class DecoderStage(Conditioned):
         self._shared: tuple[object, Pictures] | None = None
         self.groups = {"decoder": {"decoder": self.decoder}}
         if self.w_gan > 0:
-            self.discriminator = PatchDiscriminator(width=int(loss.get("disc_width", 32)))
+            if (kind := loss.get("adversarial", "hinge")) not in LOSSES:
+                raise ValueError(
+                    f"stage {config.name}: loss adversarial got {kind!r}, expected one of {', '.join(LOSSES)}"
+                )
+            self.adversarial = LOSSES[kind]
+            self.r1, self.r2 = float(loss.get("r1", 0.0)), float(loss.get("r2", 0.0))
+            self.discriminator = PatchDiscriminator(
+                width=int(loss.get("disc_width", 32)), spectral=self.r1 <= 0 and self.r2 <= 0
+            )
             self.groups = {"discriminator": {"discriminator": self.discriminator}, **self.groups}
         for module in (self.encoder, self.unet):
             module.requires_grad_(False).eval()
@@ -86,16 +97,14 @@ class DecoderStage(Conditioned):
         return self.decoder(z_0).float(), self.truth(batch, z_0)
 
     def loss(self, group: str, batch: Batch, rng: torch.Generator, step: int) -> tuple[Tensor, Logs]:
-        from .adversarial import gradient_ratio, hinge_discriminator, hinge_generator
+        from .adversarial import gradient_ratio
 
         if group == "discriminator":
             if step < self.disc_start:
                 return sum((p.sum() * 0 for p in self.discriminator.parameters()), torch.zeros(())), {}
             y, truth = self._pictures(batch, rng)
             self._shared = ((step, batch.seeds), (y, truth))
-            real, fake = shifted(self.shift_px, rng, truth, y.detach())
-            d = hinge_discriminator(self.discriminator(real).float(), self.discriminator(fake).float())
-            return d, {"disc": d.item()}
+            return self._judge(*shifted(self.shift_px, rng, truth, y.detach()))
         # The discriminator's step, which comes first, made this batch's pictures with the same decoder.
         shared, self._shared = self._shared, None
         if shared is not None and shared[0] == (step, batch.seeds):
@@ -116,17 +125,33 @@ class DecoderStage(Conditioned):
             distance = self.dists(seen[:count], true[:count]).mean()
             total, logs["dists"] = total + self.w_dists * distance, distance.item()
         logs["psnr_db"] = -10 * ((y.detach().clamp(-1, 1) - truth).square().mean() / 4).log10().item()
-        if self.w_gan <= 0 or step < self.disc_start:
+        if self.w_gan <= 0 or step < self.gan_start:
             return total, logs
         # Adaptive weight. Both losses reach the decoder through y alone: their gradients at y are taken once,
         # carried to the last layer for the weight, and handed on as one linear loss with the same gradient.
-        gan = hinge_generator(self.discriminator(seen).float())
+        with torch.no_grad():
+            real = self.discriminator(true)
+        gan = self.adversarial.generator(real, self.discriminator(seen))
         at_y = [torch.autograd.grad(loss, y)[0] for loss in (total, gan)]
         last = last_layer(self.decoder)
         weight = gradient_ratio(*(torch.autograd.grad(y, last, g, retain_graph=True)[0] for g in at_y))
         linear = (y * (at_y[0] + self.w_gan * weight * at_y[1])).sum()
         logs.update(gan=gan.item(), gan_weight=float(weight))
         return linear - linear.detach() + total.detach() + self.w_gan * weight * gan.detach(), logs
+
+    def _judge(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Logs]:
+        """Return the discriminator's loss on true and made pictures, its penalties within, and the logs."""
+        from .adversarial import gradient_penalty
+
+        real, fake = real.requires_grad_(self.r1 > 0), fake.requires_grad_(self.r2 > 0)
+        of_real, of_fake = self.discriminator(real), self.discriminator(fake)
+        d = self.adversarial.discriminator(of_real, of_fake)
+        logs = {"disc": d.item()}
+        for name, factor, logits, seen in (("r1", self.r1, of_real, real), ("r2", self.r2, of_fake, fake)):
+            if factor > 0:
+                penalty = gradient_penalty(logits, seen)
+                d, logs[name] = d + factor / 2 * penalty, penalty.item()
+        return d, logs
 
     def samples(self, batch: Batch, rng: torch.Generator) -> list[Tensor]:
         z_0, x_l = self.one_step(batch, rng)
@@ -138,6 +163,10 @@ class OneStepPixelsStage(DecoderStage):
 
     The losses are the decoder stage's. Where the chain of stages asks the U-Net for the mean of the possible
     latents and leaves it to the decoder to invent, here the U-Net may choose one.
+
+    ``loss`` may have ``tiles``, the weight of how much tiles disagree: half of a batch's crops are also seen
+    with a quarter of one side cut off, and the root mean square of the difference counts, weighted as the run
+    time weights tiles, by a ramp of ``ramp`` px (default 64) from the cut on.
     """
 
     def __init__(self, config: StageConfig, bundle: Bundle, *, weights: dict[str, str]) -> None:
@@ -145,10 +174,52 @@ class OneStepPixelsStage(DecoderStage):
         networks = {"encoder": self.encoder, "unet": self.unet, "decoder": self.decoder}
         del self.groups["decoder"]
         self.groups["generator"] = networks
+        self.w_tiles, self.ramp_px = float(config.loss.get("tiles", 0.0)), int(config.loss.get("ramp", 64))
+        unit = bundle.config.multiple_px
+        self.cut_px = config.crop_px // 4 // unit * unit
+        if self.w_tiles > 0 and self.cut_px < 1:
+            raise ValueError(
+                f"stage {config.name}: crop_px got {config.crop_px}; the loss tiles cuts a quarter off, in "
+                f"steps of {unit} px, and needs at least {4 * unit}"
+            )
+        self._whole: tuple[Tensor, Tensor, Tensor] | None = None  # LR pictures, noise and pictures of a step
 
     def _pictures(self, batch: Batch, rng: torch.Generator) -> Pictures:
-        z_0, _ = self.latents(batch, rng)
-        return self.decoder(z_0).float(), self.truth(batch, z_0)
+        x_l, _ = self.lr_images(batch)
+        z_l = self.latent(x_l, batch.x_h)
+        noise = torch.randn(z_l.shape, generator=rng).to(z_l)
+        y = self._decoded(z_l, noise)
+        self._whole = (x_l, noise, y)
+        return y, batch.x_h
+
+    def _decoded(self, z_l: Tensor, noise: Tensor) -> Tensor:
+        y: Tensor = self.decoder(ddim(self.unet, self.schedule, z_l, noise).float()).float()
+        return y
+
+    def loss(self, group: str, batch: Batch, rng: torch.Generator, step: int) -> tuple[Tensor, Logs]:
+        total, logs = super().loss(group, batch, rng, step)
+        if group != "generator" or self.w_tiles <= 0:
+            return total, logs
+        difference = self._tile_difference(rng)
+        return total + self.w_tiles * difference, {**logs, "tiles": difference.item()}
+
+    def _tile_difference(self, rng: torch.Generator) -> Tensor:
+        """Return the RMS, in pictures' units, of what cutting a quarter off the last pictures changes."""
+        assert self._whole is not None
+        half = max(1, len(self._whole[0]) // 2)
+        x_l, noise, y = (t[-half:] for t in self._whole)
+        self._whole = None
+        axis, at_end = torch.randint(2, (2,), generator=rng).tolist()
+
+        def tile(t: Tensor) -> Tensor:
+            cut = t.shape[axis - 2] * self.cut_px // y.shape[-1]
+            return t.narrow(axis - 2, 0 if at_end else cut, t.shape[axis - 2] - cut)
+
+        whole = tile(y)
+        part = self._decoded(self.latent(tile(x_l), whole), tile(noise))
+        ramp = ((torch.arange(whole.shape[axis - 2], device=y.device) + 0.5) / self.ramp_px).clamp(max=1)
+        ramp = (ramp.flip(0) if at_end else ramp).view((-1, 1) if axis == 0 else (1, -1))
+        return (ramp * (part - whole)).square().mean((1, 2, 3)).add(1e-10).sqrt().mean()
 
 
 class SmallDecoderStage(DecoderStage):
