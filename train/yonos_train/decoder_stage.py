@@ -76,17 +76,17 @@ class DecoderStage(Conditioned):
         for module in (self.encoder, self.unet):
             module.requires_grad_(False).eval()
 
-    def latents(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return ``z_0`` of the one step, and ``x_l``."""
+    def inputs(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``x_l``, the encoder's ``z_l``, and noise of its shape."""
         x_l, _ = self.lr_images(batch)
         z_l = self.latent(x_l, batch.x_h)
-        noise = torch.randn(z_l.shape, generator=rng).to(z_l)
-        return ddim(self.unet, self.schedule, z_l, noise).float(), x_l
+        return x_l, z_l, torch.randn(z_l.shape, generator=rng).to(z_l)
 
     @torch.no_grad()
     def one_step(self, batch: Batch, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return :meth:`latents` without gradients."""
-        return self.latents(batch, rng)
+        """Return ``z_0`` of the one step, and ``x_l``, without gradients."""
+        x_l, z_l, noise = self.inputs(batch, rng)
+        return ddim(self.unet, self.schedule, z_l, noise).float(), x_l
 
     def truth(self, batch: Batch, z_0: Tensor) -> Tensor:
         """Return what the decoder should make of ``z_0``, ``(N, 3, H, W)``."""
@@ -185,9 +185,7 @@ class OneStepPixelsStage(DecoderStage):
         self._whole: tuple[Tensor, Tensor, Tensor] | None = None  # LR pictures, noise and pictures of a step
 
     def _pictures(self, batch: Batch, rng: torch.Generator) -> Pictures:
-        x_l, _ = self.lr_images(batch)
-        z_l = self.latent(x_l, batch.x_h)
-        noise = torch.randn(z_l.shape, generator=rng).to(z_l)
+        x_l, z_l, noise = self.inputs(batch, rng)
         y = self._decoded(z_l, noise)
         self._whole = (x_l, noise, y)
         return y, batch.x_h
