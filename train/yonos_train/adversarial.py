@@ -3,15 +3,16 @@ relativistic (Jolicoeur-Martineau 2018) with zero-centred gradient penalties (R1
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
+
+ADVERSARIES = ("hinge", "relativistic")
 
 
 class PatchDiscriminator(nn.Module):
@@ -105,16 +106,3 @@ def gradient_ratio(rec: Tensor, gan: Tensor, *, largest: float = 1e4) -> Tensor:
     """Return ``||rec|| / (||gan|| + 1e-4)``, at most ``largest``, detached, of two gradients of any shape."""
     ratio: Tensor = rec.float().norm() / (gan.float().norm() + 1e-4)
     return ratio.clamp(0.0, largest).detach()
-
-
-class Adversarial(NamedTuple):
-    """A GAN's two losses, each of the logits of the true and of the made pictures, ``(N, 1, h, w)``."""
-
-    discriminator: Callable[[Tensor, Tensor], Tensor]
-    generator: Callable[[Tensor, Tensor], Tensor]
-
-
-LOSSES = {
-    "hinge": Adversarial(hinge_discriminator, lambda _real, fake: hinge_generator(fake)),
-    "relativistic": Adversarial(relativistic_discriminator, relativistic_generator),
-}

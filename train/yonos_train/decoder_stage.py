@@ -34,7 +34,7 @@ class DecoderStage(Conditioned):
     """
 
     def __init__(self, config: StageConfig, bundle: Bundle, *, weights: dict[str, str]) -> None:
-        from .adversarial import LOSSES, PatchDiscriminator
+        from .adversarial import ADVERSARIES, PatchDiscriminator
         from .losses import Dists, Lpips
 
         super().__init__(config, bundle)
@@ -63,11 +63,12 @@ class DecoderStage(Conditioned):
         self._shared: tuple[object, Pictures] | None = None
         self.groups = {"decoder": {"decoder": self.decoder}}
         if self.w_gan > 0:
-            if (kind := loss.get("adversarial", "hinge")) not in LOSSES:
+            if (kind := loss.get("adversarial", "hinge")) not in ADVERSARIES:
                 raise ValueError(
-                    f"stage {config.name}: loss adversarial got {kind!r}, expected one of {', '.join(LOSSES)}"
+                    f"stage {config.name}: loss adversarial got {kind!r}, expected one of "
+                    f"{', '.join(ADVERSARIES)}"
                 )
-            self.adversarial = LOSSES[kind]
+            self.relativistic = kind == "relativistic"
             self.r1, self.r2 = float(loss.get("r1", 0.0)), float(loss.get("r2", 0.0))
             self.discriminator = PatchDiscriminator(
                 width=int(loss.get("disc_width", 32)), spectral=self.r1 <= 0 and self.r2 <= 0
@@ -97,7 +98,7 @@ class DecoderStage(Conditioned):
         return self.decoder(z_0).float(), self.truth(batch, z_0)
 
     def loss(self, group: str, batch: Batch, rng: torch.Generator, step: int) -> tuple[Tensor, Logs]:
-        from .adversarial import gradient_ratio
+        from .adversarial import gradient_ratio, hinge_generator, relativistic_generator
 
         if group == "discriminator":
             if step < self.disc_start:
@@ -129,9 +130,12 @@ class DecoderStage(Conditioned):
             return total, logs
         # Adaptive weight. Both losses reach the decoder through y alone: their gradients at y are taken once,
         # carried to the last layer for the weight, and handed on as one linear loss with the same gradient.
-        with torch.no_grad():
-            real = self.discriminator(true)
-        gan = self.adversarial.generator(real, self.discriminator(seen))
+        if self.relativistic:
+            with torch.no_grad():
+                of_true = self.discriminator(true)
+            gan = relativistic_generator(of_true, self.discriminator(seen))
+        else:
+            gan = hinge_generator(self.discriminator(seen))
         at_y = [torch.autograd.grad(loss, y)[0] for loss in (total, gan)]
         last = last_layer(self.decoder)
         weight = gradient_ratio(*(torch.autograd.grad(y, last, g, retain_graph=True)[0] for g in at_y))
@@ -141,11 +145,11 @@ class DecoderStage(Conditioned):
 
     def _judge(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Logs]:
         """Return the discriminator's loss on true and made pictures, its penalties within, and the logs."""
-        from .adversarial import gradient_penalty
+        from .adversarial import gradient_penalty, hinge_discriminator, relativistic_discriminator
 
         real, fake = real.requires_grad_(self.r1 > 0), fake.requires_grad_(self.r2 > 0)
         of_real, of_fake = self.discriminator(real), self.discriminator(fake)
-        d = self.adversarial.discriminator(of_real, of_fake)
+        d = (relativistic_discriminator if self.relativistic else hinge_discriminator)(of_real, of_fake)
         logs = {"disc": d.item()}
         for name, factor, logits, seen in (("r1", self.r1, of_real, real), ("r2", self.r2, of_fake, fake)):
             if factor > 0:
@@ -187,7 +191,8 @@ class OneStepPixelsStage(DecoderStage):
     def _pictures(self, batch: Batch, rng: torch.Generator) -> Pictures:
         x_l, z_l, noise = self.inputs(batch, rng)
         y = self._decoded(z_l, noise)
-        self._whole = (x_l, noise, y)
+        if self.w_tiles > 0:
+            self._whole = (x_l, noise, y)
         return y, batch.x_h
 
     def _decoded(self, z_l: Tensor, noise: Tensor) -> Tensor:
