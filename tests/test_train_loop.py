@@ -493,6 +493,49 @@ def test_tile_loss_measures_what_a_cut_changes_as_the_run_time_weights_it():
     assert seen == {0.0, 0.32, 0.64}
 
 
+def test_tile_loss_forgives_at_the_cut_alone():
+    """A network that errs by 100 at every border: only the pixels at the cut differ, at the ramp's foot."""
+    stage = one_step_pixels({"tiles": 1})
+    stage.latent = lambda x_l, _: x_l.repeat_interleave(4, -1).repeat_interleave(4, -2)
+
+    def decoded(z, noise):
+        y = z + noise
+        for axis in (-1, -2):
+            for end in (0, y.shape[axis] - 1):
+                y.narrow(axis, end, 1).add_(100)
+        return y
+
+    stage._decoded = decoded
+    rng = torch.Generator().manual_seed(0)
+    x_l, noise = torch.rand(4, 3, 32, 32, generator=rng), torch.rand(4, 3, 128, 128, generator=rng)
+    for _ in range(20):
+        stage._whole = (x_l, noise, decoded(stage.latent(x_l, None), noise))
+        assert stage._tile_difference(rng).item() == pytest.approx(100 * 0.5 / 64 / 96**0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["hinge", "relativistic"])
+def test_stage_plays_the_adversary_it_is_told_and_counts_the_penalties(pictures, kind):
+    from yonos_train import adversarial
+
+    loss = {"gan": 1, "disc_width": 4, "adversarial": kind, "r1": 2.0, "r2": 6.0, "shift": 1}
+    stage = one_step_pixels(loss, crop_px=64)
+    for module in (stage.discriminator, *stage.groups["generator"].values()):
+        for weight_of in module.requires_grad_(True).parameters():
+            torch.nn.init.normal_(weight_of, std=0.1)
+    batch = Crops(ImageFolder(pictures, smallest_px=64), CropConfig(64), seed=3).batch(0, 2)
+    real, (fake, _) = batch.x_h, stage._pictures(batch, generator(1))
+    d, logs = stage.loss("discriminator", batch, generator(1), 0)
+    of_real, of_fake = stage.discriminator(real), stage.discriminator(fake)
+    expected = getattr(adversarial, f"{kind}_discriminator")(of_real, of_fake)
+    assert logs["disc"] == pytest.approx(expected.item(), rel=1e-3)
+    assert min(logs["r1"], logs["r2"]) > 1e-3 * logs["disc"]
+    assert d.item() == pytest.approx(logs["disc"] + logs["r1"] + 3 * logs["r2"], rel=1e-4)
+    _, logs = stage.loss("generator", batch, generator(1), 0)
+    both = (of_real, of_fake) if kind == "relativistic" else (of_fake,)
+    expected = getattr(adversarial, f"{kind}_generator")(*both)
+    assert logs["gan"] == pytest.approx(expected.item(), rel=1e-3)
+
+
 def test_tile_loss_reaches_the_networks_and_goes_with_a_discriminator(pictures):
     batch = Crops(ImageFolder(pictures, smallest_px=64), CropConfig(64), seed=3).batch(0, 2)
     made = {}
