@@ -118,6 +118,7 @@ class LaneScheduler:
         if lanes < 1 or slots < 1:
             raise ConfigError(f"lanes={lanes}, slots={slots}: expected at least 1 of each")
         self._driver = driver
+        self._slots = slots
         self._mutex = threading.Lock()
         self._streams: list[int] = []
         self._events: list[int] = []
@@ -226,8 +227,11 @@ class LaneScheduler:
             self._record(picture.uploaded, self._copy)
 
     @contextmanager
-    def batch(self, lane: int, picture: PictureOrder) -> Iterator[tuple[int, Slot]]:
+    def batch(self, lane: int, picture: PictureOrder, *, turn: int = 0) -> Iterator[tuple[int, Slot]]:
         """Give the stream and the slot for one tile batch that reads `picture`.
+
+        A lane's slots take turns: who counts its batches in `turn` finds the same slot for the same batch,
+        however fast anyone was, unless the blend of the batch that had it last is still to be asked for.
 
         All of the batch's device work is asked for inside the ``with`` block. If the block raises, the slot
         is free again at once, and what was asked for before still ends before anything reuses its memory.
@@ -236,7 +240,8 @@ class LaneScheduler:
         own = self._lanes[lane]
         with own.lock:
             with self._mutex:
-                slot = next((s for s in own.slots if not s.busy), None)
+                first = turn % self._slots
+                slot = next((s for s in (own.slots[first], *own.slots) if not s.busy), None)
             if slot is None:
                 slot = self._new_slot(lane)
             slot.busy = True

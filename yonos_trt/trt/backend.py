@@ -159,23 +159,27 @@ class TrtBackend(TrtResources):
                 _log.info("TensorRT says that these engines cannot be captured: running without CUDA graphs")
                 self._graphs.enabled = False
         self._buffers.clear(0, self._scheduler.canvas_stream)
+        self._turn, self._next_turn = self._next_turn, self._next_turn + plan.bands * plan.batches_per_band
         return Canvas(plan, self._runs)
 
     @on_device
     def run(self, source: Source, plan: TilePlan, batch: TileBatch, seed: int, lane: int) -> QueuedBatch:
-        """Queue a whole batch on the next lane in turn; `lane` (the calling thread's) has no effect.
+        """Queue a whole batch on the lane whose turn it is; `lane` (the calling thread's) has no effect.
+
+        Lane and slot follow from the batch's place among all of this back end: graphs are tied to both, and a
+        warm-up that went by who came first would leave some to be captured later.
 
         Counts as "decode" in `yonos_trt.pipeline.Timings`: only the device knows what its stages take.
         """
         self._check_source(source)
-        with self._mutex:
-            number, self._turn = self._turn % self._buffers.lanes, self._turn + 1
+        index = batch_index(plan, batch)
+        turn, number = divmod(self._turn + index, self._buffers.lanes)
         networks, picture = self._networks[number], source.picture
-        with stage("decode"), self._scheduler.batch(number, self._order) as (stream, slot):
+        with stage("decode"), self._scheduler.batch(number, self._order, turn=turn) as (stream, slot):
             if plan != self._buffers.plan or source is not self._source:
                 raise ConfigError("the plan or the picture was replaced while a batch of it was on its way")
             tiles, flags = self._buffers.slot(slot)
-            self._buffers.place_origins(networks, batch_index(plan, batch), stream)
+            self._buffers.place_origins(networks, index, stream)
             # Origins reach a graph through memory. All else that it bakes in is in the key, or belongs to the
             # plan, at whose change all graphs go.
             ranges = self._nvtx.of(batch)

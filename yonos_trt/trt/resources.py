@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -81,8 +80,7 @@ class TrtResources:
         self._root, self._runtime = Path(engine_dir), runtime
         self.manifest = manifest or load_manifest(self._root, verify=False)
         self._closed = False
-        self._mutex = threading.Lock()
-        self._turn = self._uploads = self._runs = 0
+        self._turn = self._next_turn = self._uploads = self._runs = 0
         self._source: Source | None = None
         self._scratch: dict[BatchShape, int] = {}
         self._shaped: dict[BatchShape, list[LaneNetworks]] = {}
