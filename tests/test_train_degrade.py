@@ -13,7 +13,7 @@ pytest.importorskip("scipy")
 from PIL import Image
 from scipy import ndimage
 from yonos_train.blur import BlurRanges, bell_kernel, blur, draw_kernel, sinc_kernel
-from yonos_train.degrade import Degradation, StageRanges, degrade, degrade_pair
+from yonos_train.degrade import Degradation, StageRanges, degrade, degrade_pair, drawn_kind
 
 KINDS = ["bicubic", "average", "light", "mild", "realesrgan", "lens", "camera", "mixed"]
 
@@ -241,6 +241,15 @@ def test_a_mixture_by_name_is_drawn_in_its_shares_and_unknown_kinds_are_refused(
         degrade(x[:1], 2, {"fog": 1.0}, [0])
 
 
+def test_the_drawn_kind_is_the_one_a_sample_gets() -> None:
+    x, mix = batch(1), {"bicubic": 0.5, "average": 0.5}
+    kinds = {seed: drawn_kind(mix, seed) for seed in range(20)}
+    assert set(kinds.values()) == set(mix)
+    for seed, kind in kinds.items():
+        assert torch.equal(degrade(x, 4, mix, [seed]), degrade(x, 4, kind, [seed]))
+    assert drawn_kind("camera", 3) == "camera"
+
+
 def test_kernels_of_lens_and_motion_have_their_size() -> None:
     from yonos_train.camera import disc_kernel, motion_kernel
 
@@ -317,6 +326,17 @@ def test_the_study_of_camera_pairs_measures_what_a_blur_keeps_of_each_frequency(
     gaussian = -20 * np.log10(np.e) * 2 * (np.pi * sigma) ** 2 * middles**2
     blurred = np.subtract(kept_db(hr, soft), kept_db(hr, sharp))
     np.testing.assert_allclose(blurred, gaussian - gaussian[0], atol=0.7)
+
+
+def test_the_study_of_camera_pairs_tells_how_soft_a_picture_is() -> None:
+    from benchmarks.studies.camera_pairs import BANDS, spectrum_db
+
+    sharp = np.random.default_rng(3).uniform(0, 255, (512, 512)).astype(np.float32)
+    soft = ndimage.gaussian_filter(sharp, 0.7, mode="wrap", truncate=6)
+    middles = (BANDS[1:] + BANDS[:-1]) / 2
+    gaussian = -20 * np.log10(np.e) * 2 * (np.pi * 0.7) ** 2 * middles**2
+    blurred = np.subtract(spectrum_db(soft), spectrum_db(sharp))
+    np.testing.assert_allclose(blurred[:7], (gaussian - gaussian[0])[:7], atol=0.5)  # sampled, it aliases
 
 
 def test_the_study_of_camera_pairs_finds_the_blur_and_the_sharpening() -> None:

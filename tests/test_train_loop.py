@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
@@ -564,11 +566,45 @@ def test_discriminator_learns_alone_for_its_lead(pictures):
         assert (learns, counts) == (step >= 1, step >= 3)
 
 
+@pytest.mark.parametrize("kind", ["decoder", "one_step_pixels"])
+def test_truth_is_as_soft_as_asked_for_each_kind(pictures, kind):
+    from yonos_train import decoder_stage
+    from yonos_train.degrade import drawn_kind
+
+    mix = {"lens": 0.4, "camera": 0.3, "bicubic": 0.3}
+    batch = Crops(ImageFolder(pictures, smallest_px=64), CropConfig(64), seed=3).batch(0, 12)
+    kinds = [drawn_kind(mix, seed) for seed in batch.seeds]
+    assert set(kinds) == set(mix)
+    stages = {"decoder": decoder_stage.DecoderStage, "one_step_pixels": decoder_stage.OneStepPixelsStage}
+    asked = {"lens": 1.0, "camera": 0.6}
+    truths, losses = [], []
+    for more in ({}, {"truth_blur": asked}):
+        torch.manual_seed(0)
+        loss = {"gradient": 0, **more}
+        config = StageConfig("p", kind, 4, steps=1, batch=12, crop_px=64, degradation=mix, loss=loss)
+        stage = stages[kind](config, new_bundle(BundleConfig("tiny", 4, SMOKE.architecture)), weights={})
+        made, truth = stage._pictures(batch, generator(1))
+        truths.append(truth)
+        losses.append(stage.loss(next(iter(stage.groups)), batch, generator(1), 0)[0].item())
+        assert losses[-1] == pytest.approx((made - truth).abs().mean().item(), rel=1e-4)
+    assert torch.equal(truths[0], batch.x_h)
+    assert losses[0] != losses[1]
+    for sharp, soft, drawn in zip(batch.x_h, truths[1], kinds, strict=True):
+        if sigma := asked.get(drawn):
+            expected = ndimage.gaussian_filter(sharp.numpy(), (0, sigma, sigma), radius=math.ceil(3 * sigma))
+            np.testing.assert_allclose(soft.numpy(), expected, atol=1e-5)
+            assert (soft - sharp).abs().max() > 0.02
+        else:
+            assert torch.equal(soft, sharp)
+
+
 def test_stage_refuses_adversaries_and_crops_that_it_cannot_use():
     with pytest.raises(ValueError, match=r"adversarial got 'wgan', expected one of hinge, relativistic"):
         one_step_pixels({"gan": 0.1, "adversarial": "wgan"})
     with pytest.raises(ValueError, match=r"crop_px got 16; the loss tiles .* needs at least"):
         one_step_pixels({"tiles": 1}, crop_px=16)
+    with pytest.raises(ValueError, match=r"truth_blur got lense, expected kinds of degradation: .*lens"):
+        one_step_pixels({"truth_blur": {"lense": 1.0}})
 
 
 def test_automatic_precision_is_bfloat16_only_where_it_is_computed(monkeypatch):

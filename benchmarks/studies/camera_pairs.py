@@ -8,7 +8,8 @@
 Every HR picture's luma is blurred (Gaussian), reduced (antialiased bicubic), sharpened (unsharp mask) and
 fitted to the LR picture's by a gain and an offset; what is left is told in levels of 255. Lengths are LR
 pixels. Beside it stands how much of each spatial frequency the LR picture kept, in dB: there a degradation
-can be laid over the pairs. `yonos_train.degradation.LENS` draws from the range that comes out.
+can be laid over the pairs. `yonos_train.degradation.LENS` draws from the range that comes out. `hr_db` is
+how much the HR pictures have of each frequency per HR pixel: beside other sets' it tells how soft they are.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SIGMA = (0.0, 0.15, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)
 AMOUNT = (0.3, 0.6, 1.0, 1.5)
 RADIUS = (0.6, 1.0, 1.5)
 BANDS = np.linspace(0.03, 0.5, 11)
-"""Edges of the bands of :func:`kept_db`, cycles per LR pixel."""
+"""Edges of the bands of :func:`kept_db`, cycles per LR pixel, and of :func:`spectrum_db`, per pixel."""
 
 _BORDER_PX = 6
 _BLOCK_PX = 64  # of the spectra, in the LR picture
@@ -77,6 +78,12 @@ def kept_db(hr: Plane, lr: Plane) -> list[float]:
     return [round(float(value), 2) for value in decibels - decibels[0]]
 
 
+def spectrum_db(plane: Plane) -> list[float]:
+    """Return the power of ``plane`` (H, W) in each of ``BANDS``, dB, relative to the first."""
+    decibels = 10 * np.log10(_power(plane, _BLOCK_PX, 1))
+    return [round(float(value), 2) for value in decibels - decibels[0]]
+
+
 def _power(plane: Plane, side: int, scale: int) -> NDArray[np.float64]:
     """Mean power in each of ``BANDS`` over blocks of ``side`` px (at most the plane), Hann-windowed."""
     side = min(side, *plane.shape)
@@ -103,6 +110,7 @@ def main() -> None:
     pairs = whole_pairs(asked.folder, asked.scale, sets=asked.sets.split(","))
     best: dict[str, list[Fit]] = {}
     kept: dict[str, list[list[float]]] = {}
+    own: dict[str, list[list[float]]] = {}
     for pair in pairs:
         if asked.degradation:
             pair = replace(pair, lr=None, degradation=asked.degradation)
@@ -113,6 +121,7 @@ def main() -> None:
         plain = next(fit for fit in fits if not fit.amount)
         best.setdefault(pair.set, []).append(fits[0])
         kept.setdefault(pair.set, []).append(kept_db(hr, lr))
+        own.setdefault(pair.set, []).append(spectrum_db(hr))
         row = {"set": pair.set, "name": pair.name, "blur_alone": plain[:2], "best": fits[0]._asdict()}
         print(json.dumps(row, default=float), flush=True)
     for name, fits in best.items():
@@ -120,9 +129,12 @@ def main() -> None:
             field: [float(np.quantile([getattr(fit, field) for fit in fits], q)) for q in (0, 0.5, 1)]
             for field in Fit._fields
         }
-        medians = np.median(kept[name], 0).round(1).tolist()
-        row = {"set": name, "pictures": len(fits), "smallest, median, largest": ranges, "kept_db": medians}
-        print(json.dumps(row))
+        row = {"set": name, "pictures": len(fits), "smallest, median, largest": ranges}
+        medians = {
+            "kept_db": np.median(kept[name], 0).round(1).tolist(),
+            "hr_db": np.median(own[name], 0).round(1).tolist(),
+        }
+        print(json.dumps({**row, **medians}))
 
 
 if __name__ == "__main__":

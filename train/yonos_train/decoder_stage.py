@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from .blur import bell_kernel, blur
 from .data import Batch
+from .degrade import Kind, drawn_kind
 from .losses import Network, gradient_l1
 from .model import Bundle
 from .schedule import ddim
@@ -31,6 +35,10 @@ class DecoderStage(Conditioned):
     LPIPS (AlexNet) and the discriminator sample with strides, a decoder writes blocks of f px, and crops
     start on block borders: seen always at the same phase, a pattern of period f costs little and grows. So
     both see the pictures from a random offset below ``shift`` px (default 4, AlexNet's stride; 1: none).
+
+    ``truth_blur`` (default {}) is by kind of degradation the sigma in px of a Gaussian that the truth of
+    crops degraded so is blurred with, ``{"lens": 1.0}``: pictures that were reduced are sharper from pixel to
+    pixel than what a camera with a longer lens would give.
     """
 
     def __init__(self, config: StageConfig, bundle: Bundle, *, weights: dict[str, str]) -> None:
@@ -54,6 +62,12 @@ class DecoderStage(Conditioned):
         self.w_gan, self.disc_start = float(loss.get("gan", 0.0)), int(loss.get("disc_start", 0))
         self.gan_start = self.disc_start + int(loss.get("disc_lead", 0))
         self.shift_px = int(loss.get("shift", 4))
+        self.blur_px = {kind: float(px) for kind, px in loss.get("truth_blur", {}).items()}
+        if unknown := set(self.blur_px) - set(get_args(Kind)):
+            raise ValueError(
+                f"stage {config.name}: loss truth_blur got {', '.join(sorted(unknown))}, expected kinds of "
+                f"degradation: {', '.join(get_args(Kind))}"
+            )
         for name, network in self.lpips.items():
             if isinstance(network, Lpips) and config.crop_px - self.shift_px + 1 < network.smallest_px:
                 raise ValueError(
@@ -91,7 +105,17 @@ class DecoderStage(Conditioned):
 
     def truth(self, batch: Batch, z_0: Tensor) -> Tensor:
         """Return what the decoder should make of ``z_0``, ``(N, 3, H, W)``."""
-        return batch.x_h
+        return self.true_pictures(batch)
+
+    def true_pictures(self, batch: Batch) -> Tensor:
+        """Return the pictures of a batch, ``(N, 3, H, W)``, as soft as ``truth_blur`` wants their kinds."""
+        kinds = [drawn_kind(self.config.degradation, seed) for seed in batch.seeds] if self.blur_px else []
+        x = batch.x_h.clone() if kinds else batch.x_h
+        for index, kind in enumerate(kinds):
+            if (sigma_px := self.blur_px.get(kind, 0.0)) > 0:
+                kernel = bell_kernel(2 * math.ceil(3 * sigma_px) + 1, sigma_px, sigma_px, 0.0)
+                x[index] = torch.from_numpy(blur(x[index].cpu().numpy(), kernel)).to(x)
+        return x
 
     def _pictures(self, batch: Batch, rng: torch.Generator) -> Pictures:
         z_0, _ = self.one_step(batch, rng)
@@ -193,7 +217,7 @@ class OneStepPixelsStage(DecoderStage):
         y = self._decoded(z_l, noise)
         if self.w_tiles > 0:
             self._whole = (x_l, noise, y)
-        return y, batch.x_h
+        return y, self.true_pictures(batch)
 
     def _decoded(self, z_l: Tensor, noise: Tensor) -> Tensor:
         y: Tensor = self.decoder(ddim(self.unet, self.schedule, z_l, noise).float()).float()

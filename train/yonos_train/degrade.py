@@ -24,7 +24,7 @@ from .blur import Array, bell_kernel, blur, draw_kernel, draw_sinc
 from .camera import photograph
 from .degradation import LENS, Degradation, Kind, StageRanges
 
-__all__ = ["Degradation", "Kind", "StageRanges", "degrade", "degrade_pair"]
+__all__ = ["Degradation", "Kind", "StageRanges", "degrade", "degrade_pair", "drawn_kind"]
 
 Seed = int | Sequence[int]
 Random = np.random.Generator
@@ -73,6 +73,11 @@ def degrade_pair(
     return x_l, x_l_prev
 
 
+def drawn_kind(degradation: What, seed: Seed) -> Kind:
+    """Return the kind that :func:`degrade` draws for a sample with this seed; never ``mixed``."""
+    return _kind(Degradation.of(degradation), np.random.default_rng(seed))
+
+
 def _degrade(x_h: Tensor, scales: tuple[int, ...], degradation: What, seeds: Sequence[Seed]) -> list[Tensor]:
     config = Degradation.of(degradation)
     if x_h.ndim != 4 or x_h.shape[1] != 3:
@@ -99,11 +104,8 @@ def _degrade(x_h: Tensor, scales: tuple[int, ...], degradation: What, seeds: Seq
 
 def _one(x: Array, scales: tuple[int, ...], config: Degradation, seed: Seed) -> list[Array]:
     rng = np.random.default_rng(seed)
-    kind = config.kind
-    if kind == "mixed":
-        kinds, weights = list(config.mix), np.asarray(list(config.mix.values()))
-        kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
-        config = replace(config, kind=kind)
+    kind = _kind(config, rng)
+    config = replace(config, kind=kind)
     if kind in ("bicubic", "average"):
         small = [_shrink(torch.from_numpy(x)[None], scale, average=kind == "average") for scale in scales]
         return [view[0].numpy() for view in small]
@@ -128,6 +130,13 @@ def _one(x: Array, scales: tuple[int, ...], config: Degradation, seed: Seed) -> 
             )
         views.append(view * 2 - 1)
     return views
+
+
+def _kind(config: Degradation, rng: Random) -> Kind:
+    if config.kind != "mixed":
+        return config.kind
+    kinds, weights = list(config.mix), np.asarray(list(config.mix.values()))
+    return kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
 
 
 def _light(x: Array, scale: int, config: Degradation, draw: Random, noise: Random) -> Array:
