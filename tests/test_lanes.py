@@ -414,6 +414,30 @@ def test_a_caller_ahead_of_the_blends_gets_one_more_slot_instead_of_waiting() ->
     toy.close()
 
 
+def test_slots_take_turns_whether_or_not_the_last_batch_was_blended() -> None:
+    driver = SimulatedDriver()
+    scheduler = LaneScheduler(driver, 1, slots=2)
+    picture = scheduler.picture()
+
+    def run(turn: int) -> Slot:
+        with scheduler.batch(0, picture, turn=turn) as (_, slot):
+            return slot
+
+    for turn in range(4):
+        slot = run(turn)
+        assert slot.index == turn % 2
+        with scheduler.blending(slot):
+            pass
+    first = run(5)
+    assert (first.index, run(7).index) == (1, 0)  # its slot is taken: the other
+    assert run(9).index == 2
+    with scheduler.blending(first):
+        pass
+    assert run(11).index == 1
+    scheduler.drain()
+    scheduler.close()
+
+
 def test_a_batch_that_raises_frees_its_slot_and_does_not_disturb_the_next() -> None:
     driver = SimulatedDriver(lambda n: n - 1)
     toy = ToyBackend(driver, LaneScheduler(driver, 2, slots=1))
