@@ -603,8 +603,15 @@ def test_stage_refuses_adversaries_and_crops_that_it_cannot_use():
         one_step_pixels({"gan": 0.1, "adversarial": "wgan"})
     with pytest.raises(ValueError, match=r"crop_px got 16; the loss tiles .* needs at least"):
         one_step_pixels({"tiles": 1}, crop_px=16)
-    with pytest.raises(ValueError, match=r"truth_blur got lense, expected kinds of degradation: .*lens"):
-        one_step_pixels({"truth_blur": {"lense": 1.0}})
+    for wrong in ({"lense": 1.0}, {"mixed": 1.0}, {"lens": -1}, {"lens": math.nan}):
+        with pytest.raises(ValueError, match=r"truth_blur got '\w+': \S+, expected a sigma .* lens, camera"):
+            one_step_pixels({"truth_blur": wrong})
+    from yonos_train.decoder_stage import SmallDecoderStage
+
+    bundle = new_bundle(BundleConfig("tiny", 4, SMOKE.architecture))
+    config = StageConfig("s", "small_decoder", 4, steps=1, crop_px=64, loss={"truth_blur": {"lens": 1.0}})
+    with pytest.raises(ValueError, match=r"truth_blur got .* what the large decoder makes"):
+        SmallDecoderStage(config, bundle, weights={})
 
 
 def test_automatic_precision_is_bfloat16_only_where_it_is_computed(monkeypatch):

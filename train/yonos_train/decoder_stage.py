@@ -63,11 +63,13 @@ class DecoderStage(Conditioned):
         self.gan_start = self.disc_start + int(loss.get("disc_lead", 0))
         self.shift_px = int(loss.get("shift", 4))
         self.blur_px = {kind: float(px) for kind, px in loss.get("truth_blur", {}).items()}
-        if unknown := set(self.blur_px) - set(get_args(Kind)):
-            raise ValueError(
-                f"stage {config.name}: loss truth_blur got {', '.join(sorted(unknown))}, expected kinds of "
-                f"degradation: {', '.join(get_args(Kind))}"
-            )
+        kinds = [kind for kind in get_args(Kind) if kind != "mixed"]
+        for kind, px in self.blur_px.items():
+            if kind not in kinds or not 0 <= px < math.inf:
+                raise ValueError(
+                    f"stage {config.name}: loss truth_blur got {kind!r}: {px}, expected a sigma in px, at "
+                    f"least 0, for one of {', '.join(kinds)}"
+                )
         for name, network in self.lpips.items():
             if isinstance(network, Lpips) and config.crop_px - self.shift_px + 1 < network.smallest_px:
                 raise ValueError(
@@ -259,6 +261,11 @@ class SmallDecoderStage(DecoderStage):
     def __init__(self, config: StageConfig, bundle: Bundle, *, weights: dict[str, str]) -> None:
         small = make_small("small_decoder", bundle, config.network)
         super().__init__(config, dataclasses.replace(bundle, decoder=small), weights=weights)
+        if self.blur_px:
+            raise ValueError(
+                f"stage {config.name}: loss truth_blur got {self.blur_px}, expected none: the truth is what "
+                "the large decoder makes"
+            )
         self.teacher = bundle.decoder.requires_grad_(False).eval()
 
     @torch.no_grad()
