@@ -37,7 +37,7 @@ BANDS = np.linspace(0.03, 0.5, 11)
 """Edges of the bands of :func:`kept_db`, cycles per LR pixel, and of :func:`spectrum_db`, per pixel."""
 
 _BORDER_PX = 6
-_BLOCK_PX = 64  # of the spectra, in the LR picture
+_BLOCK_PX = 64  # of the spectra: in LR pixels where two pictures are compared
 
 
 class Fit(NamedTuple):
@@ -74,14 +74,17 @@ def kept_db(hr: Plane, lr: Plane) -> list[float]:
     """Return the power of ``lr`` (H / s, W / s) over that of ``hr`` (H, W) in each of ``BANDS``, dB, relative
     to the first. Noise and what an encoder adds count as kept."""
     scale = hr.shape[0] // lr.shape[0]
-    decibels = 10 * np.log10(_power(lr, _BLOCK_PX, 1) / _power(hr, _BLOCK_PX * scale, scale))
-    return [round(float(value), 2) for value in decibels - decibels[0]]
+    return _from_first_db(_power(lr, _BLOCK_PX, 1) / _power(hr, _BLOCK_PX * scale, scale))
 
 
 def spectrum_db(plane: Plane) -> list[float]:
     """Return the power of ``plane`` (H, W) in each of ``BANDS``, dB, relative to the first."""
-    decibels = 10 * np.log10(_power(plane, _BLOCK_PX, 1))
-    return [round(float(value), 2) for value in decibels - decibels[0]]
+    return _from_first_db(_power(plane, _BLOCK_PX, 1))
+
+
+def _from_first_db(power: NDArray[np.float64]) -> list[float]:
+    decibels = 10 * np.log10(power / power[0])
+    return [round(float(value), 2) for value in decibels]
 
 
 def _power(plane: Plane, side: int, scale: int) -> NDArray[np.float64]:
@@ -129,12 +132,9 @@ def main() -> None:
             field: [float(np.quantile([getattr(fit, field) for fit in fits], q)) for q in (0, 0.5, 1)]
             for field in Fit._fields
         }
+        of_lr, of_hr = (np.median(rows[name], 0).round(1).tolist() for rows in (kept, own))
         row = {"set": name, "pictures": len(fits), "smallest, median, largest": ranges}
-        medians = {
-            "kept_db": np.median(kept[name], 0).round(1).tolist(),
-            "hr_db": np.median(own[name], 0).round(1).tolist(),
-        }
-        print(json.dumps({**row, **medians}))
+        print(json.dumps({**row, "kept_db": of_lr, "hr_db": of_hr}))
 
 
 if __name__ == "__main__":
